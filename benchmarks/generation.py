@@ -16,15 +16,13 @@ import gc
 import random
 import resource
 import statistics
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import cyclopts
 
-from benchmarks.peers import ROOT
-from benchmarks.records import header, write
+from benchmarks.records import header, keep
 from benchmarks.shapes import FIRST_WORD, SHAPES, Shape, random_module, tokenizer
 
 PROMPT = (20, 40)
@@ -65,11 +63,7 @@ def main(
             f"{row['ratio_to_needed_hooks_cpu']:.3f}) "
             f"{row['ratio_to_paper_loop']:6.2f}x the loop, {row['same_tokens']:.1%} same tokens"
         )
-    if json is None and not quick:
-        json = ROOT / "benchmarks" / "results" / f"generation-{device.replace(':', '')}-{model}.json"
-    if json is not None:
-        write(json, head, records)
-        print(f"written: {json}", file=sys.stderr)
+    keep(json, f"generation-{device.replace(':', '')}-{model}", quick, head, records)
 
 
 def compare(

@@ -11,14 +11,12 @@ from __future__ import annotations
 import gc
 import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import cyclopts
 
-from benchmarks.peers import ROOT
-from benchmarks.records import header, write
+from benchmarks.records import header, keep
 from benchmarks.shapes import SHAPES, Shape, make_task, random_module, tokenizer
 
 app = cyclopts.App(help=__doc__, version_flags=[])
@@ -45,11 +43,7 @@ def main(
         print(
             f"{row['name']:<34}{row['seconds'] * 1000:9.2f} ms {row['ratio_to_bare']:6.3f} of the bare model"
         )
-    if json is None and not quick:
-        json = ROOT / "benchmarks" / "results" / f"overhead-{device.replace(':', '')}-{model}.json"
-    if json is not None:
-        write(json, head, records)
-        print(f"written: {json}", file=sys.stderr)
+    keep(json, f"overhead-{device.replace(':', '')}-{model}", quick, head, records)
 
 
 def compare(shape: Shape, *, rounds: int, device: str, dtype: str, threads: int) -> list[dict]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from pathlib import Path
 
 import cyclopts
 
-from benchmarks.peers import ROOT
-from benchmarks.records import header, write
+from benchmarks.records import header, keep
 
 app = cyclopts.App(help=__doc__, version_flags=[])
 
@@ -82,11 +80,7 @@ def main(
             f"read and stored {row['seconds'] * 1000:7.1f} ms, {100 * row['throughput']:.0f} % of bare throughput "
             f"({100 * row['throughput_cpu']:.0f} % in CPU time)"
         )
-    if json is None and not quick:
-        json = ROOT / "benchmarks" / "results" / f"read-{device.replace(':', '')}.json"
-    if json is not None:
-        write(json, head, records)
-        print(f"written: {json}", file=sys.stderr)
+    keep(json, f"read-{device.replace(':', '')}", quick, head, records)
 
 
 def compare(model, case: Case, *, batches: int, rounds: int, device: str) -> dict:

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -124,6 +125,15 @@ def _over_floor(entry: Entry, multiply_adds_of_a_run: float, what: str) -> float
     """How many times longer than its floor a run takes; the rate is the one measured just before it."""
     turns = zip(getattr(entry, what), entry.rates, strict=True)
     return statistics.median(taken * rate[what] / multiply_adds_of_a_run for taken, rate in turns)
+
+
+def keep(file: Path | None, name: str, quick: bool, head: dict, records: list[dict]) -> None:
+    """Write the JSON where told, else to benchmarks/results/NAME.json; a quick run is kept only where told."""
+    if file is None and not quick:
+        file = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if file is not None:
+        write(file, head, records)
+        print(f"written: {file}", file=sys.stderr)
 
 
 def write(file: Path, head: dict, records: list[dict]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import cyclopts
 
 from benchmarks.peers import ROOT
-from benchmarks.records import header, write
+from benchmarks.records import header, keep
 from benchmarks.shapes import Shape
 
 app = cyclopts.App(help=__doc__, version_flags=[])
@@ -55,11 +55,7 @@ def main(
         f"all in use {row['tensors_in_use_bytes'] / MIB:.0f} MiB; peak {row['peak_bytes'] / MIB:.0f} MiB above "
         f"{row['baseline_bytes'] / MIB:.0f} MiB, {row['peak_over_largest']:.2f} of the largest; {row['seconds']:.0f} s"
     )
-    if json_file is None and not quick:
-        json_file = ROOT / "benchmarks" / "results" / "weights_memory-cpu.json"
-    if json_file is not None:
-        write(json_file, head, [row])
-        print(f"written: {json_file}", file=sys.stderr)
+    keep(json_file, "weights_memory-cpu", quick, head, [row])
 
 
 def measured(big: Path, tiny: Path, threads: int) -> dict:

@@ -46,16 +46,16 @@ def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:
             )
         else:
             say(f"{url}: {len(left)} units to do")
-        cost = sum(map(study.cost, left), Cost())
+        costs = {w.unit.id: study.cost(w) for w in study.work}
+        cost = sum((costs[w.unit.id] for w in left), Cost())
         cells = sum(w.cells for w in left)
         say(f"{cells:,} cells in {cost.forwards:,} forward passes, {cost.multiply_adds:.2e} multiply-adds")
-        _do(study, left, store, say)
+        _do(study, left, store, {unit: one.multiply_adds for unit, one in costs.items()}, say)
         store.finalise()
     return store
 
 
-def _do(study: Study, left, store: Store, say) -> None:
-    costs = {w.unit.id: study.cost(w).multiply_adds for w in study.work}
+def _do(study: Study, left, store: Store, costs: dict[str, int], say) -> None:
     total = sum(costs.values())
     with progress(total, total - sum(costs[w.unit.id] for w in left)) as advance, Writer(store) as writer:
         if study.job.execution.backend == "remote":

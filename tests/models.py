@@ -44,6 +44,16 @@ def random_module(name, seed=0):
     return module
 
 
+def varied_module(name):
+    """A random model whose norms have weights and biases that matter."""
+    module = random_module(name)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+    return module
+
+
 def random_model(name, seed=0):
     return wrap(random_module(name, seed), word_tokenizer(), name=f"random-{name}")
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
+from tracers.batch import padded
+from tracers.operations import STREAM_SITES
 from tracers.sites import change, first, get, replaced, steered, with_first
-
-ORDER = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-"""Order in which a forward pass reaches the sites of a block."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,12 @@ def run_operations(
     rows, columns: the cells that are read, dims cell. Edits of one site apply in the order given; a read sees the
     edited value. Prompts of unequal length are padded on the right.
     """
-    lengths = [len(ids) for ids in prompts]
-    ids = torch.zeros((len(prompts), max(lengths)), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, one in enumerate(prompts):
-        ids[row, : len(one)] = torch.tensor(one)
-        mask[row, : len(one)] = 1
-    last = torch.tensor(lengths) - 1
+    ids, real = padded(prompts)
+    last = real.sum(1) - 1
     with torch.no_grad():
-        values, logits = _trace(model.nn, ids, mask, last, _by_place(edits), site, layers, rows, columns)
+        values, logits = _trace(
+            model.nn, ids, real.long(), last, _by_place(edits), site, layers, rows, columns
+        )
         logprobs = logits.float().log_softmax(-1)
         best = logprobs.topk(top, dim=-1)
         entropy = -(logprobs.exp() * logprobs.nan_to_num(neginf=0.0)).sum(-1)
@@ -86,7 +82,7 @@ def run_operations(
 def _by_place(edits: Sequence[Edit]) -> dict[int, dict[str, list[Edit]]]:
     """Layer -> site -> its edits, sites in forward order."""
     places: dict[int, dict[str, list[Edit]]] = {}
-    for site in ORDER:
+    for site in STREAM_SITES:
         for edit in edits:
             if edit.site == site:
                 places.setdefault(edit.layer, {}).setdefault(site, []).append(edit)

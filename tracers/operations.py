@@ -15,6 +15,9 @@ SITES: tuple[str, ...] = get_args(Site)
 `resid_mid` lies between them, `resid_post` leaves the block; `head_out` is what single attention heads give, before
 the projection that adds them up to `attn_out`: a value per head, patched one head at a time."""
 
+STREAM_SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""The sites that are as wide as the stream, in the order in which a forward pass reaches them."""
+
 Tokens = Literal["statement", "last", "all"] | tuple[int, ...]
 
 

@@ -11,7 +11,7 @@ import torch
 from tracers import sites
 from tracers.alignment import Prompt
 from tracers.architecture import site_shape
-from tracers.batch import Statements
+from tracers.batch import Statements, padded
 from tracers.errors import TracerError
 from tracers.operations import Tokens
 from tracers.packing import whole
@@ -52,7 +52,7 @@ def read_statements(
     """
     columns = [columns_of(prompt, tokens) for prompt in prompts]
     shared = not one_pass(prompts, tokens)
-    wanted = _padded(columns)
+    wanted, _ = padded(columns)
     if shared:
         wanted = (wanted - torch.tensor([prompt.start for prompt in prompts])[:, None]).clamp(min=0)
         values, logit_diff = run_statements(Statements(model, prompts), site, layers, answers, columns=wanted)
@@ -120,18 +120,12 @@ def _run_whole(model, prompts, site, layers, answers, columns):
     """As `run_statements`, columns counted from the prompts' beginning, in one plain pass without a cache."""
     last = torch.tensor([len(p.ids) - 1 for p in prompts])
     # Causal attention makes the padding on the right harmless.
-    inputs = dict(input_ids=_padded([p.ids for p in prompts]), use_cache=False)
+    inputs = dict(input_ids=padded([p.ids for p in prompts])[0], use_cache=False)
     with torch.no_grad():
         values, logits = _trace_read(
             model.nn, inputs, site, layers, torch.arange(len(prompts)), last, answers, columns
         )
     return values, difference(logits)
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Rows of unequal length as one tensor, zeros behind the shorter ones; made at once, which is faster."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
 
 
 def difference(logits: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,10 @@ import torch
 from tracers import sites
 from tracers.architecture import site_shape
 from tracers.errors import TracerError
+from tracers.operations import STREAM_SITES
 
 N_TOKENS = 8
-IN_ORDER = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post")
+IN_ORDER = ("resid_pre", "head_out", *STREAM_SITES[1:])
 """Sites in the order in which a forward pass reaches them."""
 
 

@@ -63,10 +63,14 @@ def steered(hidden, vector, mode: str, coefficient: float = 1.0):
     tensor([[0., 4.]])
     """
     if mode == "ablate":
-        unit = (vector / vector.norm()).to(hidden)
-        return hidden - (hidden @ unit)[..., None] * unit
+        return without(hidden, (vector / vector.norm()).to(hidden))
     sign = -1.0 if mode == "subtract" else 1.0
     return hidden + (sign * coefficient * vector).to(hidden)
+
+
+def without(hidden, unit):
+    """`hidden` (dims ... x hidden) without its component along `unit` (dims hidden, length 1)."""
+    return hidden - (hidden @ unit)[..., None] * unit
 
 
 def first(output):

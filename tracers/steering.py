@@ -9,10 +9,7 @@ import torch
 
 from tracers import sites
 from tracers.errors import TracerError
-from tracers.operations import Steer
-
-SITE_ORDER = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-"""In the order in which a forward pass reaches them."""
+from tracers.operations import STREAM_SITES, Steer
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,10 @@ def literal_edits(
             raise TracerError(
                 f"steering {steer.direction}: tokens: {steer.tokens!r}; while generating only `all` has a meaning"
             )
-        if steer.site not in SITE_ORDER:
+        if steer.site not in STREAM_SITES:
             raise TracerError(
                 f"steering {steer.direction}: site: {steer.site} is no place in the stream; choose one of "
-                f"{', '.join(SITE_ORDER)}"
+                f"{', '.join(STREAM_SITES)}"
             )
         if steer.direction not in vectors:
             raise TracerError(f"steering: no vector for direction {steer.direction!r}; give one")
@@ -83,13 +80,13 @@ def literal_edits(
             raise TracerError(f"steering {steer.direction}: {error}") from None
         mode = "ablate" if steer.mode == "ablate" else "add"
         edits += [Edit(layer, steer.site, mode, vector) for layer in layers]
-    return sorted(edits, key=lambda edit: (edit.layer, SITE_ORDER.index(edit.site)))
+    return sorted(edits, key=lambda edit: (edit.layer, STREAM_SITES.index(edit.site)))
 
 
 def necessary_edits(edits: Sequence[Edit]) -> list[Edit]:
     """The same effect with fewer changes: none where the direction is out of the stream already.
 
-    >>> edits = literal_edits(ablation("r", SITE_ORDER), {"r": torch.ones(4)}, 2, 4)
+    >>> edits = literal_edits(ablation("r", STREAM_SITES), {"r": torch.ones(4)}, 2, 4)
     >>> [(e.layer, e.site) for e in necessary_edits(edits)]        # doctest: +NORMALIZE_WHITESPACE
     [(0, 'resid_pre'), (0, 'attn_out'), (0, 'resid_post'), (1, 'attn_out'), (1, 'resid_post')]
 
@@ -128,8 +125,6 @@ def steer(nn, edits: Sequence[Edit]) -> None:
 def _change_of(edit: Edit):
     def changed(hidden):
         vector = edit.vector.to(hidden)
-        if edit.mode == "add":
-            return hidden + vector
-        return hidden - (hidden @ vector)[..., None] * vector
+        return hidden + vector if edit.mode == "add" else sites.without(hidden, vector)
 
     return changed

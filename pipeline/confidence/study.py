@@ -32,6 +32,7 @@ from pipeline.confidence.job import TEXT, ConfidenceJob
 from pipeline.confidence.text import encode_documents, read_documents
 from pipeline.errors import JobError
 from pipeline.plan import Work
+from pipeline.stages import check_one_size, positions
 from pipeline.statements import file_hash
 from stores import Unit
 from tracers.ablation import ablate_neurons, check_ablation, read_text
@@ -78,13 +79,9 @@ class Confidence:
         self.work = tuple(self._work())
 
     def _check_sizes(self, job: ConfidenceJob) -> None:
-        for key in ("n_neurons", "hidden_size", "layer"):
-            sizes = {name: getattr(neurons, key) for name, neurons in self.neurons.items()}
-            if len(set(sizes.values())) > 1:
-                raise JobError(
-                    f"family {job.family.name}: the stages differ in {key} ({sizes}), and neurons of one are not those "
-                    "of the other; compare stages of one size"
-                )
+        keys = ("n_neurons", "hidden_size", "layer")
+        fix = ", and neurons of one are not those of the other; compare stages of one size"
+        check_one_size(job.family, self.neurons, keys, fix)
         n = next(iter(self.neurons.values())).n_neurons
         if int(n * job.top_share) < job.candidates:
             raise JobError(
@@ -102,14 +99,12 @@ class Confidence:
         if self.job.text is None and not self.job.sets:
             return
         tokenizers = {name: load_tokenizer(s.model, s.revision) for name, s in self.stages.items()}
-        configs = [load_config(s.model, s.revision) for s in self.stages.values()]
-        ends = [getattr(config, "max_position_embeddings", None) for config in configs]
-        positions = min((end for end in ends if end), default=None)
+        room = positions(load_config(s.model, s.revision) for s in self.stages.values())
         if self.job.text is not None:
             self.documents = read_documents(self.job.text, self.job.seed)
-            self.rows = encode_documents(self.documents, tokenizers, self.job.text.tokens, positions)
+            self.rows = encode_documents(self.documents, tokenizers, self.job.text.tokens, room)
         for spec in self.job.sets:
-            asked = ask(self.job, spec, tokenizers, positions)
+            asked = ask(self.job, spec, tokenizers, room)
             self.asked[asked.path] = asked
 
     def _work(self):

@@ -20,6 +20,7 @@ from pipeline.knowledge.group import grid_arrays, knowledge_group
 from pipeline.knowledge.job import KnowledgeJob
 from pipeline.knowledge.prepared import PreparedSet, prepare_set
 from pipeline.plan import Work
+from pipeline.stages import SIZES, check_one_size, positions
 from pipeline.statements import file_hash
 from stores import Unit
 from tracers.alignment import Prompt
@@ -32,9 +33,6 @@ from tracers.own_run import checked_grid, estimated_grid
 from tracers.patching import MAX_TOKENS, first_block, grid_plan
 from tracers.reading import one_pass, read_statements
 
-SIZES = ("num_hidden_layers", "hidden_size")
-"""What of their configuration stages must share to be patched into each other."""
-
 
 class Knowledge:
     """A `knowledge` job, prepared (see pipeline.plan.Study)."""
@@ -43,12 +41,8 @@ class Knowledge:
         stages = {name: job.family.stages[name] for name in job.stage_names}
         configs = {name: load_config(s.model, s.revision) for name, s in stages.items()}
         first = next(iter(stages))
-        for key in (*SIZES, "num_attention_heads") if job.site == "head_out" else SIZES:
-            sizes = {name: getattr(config, key) for name, config in configs.items()}
-            if len(set(sizes.values())) > 1:
-                raise JobError(
-                    f"family {job.family.name}: the stages differ in {key} ({sizes}); patch within one size"
-                )
+        sizes = (*SIZES, "num_attention_heads") if job.site == "head_out" else SIZES
+        check_one_size(job.family, configs, sizes, "; patch within one size")
         self.heads, self.width = site_shape(configs[first], job.site)
         for stage in stages.values():
             structure = empty_model(stage.model, stage.revision)
@@ -68,7 +62,9 @@ class Knowledge:
         )
         self.job = job.model_copy(update={"dtype": _name(self.dtype)})
         tokenizers = {name: load_tokenizer(s.model, s.revision) for name, s in stages.items()}
-        self.sets = {spec.name: prepare_set(job, spec, tokenizers, _positions(configs)) for spec in job.sets}
+        self.sets = {
+            spec.name: prepare_set(job, spec, tokenizers, positions(configs.values())) for spec in job.sets
+        }
         self._check_bytes()
         self.content = {
             "models": {name: model_identity(s.model, s.revision) for name, s in stages.items()},
@@ -297,12 +293,6 @@ def _roles(prepared: PreparedSet) -> str:
     return (
         "free" if prepared.spec.pairs == "free" else f"{counts['subject']} subject, {counts['object']} object"
     )
-
-
-def _positions(configs: dict) -> int | None:
-    """Tokens that every stage has a position for; None where positions have no end."""
-    ends = [getattr(config, "max_position_embeddings", None) for config in configs.values()]
-    return min((end for end in ends if end), default=None)
 
 
 def _first_difference(clean: Prompt, corrupt: Prompt) -> int:

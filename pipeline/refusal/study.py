@@ -24,6 +24,7 @@ from pipeline.refusal.prepared import KINDS, SPLIT_NAMES, check_choices, prepare
 from pipeline.refusal.scores import matched_phrase, read_phrases, repeated_share
 from pipeline.refusal.templates import PROBES, rendered
 from pipeline.refusal.units import planned
+from pipeline.stages import SIZES, check_one_size
 from pipeline.statements import file_hash
 from tracers.answering import answer
 from tracers.architecture import recognise
@@ -45,12 +46,7 @@ class Refusal:
         stages = {name: job.family.stages[name] for name in job.stage_names}
         configs = {name: load_config(s.model, s.revision) for name, s in stages.items()}
         first = next(iter(stages))
-        for key in ("num_hidden_layers", "hidden_size"):
-            sizes = {name: getattr(config, key) for name, config in configs.items()}
-            if len(set(sizes.values())) > 1:
-                raise JobError(
-                    f"family {job.family.name}: the stages differ in {key} ({sizes}); a direction fits one size only"
-                )
+        check_one_size(job.family, configs, SIZES, "; a direction fits one size only")
         self.n_layers, self.hidden_size = configs[first].num_hidden_layers, configs[first].hidden_size
         dtype = resolve_dtype(job.dtype, job.execution.device, stages[first].model, stages[first].revision)
         self.job = job.model_copy(

@@ -11,6 +11,7 @@ import torch
 from pipeline.bits import as_stored, from_stored
 from pipeline.errors import JobError
 from pipeline.plan import Work
+from pipeline.stages import SIZES, check_one_size
 from pipeline.trace.directions import load_direction
 from pipeline.trace.group import activation_group, completion_group, output_group
 from pipeline.trace.job import TraceJob
@@ -23,6 +24,7 @@ from tracers.identity import model_identity
 from tracers.intervening import Edit, run_operations
 from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
 from tracers.operations import Patch, Read, Steer
+from tracers.reading import columns_of
 
 
 class Trace:
@@ -37,8 +39,9 @@ class Trace:
         first = stages[names[0]]
         self.dtype = resolve_dtype(job.dtype, job.execution.device, first.model, first.revision)
         self.job = job.model_copy(update={"dtype": str(self.dtype).removeprefix("torch.")})
-        self.hidden_size = self._one_size("hidden_size")
-        self.n_layers = self._one_size("num_hidden_layers")
+        check_one_size(job.family, self.configs, SIZES, "; trace within one size")
+        config = self.configs[names[0]]
+        self.n_layers, self.hidden_size = config.num_hidden_layers, config.hidden_size
         self.shapes = {name: self._shape(name, stage) for name, stage in stages.items()}
         self.vectors = {
             name: load_direction(name, spec, self.hidden_size, self.n_layers)
@@ -59,14 +62,6 @@ class Trace:
         completions = (completion_group(self.job),) if job.generate else ()
         self.groups = (output_group(self.job), *completions, *self._activation_groups())
         self.work = tuple(self._work())
-
-    def _one_size(self, key: str) -> int:
-        sizes = {name: getattr(config, key) for name, config in self.configs.items()}
-        if len(set(sizes.values())) > 1:
-            raise JobError(
-                f"family {self.job.family.name}: the stages differ in {key} ({sizes}); trace within one size"
-            )
-        return next(iter(sizes.values()))
 
     def _shape(self, name: str, stage):
         structure = empty_model(stage.model, stage.revision)
@@ -148,10 +143,10 @@ class Trace:
         if operation.tokens == "last":
             return [-1]
         runs = [*self.prompts.values(), *self.sources.values()]
-        return list(range(max(len(_columns(operation, p)) for prompts in runs for p in prompts)))
+        return list(range(max(len(columns_of(p, operation.tokens)) for prompts in runs for p in prompts)))
 
     def _texts(self, stage: str, operation, prompt: Prompt, width: int) -> list[str]:
-        texts = [self.tokenizers[stage].decode([prompt.ids[c]]) for c in _columns(operation, prompt)]
+        texts = [self.tokenizers[stage].decode([prompt.ids[c]]) for c in columns_of(prompt, operation.tokens)]
         return texts + [""] * (width - len(texts))
 
     def _work(self):
@@ -317,22 +312,12 @@ def _unit(path: str, stage: str, model: int, block: tuple[int, int], groups) -> 
     )
 
 
-def _columns(operation, prompt: Prompt) -> list[int]:
-    """Positions in the prompt (from 0) that an operation means."""
-    n = len(prompt.ids)
-    if operation.tokens == "all":
-        return list(range(n))
-    if operation.tokens == "statement":
-        return list(range(prompt.start, n))
-    return [t % n for t in ((-1,) if operation.tokens == "last" else operation.tokens)]
-
-
 def _cells(operation, prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The cells that an operation means: row and column of each, and its place on the operation's token axis."""
     cells = [
         (row, column, place)
         for row, prompt in enumerate(prompts)
-        for place, column in enumerate(_columns(operation, prompt))
+        for place, column in enumerate(columns_of(prompt, operation.tokens))
     ]
     rows, columns, places = torch.tensor(cells).T.clone()
     return rows, columns, places

@@ -16,6 +16,7 @@ import torch
 from pipeline.bits import as_stored
 from pipeline.errors import JobError
 from pipeline.plan import Work
+from pipeline.stages import SIZES, check_one_size, positions
 from pipeline.statements import file_hash
 from pipeline.truthfulness import analysis, interventions
 from pipeline.truthfulness.group import set_group, shown_names, summary_group
@@ -36,12 +37,7 @@ class Truthfulness:
     def __init__(self, job: TruthfulnessJob):
         stages = {name: job.family.stages[name] for name in job.stage_names}
         configs = {name: load_config(s.model, s.revision) for name, s in stages.items()}
-        for key in ("num_hidden_layers", "hidden_size"):
-            sizes = {name: getattr(config, key) for name, config in configs.items()}
-            if len(set(sizes.values())) > 1:
-                raise JobError(
-                    f"family {job.family.name}: the stages differ in {key} ({sizes}); choose stages of one size"
-                )
+        check_one_size(job.family, configs, SIZES, "; choose stages of one size")
         first = next(iter(stages))
         self.n_layers, self.hidden_size = configs[first].num_hidden_layers, configs[first].hidden_size
         for key, layer in zip(("intervene_layer", "probe_layer"), job.layers_given, strict=True):
@@ -58,9 +54,8 @@ class Truthfulness:
         self.tokenizers = tokenizers = {
             name: load_tokenizer(s.model, s.revision) for name, s in stages.items()
         }
-        ends = [getattr(config, "max_position_embeddings", None) for config in configs.values()]
-        positions = min((end for end in ends if end), default=None)
-        self.sets = {spec.name: prepare_set(job, spec, tokenizers, positions) for spec in job.sets}
+        room = positions(configs.values())
+        self.sets = {spec.name: prepare_set(job, spec, tokenizers, room) for spec in job.sets}
         self.shown = {
             name: prepared.sample(job.samples, f"{job.seed}/{name}/samples")
             for name, prepared in self.sets.items()

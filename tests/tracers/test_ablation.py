@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.models import random_module, word_tokenizer
+from tests.models import random_module, varied_module, word_tokenizer
 from tracers import ablation
 from tracers.ablation import ablate_neurons, check_ablation, read_text
 from tracers.alignment import encode
@@ -18,15 +18,6 @@ from tracers.remote.shipping import shipped
 
 ROWS = (7, 12, 4)
 ABLATIONS = [[3], [1, 5, 9], list(range(20))]
-
-
-def varied_module(name):
-    module = random_module(name)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.3 * torch.randn(parameter.shape))
-    return module
 
 
 def rows():

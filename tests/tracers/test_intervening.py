@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.models import CONFIGS, random_model
-from tracers.intervening import ORDER, Edit, run_operations
+from tracers.intervening import Edit, run_operations
+from tracers.operations import STREAM_SITES
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11]]
 ROWS, COLUMNS = torch.tensor([0, 1]), torch.tensor([1, 2])
@@ -42,7 +43,7 @@ def plain(model, layer, site, to):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("site", [s for s in ORDER if s != "resid_mid"])
+@pytest.mark.parametrize("site", [s for s in STREAM_SITES if s != "resid_mid"])
 def test_an_edit_is_a_hook(name, site):
     model = random_model(name)
     vector = torch.randn(32, generator=torch.Generator().manual_seed(1))

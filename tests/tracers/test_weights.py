@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.models import random_module
+from tests.models import random_module, varied_module
 from tracers import weights
 from tracers.errors import TracerError
 from tracers.neurons import find_neurons
@@ -16,16 +16,6 @@ from tracers.opening import empty_model
 from tracers.weights import neuron_weights
 
 transformers.utils.logging.disable_progress_bar()
-
-
-def varied_module(name):
-    """A random model whose norms have weights and biases that matter."""
-    module = random_module(name)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.3 * torch.randn(parameter.shape))
-    return module
 
 
 def processed(module, name, layer):
