@@ -67,9 +67,9 @@ def main(
 
 
 def compare(
-    shape: Shape, *, new_tokens: int, rounds: int, device: str, dtype: str, threads: int
+    shape: Shape, *, new_tokens: int, rounds: int, device: str, dtype: str, threads: int, module=None
 ) -> list[dict]:
-    """One record for each way; seconds of all prompts."""
+    """One record for each way; seconds of all prompts. module: a loaded model of that shape, else a random one."""
     import torch
 
     from benchmarks.floor import synchronize
@@ -78,7 +78,7 @@ def compare(
     from tracers.steering import ablation
 
     torch.set_num_threads(threads)
-    module = random_module(shape, device=device, dtype=dtype)
+    module = module or random_module(shape, device=device, dtype=dtype)
     model = wrap(module, tokenizer(shape.vocab), name="random", check=False)
     rng = random.Random(0)
     texts = [

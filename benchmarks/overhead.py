@@ -46,15 +46,18 @@ def main(
     keep(json, f"overhead-{device.replace(':', '')}-{model}", quick, head, records)
 
 
-def compare(shape: Shape, *, rounds: int, device: str, dtype: str, threads: int) -> list[dict]:
-    """One record for the bare model and one for the tracing context; seconds of one forward pass of the batch."""
+def compare(shape: Shape, *, rounds: int, device: str, dtype: str, threads: int, module=None) -> list[dict]:
+    """One record for the bare model and one for the tracing context; seconds of one forward pass of the batch.
+
+    module: a loaded model of that shape, else a random one.
+    """
     import torch
 
     from benchmarks.floor import synchronize
     from tracers.opening import wrap
 
     torch.set_num_threads(threads)
-    module = random_module(shape, device=device, dtype=dtype)
+    module = module or random_module(shape, device=device, dtype=dtype)
     model = wrap(module, tokenizer(shape.vocab), name="random", check=False)
     ids = torch.tensor(make_task(shape).corrupt, device=device)
 

@@ -83,11 +83,11 @@ def main(
     keep(json, f"read-{device.replace(':', '')}", quick, head, records)
 
 
-def compare(model, case: Case, *, batches: int, rounds: int, device: str) -> dict:
-    """The record of one case; seconds are those of one batch."""
+def compare(model, case: Case, *, batches: int, rounds: int, device: str, prompts=None) -> dict:
+    """The record of one case; seconds are those of one batch. prompts: batches of equal length, else `make_prompts`."""
     import torch
 
-    prompts = make_prompts(model, case, batches)
+    prompts = prompts or make_prompts(model, case, batches)
     module, seconds, cpu = model.nn._module, {"bare": [], "read": []}, {"bare": [], "read": []}
     ids = [torch.tensor([p.ids for p in some], device=model.device) for some in prompts]
 

@@ -1,0 +1,401 @@
+"""The parts of `benchmarks.device`: each takes the bench and gives figures as plain data."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import generation, overhead, read
+from benchmarks.floor import matmul_rate, multiply_adds, synchronize
+from benchmarks.methods import load as load_method
+from benchmarks.methods.posttrace_grid import prompt
+from benchmarks.patch_grid import some_cells, some_pairs
+from benchmarks.shapes import FIRST_WORD, Shape, make_task, random_module, tokenizer
+
+UNIT = 16
+"""Pairs in a unit of a job, by default."""
+
+
+@dataclass
+class Bench:
+    """The device, and one random model that the parts share."""
+
+    shape: Shape
+    device: str
+    dtype: str
+    threads: int
+    rounds: int
+
+    @cached_property
+    def weights(self):
+        """The transformers model, made on the device."""
+        torch.set_num_threads(self.threads)
+        return random_module(self.shape, device=self.device, dtype=self.dtype)
+
+    def module(self):
+        """As `benchmarks.methods.Load.module`: every method wraps the same model."""
+        return self.weights
+
+    @property
+    def load(self) -> Any:
+        return _Loaded(asdict(self.shape), self)
+
+    def seconds(self, run) -> float:
+        """Of one call, the device's work included."""
+        gc.collect()
+        synchronize(self.device)
+        begin = time.perf_counter()
+        run()
+        synchronize(self.device)
+        return time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a method loads, here: the shared model."""
+
+    shape: dict
+    bench: Bench
+
+    def module(self):
+        return self.bench.weights
+
+
+def grid(bench: Bench) -> dict:
+    """The exact patch grid of all pairs, in one call and in units of 16, against the paper's loop, hooks and the floor."""
+    from tracers.oracle import check_sample
+    from tracers.patching import patch_grid
+
+    task = make_task(bench.shape)
+    first = some_pairs(task, 1)
+    cells = some_cells(first)
+    methods = {
+        name: load_method(name, bench.load)
+        for name in ("paper loop", "raw hooks", "posttrace", "naive oracle")
+    }
+    ours = methods["posttrace"]
+    for name, method in methods.items():
+        method.prepare(task if name == "posttrace" else first)
+    exact = methods["naive oracle"].run(cells)
+    warm = some_pairs(task, min(UNIT, len(task.clean)))
+    ours.task, whole = warm, ours.task
+    ours.prompts, prompts = ours.prompts[: len(warm.clean)], ours.prompts
+    ours.source, source = ours.source[:, : len(warm.clean)], ours.source
+    ours.run(cells)
+    ours.task, ours.prompts, ours.source = whole, prompts, source
+    values: dict[str, list] = {}
+    taken: dict[str, list[float]] = {
+        name: [] for name in ("paper loop", "raw hooks", "posttrace", "units", "check")
+    }
+    rates = []
+
+    def units():
+        for begin in range(0, len(prompts), UNIT):
+            some = slice(begin, begin + UNIT)
+            unchanged = [task.unchanged[some]]
+            grids.append(
+                patch_grid(ours.model, prompts[some], source[:, some], unchanged=unchanged, **ours.options)
+            )
+
+    def check():
+        options = dict(share=0.01, rng=random.Random(0), **ours.options)
+        checked.append(check_sample(ours.model, prompts[:UNIT], source[:, :UNIT], grids[0], **options))
+
+    for _ in range(bench.rounds):
+        grids, checked = [], []
+        rates.append(
+            matmul_rate(bench.device, bench.dtype, size=8192 if bench.device != "cpu" else 512)["seconds"]
+        )
+        for name in ("paper loop", "raw hooks", "posttrace"):
+            taken[name].append(
+                bench.seconds(lambda name=name: values.update({name: methods[name].run(cells)}))
+            )
+        taken["units"].append(bench.seconds(units))
+        taken["check"].append(bench.seconds(check))
+    pairs, n_cells = len(task.clean), bench.shape.cells_per_pair
+    floor = multiply_adds(bench.shape)
+    ratio = [
+        (p / len(cells)) / (o / pairs / n_cells)
+        for p, o in zip(taken["paper loop"], taken["units"], strict=True)
+    ]
+    over = [seconds * rate / floor for seconds, rate in zip(taken["units"], rates, strict=True)]
+    once = [seconds * rate / floor for seconds, rate in zip(taken["posttrace"], rates, strict=True)]
+    difference = [abs(a - b) for a, b in zip(values["posttrace"], exact, strict=True)]
+    return dict(
+        pairs=pairs,
+        cells=pairs * n_cells,
+        cells_sampled=len(cells),
+        seconds=statistics.median(taken["units"]),
+        seconds_in_one_call=statistics.median(taken["posttrace"]),
+        seconds_of_a_cell_in_the_paper_loop=statistics.median(taken["paper loop"]) / len(cells),
+        seconds_of_a_cell_with_hooks=statistics.median(taken["raw hooks"]) / len(cells),
+        seconds_of_a_unit_check=statistics.median(taken["check"]),
+        cells_of_a_unit_check=checked[0][0],
+        check_share_of_a_unit=statistics.median(taken["check"])
+        / (statistics.median(taken["units"]) * UNIT / pairs),
+        grid_over_paper_loop=statistics.median(ratio),
+        grid_over_floor=statistics.median(over),
+        one_call_over_floor=statistics.median(once),
+        matmul_multiply_adds_per_second=statistics.median(rates),
+        largest_difference=max(difference),
+        largest_value=max(map(abs, exact)),
+        largest_difference_checked=checked[0][1],
+        peak_device_mib=_peak(bench.device),
+        seconds_each=taken,
+    )
+
+
+def reading(bench: Bench) -> dict:
+    """Activations of every block, stored, against bare forward passes of the same batches."""
+    model = _wrapped(bench)
+    rng = random.Random(0)
+    prefix = [rng.randrange(FIRST_WORD, bench.shape.vocab) for _ in range(bench.shape.prefix)]
+    cases = [
+        (read.Case("few-shot prompts, statement tokens", 4, "statement", 16), bench.shape.statement, prefix),
+        (read.Case("few-shot prompts, last token", 4, "last", 64), bench.shape.statement, prefix),
+        (read.Case("bare statements, last token", 0, "last", 256), bench.shape.statement, []),
+    ]
+    records = []
+    for case, n, before in cases:
+        batches = 6
+        prompts = [
+            [
+                prompt(
+                    [*before, *(rng.randrange(FIRST_WORD, bench.shape.vocab) for _ in range(n))], len(before)
+                )
+                for _ in range(case.batch)
+            ]
+            for _ in range(batches)
+        ]
+        records.append(
+            read.compare(
+                model, case, batches=batches, rounds=bench.rounds, device=bench.device, prompts=prompts
+            )
+        )
+    return dict(read_throughput=min(row["throughput"] for row in records), records=records)
+
+
+def generating(bench: Bench) -> dict:
+    """Steered generation against transformers' `generate` with hooks."""
+    records = generation.compare(
+        bench.shape.but(pairs=32),
+        new_tokens=16,
+        rounds=bench.rounds,
+        device=bench.device,
+        dtype=bench.dtype,
+        threads=bench.threads,
+        module=bench.weights,
+    )
+    ours = next(row for row in records if row["name"] == generation.POSTTRACE)
+    return dict(
+        generation_over_hooks=ours["ratio_to_hooks"],
+        generation_over_needed_hooks=ours["ratio_to_needed_hooks"],
+        same_tokens=ours["same_tokens"],
+        tokens_per_second=ours["tokens_per_second"],
+        records=records,
+    )
+
+
+def context(bench: Bench) -> dict:
+    """A tracing context in which nothing is declared."""
+    records = overhead.compare(
+        bench.shape.but(pairs=16),
+        rounds=5 * bench.rounds,
+        device=bench.device,
+        dtype=bench.dtype,
+        threads=bench.threads,
+        module=bench.weights,
+    )
+    return dict(context_over_bare=records[1]["ratio_to_bare"], records=records)
+
+
+def halving(bench: Bench) -> dict:
+    """The grid of some pairs with all the memory it wants, and with next to none beyond the weights."""
+    from tracers import patching
+    from tracers.patching import patch_grid
+    from tracers.reading import read_statements
+
+    shape = replace(bench.shape, pairs=min(64, bench.shape.pairs))
+    task, model = make_task(shape), _wrapped(bench)
+    options = dict(site="resid_post", layers=range(shape.layers), answers=task.answers)
+    clean, corrupt = ([prompt(ids, task.start) for ids in some] for some in (task.clean, task.corrupt))
+    source = read_statements(model, clean, **options).values[None]
+    run = dict(unchanged=[task.unchanged], max_tokens=2**17, **options)
+    plenty = patch_grid(model, corrupt, source, **run).patched
+    if bench.device == "cpu":
+        return dict(skipped="memory cannot be taken away on a CPU")
+    calls: list[int] = []
+    whole = patching._patch_packed
+
+    def counted(statements, streams, source, packed, *rest):
+        calls.append(packed.token.numel())
+        whole(statements, streams, source, packed, *rest)
+
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated() / torch.cuda.get_device_properties(0).total_memory
+    patching._patch_packed = counted
+    try:
+        for spare in (0.05, 0.03, 0.02):
+            calls.clear()
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(min(1.0, held + spare))
+            short = patch_grid(model, corrupt, source, **run).patched
+            if len(calls) > 1:
+                break
+    finally:
+        patching._patch_packed = whole
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return dict(
+        spare_mib=spare * torch.cuda.get_device_properties(0).total_memory / 2**20,
+        passes_tried=len(calls),
+        tokens_first=calls[0],
+        tokens_least=min(calls),
+        halved=len(calls) > 1 and min(calls) < calls[0],
+        largest_difference=float((short - plenty).abs().nan_to_num().max()),
+        largest_value=float(plenty.abs().nan_to_num().max()),
+    )
+
+
+SMALL: dict[str, dict] = {
+    "knowledge": dict(sets=["cities", "larger_than"], max_pairs=16),
+    "trace": {},
+    "confidence": dict(text=dict(documents=16), sets=["cities"], max_statements=64),
+    "refusal": dict(test_prompts=16, coefficient_search=[], random_directions=2),
+    "truthfulness": dict(
+        sets=["cities", "animal_class", "sp_en_trans"], probes=["mass_mean"], max_statements=64
+    ),
+}
+"""Study -> what is changed of its default job, so that five studies take a minute or two."""
+LONGEST = 120.0
+"""Seconds after which no further study is begun."""
+
+
+def trained(bench: Bench) -> dict:
+    """The studies on the embedded family: float32 and bfloat16 on the device against float32 on the CPU."""
+    bench.__dict__.pop("weights", None)
+    found: dict[str, Any] = {}
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for study, changes in SMALL.items():
+            if time.perf_counter() - begin > LONGEST:
+                found[study] = "left out: no time was left"
+                continue
+            stores = {}
+            for device, dtype in [("cpu", "float32"), (bench.device, "float32"), (bench.device, "bfloat16")]:
+                stores[device, dtype], seconds = _run(study, changes, device, dtype, Path(folder))
+                found[f"{study}, {dtype} on {'cpu' if device == 'cpu' else 'device'}: seconds"] = seconds
+            cpu = stores["cpu", "float32"]
+            found[study] = {
+                dtype: _compared(cpu, stores[bench.device, dtype]) for dtype in ("float32", "bfloat16")
+            }
+    grids = ("knowledge/cities/logit_diff", "knowledge/larger_than/logit_diff")
+    return dict(
+        float32_difference=max(found["knowledge"]["float32"][name]["largest"] for name in grids),
+        bfloat16_difference=max(found["knowledge"]["bfloat16"][name]["largest"] for name in grids),
+        bfloat16_difference_95=max(found["knowledge"]["bfloat16"][name]["95 %"] for name in grids),
+        bfloat16_difference_median=max(found["knowledge"]["bfloat16"][name]["median"] for name in grids),
+        studies=found,
+    )
+
+
+def _run(study: str, changes: dict, device: str, dtype: str, folder: Path) -> tuple[str, float]:
+    import yaml
+
+    from pipeline.job import load_job
+    from pipeline.run import run_job
+
+    asked = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in changes.items()
+    ]
+    url = str(folder / f"{study}-{device.replace(':', '')}-{dtype}")
+    begin = time.perf_counter()
+    run_job(
+        load_job(study, [*asked, f"dtype={dtype}", f"execution.device={device}"]), url, say=lambda _: None
+    )
+    return url, time.perf_counter() - begin
+
+
+def _compared(one: str, other: str) -> dict:
+    """Absolute differences of every array of floats: median, 95 % point, largest, and the largest value."""
+    import xarray
+
+    from stores import summary
+
+    found = {}
+    for path, group in summary(one)["groups"].items():
+        a, b = (xarray.open_zarr(url, group=path, consolidated=False) for url in (one, other))
+        for name in group["arrays"]:
+            left, right = a[name].values, b[name].values
+            if left.dtype.kind != "f" or right.dtype.kind != "f":
+                if left.dtype == right.dtype:
+                    found[f"{path}/{name}"] = dict(same=float((left == right).mean()))
+                continue
+            difference = np.abs(left.astype(float) - right.astype(float))
+            difference = difference[~np.isnan(difference)]
+            if difference.size:
+                median, high = np.quantile(difference, [0.5, 0.95])
+                found[f"{path}/{name}"] = {
+                    "median": float(median),
+                    "95 %": float(high),
+                    "largest": float(difference.max()),
+                    "largest value": float(np.nanmax(np.abs(left.astype(float)))),
+                }
+    return found
+
+
+def analysis(bench: Bench) -> dict:
+    """Seconds of one fit of every probe: 2,000 statements of hidden size 4096 in eleven sets."""
+    from pipeline.truthfulness.probes import fit, sample
+
+    rng = np.random.default_rng(0)
+    n, hidden = (2000, 4096) if bench.device != "cpu" else (200, 64)
+    truth = rng.random(n) < 0.5
+    h = rng.standard_normal((n, hidden)) + np.outer(truth, rng.standard_normal(hidden) * 0.1)
+    samples = [
+        sample(part, label, negated=bool(i % 2))
+        for i, (part, label) in enumerate(zip(np.array_split(h, 11), np.array_split(truth, 11), strict=True))
+    ]
+    seconds = {}
+    for kind in ("mass_mean", "logistic", "ttpd"):
+        begin = time.perf_counter()
+        fit(kind, samples)
+        seconds[kind] = time.perf_counter() - begin
+    fits = 12 * 32 * 3
+    return dict(
+        statements=n,
+        hidden=hidden,
+        seconds_of_a_fit=seconds,
+        hours_of_a_job=sum(seconds.values()) * fits / 3600,
+    )
+
+
+def _wrapped(bench: Bench):
+    from tracers.opening import wrap
+
+    return wrap(bench.weights, tokenizer(bench.shape.vocab), name="random", check=False)
+
+
+def _peak(device: str) -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else None
+
+
+PARTS = {
+    "grid": grid,
+    "read": reading,
+    "generation": generating,
+    "overhead": context,
+    "halving": halving,
+    "analysis": analysis,
+    "trained": trained,
+}
+"""Name -> part, in the order in which they run: the longest last, which gives the random model's memory back."""
