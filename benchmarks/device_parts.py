@@ -72,7 +72,7 @@ class _Loaded:
 
 
 def grid(bench: Bench) -> dict:
-    """The exact patch grid of all pairs, in one call and in units of 16, against the paper's loop, hooks and the floor."""
+    """The exact patch grid of all pairs, in one call and in units of 16, beside the paper's loop, hooks and the floor."""
     from tracers.oracle import check_sample
     from tracers.patching import patch_grid
 
