@@ -60,19 +60,16 @@ def as_on_cuda() -> None:
 
 
 def _build_tokenizers() -> None:
-    """Let the model without weights be built: transformers 5.23 takes no repository's name for its tokenizer."""
+    """Let the model without weights be built: from transformers 5.23 on nnsight 0.8.1 names no tokenizer for it."""
     from nnsight import TransformersModel
     from transformers import AutoTokenizer
 
     named = TransformersModel._preprocessor_sources
 
-    def built(self):
-        return {
-            kind: AutoTokenizer.from_pretrained(source) if isinstance(source, str) else source
-            for kind, source in named(self).items()
-        }
+    def with_tokenizer(self):
+        return {**named(self), "tokenizer": AutoTokenizer.from_pretrained(self.repo_id)}
 
-    TransformersModel._preprocessor_sources = built
+    TransformersModel._preprocessor_sources = with_tokenizer
 
 
 if __name__ == "__main__":
