@@ -90,7 +90,7 @@ def ablate_neurons(
         for batch in _batches(model, rows, neurons):
             run = _run_plain(model.nn, batch.ids, neurons)
             again = _last_block if last else _later_blocks
-            found = again(model.nn, batch, run, neurons, mean, ablations)
+            found = again(model, batch, run, neurons, mean, ablations)
             for result, values in zip(results, found, strict=True):
                 result.append(values)
     return AblationEffects(*(torch.cat(values, dim=1) for values in results))
@@ -167,6 +167,8 @@ class _Run:
     """The stream that leaves the block."""
     before_norm: torch.Tensor
     after_norm: torch.Tensor
+    nothing: torch.Tensor
+    """What the MLP's last projection gives for no activation; dims 1 x hidden."""
     gain: torch.Tensor
     """What the final norm multiplies by; dims hidden."""
     bias: torch.Tensor
@@ -194,52 +196,38 @@ def _trace_text(nn, ids, following, neurons: Neurons):
 
 
 def _run_plain(nn, ids, neurons: Neurons) -> _Run:
-    values = _trace_run(nn, ids, neurons)
-    return _Run(*values, *linear_part(_child(nn, neurons.norm)._module, neurons.form.centres, values[-1]))
-
-
-def _trace_run(nn, ids, neurons: Neurons):
+    # Modules are called, within the trace, and no weight is looked at: a server may keep weights to itself.
     block = nn.layers[neurons.layer]
     down, norm = _child(block, neurons.down), _child(nn, neurons.norm)
     with nn.trace(input_ids=ids, use_cache=False):
         entered = nnsight.save(block.input)
         hidden = nnsight.save(down.input)
+        nothing = nnsight.save(down(torch.zeros_like(hidden[0, :1])))
         added = nnsight.save(down.output)
         left = nnsight.save(block.output)
         before = nnsight.save(norm.input)
         after = nnsight.save(norm.output)
-    return hidden, added, entered, left, before, after
+        gain, bias = linear_part(norm, neurons.form.centres, after)
+        gain, bias = nnsight.save(gain), nnsight.save(bias)
+    return _Run(hidden, added, entered, left, before, after, nothing, gain, bias)
 
 
-def _last_block(nn, batch: _Batch, run: _Run, neurons: Neurons, mean, ablations):
+def _last_block(model, batch: _Batch, run: _Run, neurons: Neurons, mean, ablations):
     """Effects of neurons of the last block: their change of the stream is known, only norm and unembedding run."""
-    block, centres = nn.layers[neurons.layer], neurons.form.centres
     scored = batch.scored.to(run.left.device)
-    hidden, added, left, before, after = (
-        values[scored]
-        for values in (run.hidden, run.added, run.left, run.before_norm, run.after_norm)
-    )  # fmt: skip
-    following = batch.following[batch.scored]
-    # Modules are called and no weight is looked at: a server may keep weights to itself.
-    down = _child(block, neurons.down)._module
-    nothing = down(torch.zeros_like(hidden[:1])).float()
-    # A norm behind the MLP (Gemma 2, OLMo 2) sees the projection's output before it joins the stream.
-    behind = None if block.mlp_add._module is block.mlp._module else block.mlp_add._module
+    tokens = [values[scored] for values in (run.hidden, run.added, run.left, run.before_norm, run.after_norm)]
+    hidden, following = tokens[0], batch.following[batch.scored]
     size = max(1, MAX_VALUES // (2 * neurons.vocabulary))
     results = [torch.empty(len(ablations), len(batch.ids)) for _ in range(4)]
     for a, chosen in enumerate(ablations):
         which = torch.tensor(list(chosen), device=hidden.device)
         moved = torch.zeros_like(hidden)
         moved[:, which] = (mean[list(chosen)].to(hidden.device).float() - hidden[:, which].float()).to(hidden)
-        change = down(moved).float() - nothing
-        if behind is not None:
-            change = behind((added.float() + change).to(added)).float() - behind(added).float()
-        stream = (left.float() + change).to(left)
-        frozen = frozen_norm(run.gain, run.bias, centres, before, after, (before.float() + change).to(before))
         parts = []
-        for begin in range(0, len(stream), size):
+        for begin in range(0, len(hidden), size):
             part = slice(begin, begin + size)
-            parts.append(_trace_end(nn, stream[part], frozen[part], following[part], neurons))
+            some = [values[part] for values in tokens]
+            parts.append(_trace_end(model, run, moved[part], some, following[part], neurons))
         values = torch.cat(parts, dim=1).double().cpu()
         for result, value in zip(results, values, strict=True):
             spread = torch.zeros(batch.scored.shape, dtype=torch.float64)
@@ -248,12 +236,15 @@ def _last_block(nn, batch: _Batch, run: _Run, neurons: Neurons, mean, ablations)
     return results
 
 
-def _trace_end(nn, stream, frozen, following, neurons: Neurons):
-    """Final norm and unembedding alone, on tokens as rows of one token each: total and direct, dims 4 x token."""
-    both = torch.cat([stream, frozen])[:, None]
-    half = len(stream)
-    with nn.trace(input_ids=torch.zeros(len(both), 1, dtype=torch.long), use_cache=False):
-        for block in range(len(nn.layers)):
+def _trace_end(model, run: _Run, moved, tokens, following, neurons: Neurons):
+    """Final norm and unembedding alone, on tokens as rows of one token each: total and direct, dims 4 x token.
+
+    moved: how far each neuron's activation moves. tokens: of the unablated run, what `_last_block` lists.
+    """
+    nn, half = model.nn, len(moved)
+    with nn.trace(input_ids=torch.zeros(2 * half, 1, dtype=torch.long), use_cache=False):
+        both = torch.cat(_ends(model, run, moved, tokens, neurons))[:, None]
+        for block in range(model.n_layers):
             nn.layers[block].skip(both)
         norm = _child(nn, neurons.norm)
         norm.output = torch.cat([norm.output[:half], both[half:].to(norm.output)])
@@ -261,12 +252,25 @@ def _trace_end(nn, stream, frozen, following, neurons: Neurons):
     return torch.cat([scores[:, :half], scores[:, half:]])
 
 
-def _later_blocks(nn, batch: _Batch, run: _Run, neurons: Neurons, mean, ablations):
+def _ends(model, run: _Run, moved, tokens, neurons: Neurons):
+    """The stream behind the last block, and the final norm's output with its scale frozen, inside a trace."""
+    block, (_, added, left, before, after) = model.nn.layers[neurons.layer], tokens
+    change = _child(block, neurons.down)(moved).float() - run.nothing.float()
+    if model.architecture.mlp_add:
+        # A norm behind the MLP (Gemma 2, OLMo 2) sees the projection's output before it joins the stream.
+        behind = block.mlp_add
+        change = behind((added.float() + change).to(added)).float() - behind(added).float()
+    after_change = (before.float() + change).to(before)
+    frozen = frozen_norm(run.gain, run.bias, neurons.form.centres, before, after, after_change)
+    return (left.float() + change).to(left), frozen
+
+
+def _later_blocks(model, batch: _Batch, run: _Run, neurons: Neurons, mean, ablations):
     """Effects of neurons of an earlier block: the blocks from there on run again, once for each kind of effect."""
     results = [torch.empty(len(ablations), len(batch.ids)) for _ in range(4)]
     for a, chosen in enumerate(ablations):
         for kind in (0, 1):
-            scores = _trace_later(nn, batch, run, neurons, mean, list(chosen), bool(kind))
+            scores = _trace_later(model.nn, batch, run, neurons, mean, list(chosen), bool(kind))
             results[2 * kind][a], results[2 * kind + 1][a] = batch.mean(scores[0]), batch.mean(scores[1])
     return results
 

@@ -24,9 +24,10 @@ from tracers import sites
 from tracers.alignment import Prompt
 from tracers.architecture import site_shape
 from tracers.batch import Statements
+from tracers.errors import WholeJob
 from tracers.packing import whole
 from tracers.patching import PatchGrid, check_source, out_of_memory, tokens_that_fit
-from tracers.reading import answer_logits, difference
+from tracers.reading import answer_logits, difference, has_weights
 
 
 def attribution_grid(
@@ -49,8 +50,14 @@ def attribution_grid(
     activations are kept meanwhile), halved when memory runs out. The products are summed in float32 at least;
     in a 16-bit model the slopes themselves have 16 bits.
     Source of the method: Nanda 2023; Syed et al. 2023. Raises TracerError when the shapes do not fit, when
-    `layers` are not in increasing order, and for a site that the architecture lacks.
+    `layers` are not in increasing order, for a site that the architecture lacks, and where gradients do not reach:
+    on a server that keeps its weights from this key.
     """
+    if not has_weights(model.nn.unembed):
+        raise WholeJob(
+            f"model {model.name}: method: attribution needs gradients, which this server gives to keys tagged "
+            "`trusted` only; set method=exact, or ask for a key that is trusted"
+        )
     lengths = [len(p.statement) for p in prompts]
     check_source(model, prompts, source, site, layers)
     effects = torch.full(source.shape[:4], torch.nan)

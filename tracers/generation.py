@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import nnsight
 import torch
-from transformers import DynamicCache
-
 from tracers.operations import Steer
 from tracers.patching import out_of_memory, tokens_that_fit
 from tracers.steering import Edit, literal_edits, necessary_edits, steer
@@ -135,11 +133,11 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
     with torch.no_grad():
         inputs = {name: value.to(model.device) for name, value in left_padded(prompts).items()}
         ends = torch.tensor(list(stop), device=model.device)
-        cache = DynamicCache(config=model.config)
+        cache = None
         new, log_odds = [], None
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
         for step in range(max_new_tokens):
-            logits = last_logits(model.nn, dict(**inputs, past_key_values=cache, use_cache=True), edits)
+            logits, cache = _step(model.nn, dict(**inputs, past_key_values=cache, use_cache=True), edits)
             if log_odds is None:
                 none = logits.new_full((len(prompts),), torch.nan, dtype=torch.float32)
                 log_odds = (none if openings is None else opening_log_odds(logits, openings)).cpu()
@@ -164,6 +162,15 @@ def last_logits(nn, inputs: dict, edits: Sequence[Edit]) -> torch.Tensor:
         steer(nn, edits)
         logits = nnsight.save(nn.output.logits[:, -1])
     return logits
+
+
+def _step(nn, inputs: dict, edits: Sequence[Edit]):
+    """As `last_logits`, and the keys and values of all tokens so far: on a server the cache passed in is a copy."""
+    with nn.trace(**inputs, logits_to_keep=1):
+        steer(nn, edits)
+        logits = nnsight.save(nn.output.logits[:, -1])
+        cache = nnsight.save(nn.output.past_key_values)
+    return logits, cache
 
 
 def _until(tokens: list[int], stop: Ids) -> tuple[int, ...]:

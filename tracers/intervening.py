@@ -71,7 +71,7 @@ def run_operations(
     last = real.sum(1) - 1
     with torch.no_grad():
         values, logits = _trace(
-            model.nn, ids, real.long(), last, _by_place(edits), site, layers, rows, columns
+            *(model.nn, model.n_layers, ids, real.long(), last, _by_place(edits), site, layers, rows, columns)
         )
         logprobs = logits.float().log_softmax(-1)
         best = logprobs.topk(top, dim=-1)
@@ -89,10 +89,10 @@ def _by_place(edits: Sequence[Edit]) -> dict[int, dict[str, list[Edit]]]:
     return places
 
 
-def _trace(nn, ids, mask, last, places, site, layers, rows, columns):
+def _trace(nn, n_layers, ids, mask, last, places, site, layers, rows, columns):
     with nn.trace(input_ids=ids, attention_mask=mask):
         values = nnsight.save([])
-        for layer in range(len(nn.layers)):
+        for layer in range(n_layers):
             value = _visit(nn.layers[layer], places.get(layer, {}), site if layer in layers else None)
             if layer in layers:
                 values.append(value[rows, columns])

@@ -59,7 +59,8 @@ class OpenModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        device = self.nn._module.get_input_embeddings().weight.device
+        inner = self.nn._module
+        device = torch.device("meta") if inner is None else inner.get_input_embeddings().weight.device
         # Without weights (a view, or a server that does not show them) the model itself moves what it is given.
         return torch.device("cpu") if device.type == "meta" else device
 

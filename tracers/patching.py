@@ -207,20 +207,21 @@ def _patch_packed(statements, streams, source, packed: Packed, which, site, wher
         edit = None if site == "resid_post" else (layer, site, values, head)
         shorten = start < n_layers and layer != n_layers - 1
         logits = _trace_cells(
-            nn, inputs, start, stream, edit, packed.row, packed.first, packed.last, shorten, answers
+            *(nn, inputs, start, stream, edit, packed.row, packed.first, packed.last),
+            *(n_layers - 1 if shorten else None, answers),
         )
         patched[s, prompt, i, token] = difference(logits)
 
 
-def _trace_cells(nn, inputs, start, stream, edit, row, first, last, shorten, answers):
+def _trace_cells(nn, inputs, start, stream, edit, row, first, last, shortened, answers):
     with nn.trace(**inputs):
         for skipped in range(start):
             nn.layers[skipped].skip(stream)
         if edit is not None:
             layer, site, values, head = edit
             sites.put(nn.layers[layer], site, row, first, values, head)
-        if shorten:
-            sites.run_mlp_at(nn.layers[len(nn.layers) - 1], row, last)
+        if shortened is not None:
+            sites.run_mlp_at(nn.layers[shortened], row, last)
         logits = nnsight.save(answer_logits(nn, row, last, answers))
     return logits
 

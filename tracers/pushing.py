@@ -169,8 +169,8 @@ def _run_plain(statements: Statements, layers: Sequence[int], answers):
     """Run the prompts as they are: the stream behind some blocks, and the answers' difference; keeps the run."""
     packed = whole(statements.lengths)
     inputs = statements.inputs(packed, statements.prefix_caches(packed))
-    streams, both = _trace_plain(statements.model.nn, inputs, layers, packed.row, packed.last, answers)
-    statements.keep_run(inputs["past_key_values"])
+    streams, both, cache = _trace_plain(statements.model.nn, inputs, layers, packed.row, packed.last, answers)
+    statements.keep_run(cache)
     return dict(zip(layers, streams, strict=True)), _difference(both)
 
 
@@ -201,9 +201,9 @@ def _run_packed(statements, streams, pushes, packed: Packed, site, layers, answe
         stream = moved(stream, rows, columns, added, out)
         layers = layers[1:]
     inputs = statements.inputs(packed, statements.run_caches(packed), start)
-    shorten = start < n_layers and n_layers - 1 not in layers
+    shortened = n_layers - 1 if start < n_layers and n_layers - 1 not in layers else None
     edit = (site, layers, rows, columns, added, out)
-    return _trace_pushed(nn, inputs, start, stream, edit, packed.row, packed.last, shorten, answers)
+    return _trace_pushed(nn, inputs, start, stream, edit, packed.row, packed.last, shortened, answers)
 
 
 def _places(lengths, pushes, packed: Packed):
@@ -256,17 +256,18 @@ def _trace_plain(nn, inputs, layers, row, last, answers):
         for layer in layers:
             streams.append(sites.get(nn.layers[layer], "resid_post"))
         both = nnsight.save(answer_probabilities(nn, row, last, answers))
-    return streams, both
+        cache = nnsight.save(nn.output.past_key_values)
+    return streams, both, cache
 
 
-def _trace_pushed(nn, inputs, start, stream, edit, row, last, shorten, answers):
+def _trace_pushed(nn, inputs, start, stream, edit, row, last, shortened, answers):
     with nn.trace(**inputs):
         for skipped in range(start):
             nn.layers[skipped].skip(stream)
         for layer in edit[1]:
             move(nn.layers[layer], edit)
-        if shorten:
-            sites.run_mlp_at(nn.layers[len(nn.layers) - 1], row, last)
+        if shortened is not None:
+            sites.run_mlp_at(nn.layers[shortened], row, last)
         both = nnsight.save(answer_probabilities(nn, row, last, answers))
     return both
 

@@ -108,11 +108,11 @@ def run_statements(
     packed = whole(statements.lengths)
     inputs = statements.inputs(packed, statements.prefix_caches(packed))
     with torch.no_grad():
-        values, logits = _trace_read(
-            statements.model.nn, inputs, site, layers, packed.row, packed.last, answers, columns
+        values, logits, cache = _trace_read(
+            statements.model.nn, inputs, site, layers, packed.row, packed.last, answers, columns, keep
         )
     if keep:
-        statements.keep_run(inputs["past_key_values"])
+        statements.keep_run(cache)
     return values, difference(logits)
 
 
@@ -122,8 +122,8 @@ def _run_whole(model, prompts, site, layers, answers, columns):
     # Causal attention makes the padding on the right harmless.
     inputs = dict(input_ids=padded([p.ids for p in prompts])[0], use_cache=False)
     with torch.no_grad():
-        values, logits = _trace_read(
-            model.nn, inputs, site, layers, torch.arange(len(prompts)), last, answers, columns
+        values, logits, _ = _trace_read(
+            model.nn, inputs, site, layers, torch.arange(len(prompts)), last, answers, columns, False
         )
     return values, difference(logits)
 
@@ -140,18 +140,28 @@ def answer_logits(nn, row, last, answers):
     The unembedding is skipped and two of its rows are applied instead; what the model does to logits after it
     (a soft cap, a scale) happens to the two alike.
     """
-    hidden = nn.unembed.input[row, last]
-    weight, bias, two = nn.unembed._module.weight, nn.unembed._module.bias, list(answers)
-    if weight.is_meta:
+    hidden, two = nn.unembed.input[row, last], list(answers)
+    if has_weights(nn.unembed):
+        weight, bias = nn.unembed._module.weight, nn.unembed._module.bias
+        two = torch.nn.functional.linear(hidden, weight[two], None if bias is None else bias[two])
+    else:
         # A server may keep weights to itself: it lets the module be called, and all rows are applied.
         two = nn.unembed(hidden)[:, two]
-    else:
-        two = torch.nn.functional.linear(hidden, weight[two], None if bias is None else bias[two])
     nn.unembed.skip(two)
     return nn.output.logits
 
 
-def _trace_read(nn, inputs, site, layers, row, last, answers, columns):
+def has_weights(module) -> bool:
+    """Whether the weights of a module of the model can be seen from here.
+
+    A server runs code that it does not trust where there are none: modules without values, or no modules at all.
+    There `linear(values, weight)` raises no error, it gives memory that nobody wrote.
+    """
+    inner = module._module
+    return inner is not None and not any(weight.is_meta for weight in inner.parameters())
+
+
+def _trace_read(nn, inputs, site, layers, row, last, answers, columns, keep):
     with nn.trace(**inputs):
         values = nnsight.save([])
         for layer in layers:
@@ -161,7 +171,9 @@ def _trace_read(nn, inputs, site, layers, row, last, answers, columns):
             logits = nnsight.save(torch.full((len(last), 2), torch.nan))
         else:
             logits = nnsight.save(answer_logits(nn, row, last, answers))
-    return values, logits
+        # As the run gives it: where arguments travel to the model as copies, the one that was passed stays empty.
+        cache = nnsight.save(nn.output.past_key_values if keep else [])
+    return values, logits, cache
 
 
 def _leaving(value):

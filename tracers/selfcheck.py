@@ -30,7 +30,7 @@ def check_sites(model) -> None:
     layer = model.n_layers // 2
     names = model.architecture.patchable
     with torch.no_grad():
-        values, logits = _read_block(model.nn, ids, layer, names)
+        values, logits = _read_block(model, ids, layer)
         _check_shapes(model, values)
         _check_identity(model, values, layer)
         scale = logits.float().abs().max()
@@ -52,11 +52,16 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.float32: 1e-4, torch.float64: 1e-8}.get(dtype, 5e-2)
 
 
-def _read_block(nn, ids, layer, names):
+def _read_block(model, ids, layer):
+    """Values at the sites of a block, under `added` what its heads add to the stream once projected, and logits."""
+    nn, block, names = model.nn, model.nn.layers[layer], model.architecture.patchable
     with nn.trace(input_ids=ids, logits_to_keep=2):
         values = nnsight.save({})
         for site in sorted(names, key=IN_ORDER.index):
-            values[site] = sites.get(nn.layers[layer], site)
+            values[site] = sites.get(block, site)
+        if "head_out" in names:
+            added = block.heads(values["head_out"])  # linear: the sum over heads
+            values["added"] = block.attn_add(added) if model.architecture.attn_add else added
         logits = nn.unembed.output.save()
     return values, logits
 
@@ -69,7 +74,8 @@ def _patched(nn, ids, layer, site, value, head):
 
 
 def _check_shapes(model, values) -> None:
-    for site, value in values.items():
+    for site in model.architecture.patchable:
+        value = values[site]
         heads, width = site_shape(model.config, site)
         if tuple(value.shape) != (1, N_TOKENS, heads * width):
             raise _failed(
@@ -86,19 +92,14 @@ def _check_identity(model, values, layer) -> None:
         value = values.get(site, expected)
         if (value - expected).float().abs().max() > tolerance(model.dtype) * value.float().abs().max():
             raise _failed(model, site, f"it is not what the stream of block {layer} adds up to")
-    if "head_out" in values:
-        block = model.nn.layers[layer]
-        added = block.heads._module(values["head_out"])  # linear: the sum over heads
-        if model.architecture.attn_add:
-            added = block.attn_add._module(added)
-        if (values["attn_out"] - added).float().abs().max() > tolerance(
-            model.dtype
-        ) * added.float().abs().max():
+    if "added" in values:
+        added, allowed = values["added"], tolerance(model.dtype) * values["added"].float().abs().max()
+        if (values["attn_out"] - added).float().abs().max() > allowed:
             raise _failed(model, "head_out", "projected, its heads are not what attention adds")
 
 
 def _failed(model, site: str, what: str) -> TracerError:
     return TracerError(
-        f"model {model.name} ({type(model.nn._module).__name__}): site {site}: {what}; "
+        f"model {model.name}: site {site}: {what}; "
         "its architecture is spelled unlike the known ones, describe it in tracers/architecture.py"
     )

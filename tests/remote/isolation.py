@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from pathlib import Path
 
@@ -35,3 +37,32 @@ def make_environment(folder: Path, **links: Path) -> Path:
     for name, source in links.items():
         os.symlink(source, site / name)
     return folder / "bin" / "python"
+
+
+class NotInstalled(Exception):
+    """A package of the server's cannot be had here."""
+
+
+def server_package(name: str, version: str) -> Path:
+    """The folder of a pure-Python package that is no dependency of this project, fetched from the index once.
+
+    Kept in the user's cache. What it needs in turn is what is installed here, so a run has the very same versions on
+    both sides; the Python that it asks for is not looked at (ndif asks for 3.12, and what is used of it runs on 3.11).
+    Raises NotInstalled with the reason.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "posttrace-tests" / f"{name}-{version}"
+    if not (folder / name).is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+            order = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-requires-python"]
+            order += ["--only-binary=:all:", "--no-compile", "--target", f"{fresh}/it", f"{name}=={version}"]
+            done = subprocess.run(order, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                lines = done.stderr.strip().splitlines() or ["pip says nothing"]
+                raise NotInstalled(f"{name} {version} cannot be installed: {lines[-1]}")
+            try:
+                os.replace(f"{fresh}/it", folder)
+            except OSError:  # another test run was quicker
+                pass
+    return folder / name

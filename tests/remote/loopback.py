@@ -22,14 +22,16 @@ class Loopback:
     ...     server.fault("post_status", code=429, retry_after=1)
 
     folder: where its environment and its log go. models: hub id -> folder of the checkpoint. options: more of the
-    server's CONFIG (tests/remote/server/__main__.py).
+    server's CONFIG (tests/remote/server/__main__.py). links: packages beside the installed ones (isolation.py).
     """
 
-    def __init__(self, folder: Path, models: dict[str, Path], **options):
+    def __init__(
+        self, folder: Path, models: dict[str, Path], links: dict[str, Path] | None = None, **options
+    ):
         self.log_path = folder / "server.jsonl"
         self.key = KEY
         self._read = 0
-        python = make_environment(folder / "environment", loopback_server=_SERVER)
+        python = make_environment(folder / "environment", loopback_server=_SERVER, **(links or {}))
         config = {
             "models": {name: {"directory": str(path)} for name, path in models.items()},
             "log": str(self.log_path),

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from nnsight import TransformersModel
 
-from tracers.architecture import Architecture, recognise
+from tracers.architecture import Architecture
 from tracers.errors import TracerError
-from tracers.opening import OpenModel, empty_model, load_config, load_tokenizer
-from tracers.remote.errors import JobFailed
+from tracers.remote.errors import JobFailed, Unavailable
 from tracers.remote.request import Request, request
 from tracers.remote.result import rebuilt
 from tracers.remote.runner import Facts, Note, Runner, Unkept
+from tracers.remote.view import View, weightless
 
 CLASS = "nnsight.modeling.transformers.TransformersModel"
 """What a server wraps a causal language model in; the first part of its key."""
@@ -47,7 +46,7 @@ class RemoteModel:
     name: str
     key: str
     """By which the server knows it."""
-    view: OpenModel
+    view: View
     """The same without weights; what engines see on the server, its modules replaced by the real ones."""
     dtype: torch.dtype
     """Which the server's model must have."""
@@ -80,7 +79,8 @@ class RemoteModel:
         outcome, facts = self.runner.perform(asked, self.key, env, note, self.errand.report)
         self.errand.facts.append(facts)
         if outcome["problem"]:
-            raise JobFailed(f"{asked.operation}: {outcome['problem']}")
+            failure = Unavailable if outcome.get("whole_job") else JobFailed
+            raise failure(f"{asked.operation}: {outcome['problem']}")
         self.checked.add(self.key)
         return rebuilt(outcome)
 
@@ -98,7 +98,7 @@ class RemoteModel:
 
     @property
     def config(self):
-        return self.view.config
+        return self.view.nn._module.config
 
     @property
     def n_layers(self) -> int:
@@ -126,7 +126,7 @@ def open_remote(
     """
     full = model_key(model, revision, key)
     return RemoteModel(
-        name=model, key=full, view=weightless(model, revision, full), dtype=dtype, runner=runner
+        name=model, key=full, view=weightless(model, revision, full, dtype), dtype=dtype, runner=runner
     )
 
 
@@ -147,23 +147,6 @@ def model_key(model: str, revision: str | None = None, key: str | None = None) -
             "family.stages.base={model: FOLDER, remote_key: meta-llama/Llama-3.1-8B}"
         )
     return f"{CLASS}:{json.dumps({'repo_id': key or model, 'revision': revision, 'task': 'text-generation'})}"
-
-
-def weightless(model: str, revision: str | None, key: str) -> OpenModel:
-    """What engines see of a model: its modules by name, without weights, and without where its files lie here."""
-    load_config(model, revision)
-    tokenizer = load_tokenizer(model, revision)
-    architecture = recognise(empty_model(model, revision))
-    nn = TransformersModel(
-        str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
-        revision=revision,
-        task="text-generation",
-        tokenizer=tokenizer,
-        rename=architecture.rename,
-    )
-    named = json.loads(key.partition(":")[2])["repo_id"]
-    nn.repo_id, nn.args, nn.kwargs = named, (), {}
-    return OpenModel(name=named, nn=nn, tokenizer=tokenizer, architecture=architecture)
 
 
 def _check_size(asked: Request, limit: int) -> None:

@@ -11,7 +11,7 @@ import nnsight
 import torch
 import transformers
 
-from tracers.errors import TracerError
+from tracers.errors import TracerError, WholeJob
 from tracers.selfcheck import check_sites
 
 
@@ -22,24 +22,44 @@ def answer(model, engine, arguments, options, dtype, check):
     ''
 
     dtype: what the model must have there. check: prove first that the sites are where they should be. A TracerError
-    comes back as text under `problem`; any other error is the server's to report, with its traceback.
+    comes back as text under `problem`, and `whole_job` says whether the job's other requests would end in it as well;
+    any other error is the server's to report, with its traceback.
     """
     # Plain texts: torch.__version__ is of a class of its own, which a client that loads no classes refuses.
     versions = {"python": platform.python_version()}
     for module in (torch, transformers, nnsight):
         versions[module.__name__] = str(module.__version__)
     try:
-        if str(model.dtype) != dtype:
-            raise TracerError(
-                f"model {model.name}: the server holds it in {model.dtype}, the job wants {dtype}; "
-                f"set dtype={str(model.dtype).removeprefix('torch.')}"
+        held = str(held_dtype(model.nn))
+        if held != dtype:
+            raise WholeJob(
+                f"model {model.name}: the server holds it in {held}, the job wants {dtype}; "
+                f"set dtype={held.removeprefix('torch.')}"
             )
         if check:
             check_sites(model)
         result = engine(model, *arguments, **options)
     except TracerError as error:
-        return {"problem": str(error), "versions": versions}
+        return {"problem": str(error), "whole_job": isinstance(error, WholeJob), "versions": versions}
     return {"problem": "", "versions": versions, **packed(result)}
+
+
+def held_dtype(nn):
+    """The dtype in which a model is held where it runs: that of the stream, from a run of one token.
+
+    >>> held_dtype(open_model("path/to/checkpoint", dtype="float32").nn)        # doctest: +SKIP
+    torch.float32
+
+    Modules are not asked: where a server runs code that it does not trust, they have what the configuration says.
+    """
+    with torch.no_grad():
+        return _stream(nn).dtype
+
+
+def _stream(nn):
+    with nn.trace(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False, logits_to_keep=1):
+        stream = nnsight.save(nn.layers[0].input)
+    return stream
 
 
 def packed(result):

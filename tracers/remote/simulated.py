@@ -22,6 +22,7 @@ from tracers.remote.errors import JobFailed
 from tracers.remote.request import request
 from tracers.remote.result import NAME, loaded, rebuilt
 from tracers.remote.shipping import OURS
+from tracers.remote.view import view_of
 
 MAX_RESULT = 2**31
 
@@ -34,7 +35,7 @@ class SimulatedModel(OpenModel):
 
     def run(self, engine, *arguments, **options):
         """As `RemoteModel.run`, on the weights in this process; raises TracerError for what cannot be shipped."""
-        view = OpenModel(self.name, self.nn, self.tokenizer, self.architecture)
+        view = view_of(self.name, self.nn, self.tokenizer, self.architecture, self.dtype)
         asked = request(view, engine, arguments, options, dtype=str(self.dtype))
         saved = _executed(self.nn, zstandard.ZstdDecompressor().decompress(asked.blob))
         buffer = io.BytesIO()

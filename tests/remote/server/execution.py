@@ -10,17 +10,16 @@ import sys
 import threading
 import traceback
 
-_blocks: set[str] = set()
-"""File names of the block that runs."""
+from .sandbox import Sandbox, Told
 
 
 class Models:
     """The models that are served; each is loaded when the first request for it comes."""
 
-    def __init__(self, entries: dict[str, dict], *, dtype: str, weightless: bool):
+    def __init__(self, entries: dict[str, dict], *, dtype: str, sandbox: dict | None):
         self._entries = {canonical(key): entry for key, entry in entries.items()}
-        self._dtype = dtype
-        self._weightless = weightless
+        self.dtype = dtype
+        self._sandbox = Sandbox(**sandbox) if sandbox else None
         self._loaded = {}
         self._importing = threading.Lock()
 
@@ -55,14 +54,22 @@ class Models:
             self._loaded[key] = self._load(self._entries[key])
         return self._loaded[key]
 
+    def run(self, key: str, blob: bytes, compress: bool, env: dict, raising: str = "") -> "dict | bytes":
+        """What a request saved, by name; with NDIF's own code the bytes in which that comes."""
+        model = self.get(key)
+        if self._sandbox is None:
+            return run(model, blob, compress, env, raising)
+        import torch
+
+        directory = self._entries[canonical(key)]["directory"]
+        return self._sandbox.run(model, directory, getattr(torch, self.dtype), blob, compress, env)
+
     def _load(self, entry: dict):
         import torch
         from nnsight import TransformersModel
 
-        if self._weightless:
-            hide_weights()
         model = TransformersModel(
-            entry["directory"], task="text-generation", dtype=getattr(torch, self._dtype), dispatch=True
+            entry["directory"], task="text-generation", dtype=getattr(torch, self.dtype), dispatch=True
         )
         model._module.requires_grad_(False)
         return model
@@ -98,11 +105,9 @@ def run(model, blob: bytes, compress: bool, env: dict, raising: str = "") -> dic
         place = tracer.info.frame.f_code
         if raising:
             tracer.info.code = compile(f"raise RuntimeError({raising!r})", place.co_filename, "exec")
-        _blocks.add(place.co_filename)
         try:
             return _saved(tracer)
         finally:
-            _blocks.clear()
             model.interleaver.cancel()
 
 
@@ -140,7 +145,7 @@ def explained(error: BaseException) -> str:
     """What a client is told of an error: the traceback of its own code, or a sentence."""
     from nnsight.tracing.util import clean_traceback, filter_traceback
 
-    if isinstance(error, Unreadable):
+    if isinstance(error, Unreadable | Told):
         return str(error)
     here = os.path.dirname(__file__)
     own = filter_traceback(
@@ -149,34 +154,14 @@ def explained(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, own))
 
 
-def pack(saved: dict, compress: bool) -> bytes:
+def pack(saved: "dict | bytes", compress: bool) -> bytes:
     """A result as it travels."""
     import torch
     import zstandard
 
-    buffer = io.BytesIO()
-    torch.save(saved, buffer)
-    data = buffer.getvalue()
+    data = saved
+    if isinstance(saved, dict):
+        buffer = io.BytesIO()
+        torch.save(saved, buffer)
+        data = buffer.getvalue()
     return zstandard.ZstdCompressor(level=3).compress(data) if compress else data
-
-
-def hide_weights() -> None:
-    """Give parameters to shipped code without their values, as NDIF does for keys that it does not trust.
-
-    There such code runs in a process that has the modules but not the weights; modules can be called, and values
-    inside a trace be read and written, all the same. Shipped functions are known by the file name that nnsight
-    compiles them under, `[name:line] path`.
-    """
-    import torch
-
-    original = torch.nn.Module.__getattr__
-
-    def without_values(self, name):
-        value = original(self, name)
-        if isinstance(value, torch.nn.Parameter):
-            asking = sys._getframe(1).f_code.co_filename
-            if asking.startswith("[") or asking in _blocks:
-                return value.to("meta")
-        return value
-
-    torch.nn.Module.__getattr__ = without_values

@@ -145,7 +145,8 @@ class Jobs:
                 how = job.faults.get("result", {}).get("how")
                 if how not in (None, "bytes"):
                     saved = spoil(saved, how)
-                saves = {name: type(value).__name__ for name, value in saved.items()}
+                if isinstance(saved, dict):
+                    saves = {name: type(value).__name__ for name, value in saved.items()}
                 job.result = execution.pack(saved, job.compress)
                 if how == "bytes":
                     job.result = flip_byte(job.result)
@@ -168,9 +169,9 @@ class Jobs:
                 job, "COMPLETED", data=self.url(job), meta={"exec_ms": 1000 * (time.monotonic() - started)}
             )
 
-    def _run(self, job: Job, raising: bool) -> dict:
+    def _run(self, job: Job, raising: bool) -> "dict | bytes":
         words = "a fault in the block, armed by a test" if raising else ""
-        return execution.run(self.models.get(job.model_key), job.blob, job.compress, job.env, words)
+        return self.models.run(job.model_key, job.blob, job.compress, job.env, words)
 
     def url(self, job: Job) -> str:
         """Where the result is fetched without a key; another one each time, as signed ones are."""

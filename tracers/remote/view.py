@@ -1,0 +1,76 @@
+"""What travels of a model in a request: its modules by name, and what engines ask of it in values of their own.
+
+A server that does not trust a key runs the request where the modules have no values, and where it could not build
+them at all (transformers 5.23 with nnsight 0.8.1) where they are None. So an engine on a server asks no module for
+anything but what a trace gives.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from nnsight import TransformersModel
+
+from tracers.architecture import recognise
+from tracers.opening import OpenModel, empty_model, load_config, load_tokenizer
+
+TOLD = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size", "vocab_size"),
+    *("sliding_window", "layer_types"),
+)
+"""What engines ask of a configuration; nothing in it says where the files of a checkpoint lie."""
+
+
+@dataclass(frozen=True)
+class View(OpenModel):
+    """A model as engines see it on a server; its modules are whatever is there in their place."""
+
+    told: SimpleNamespace
+    """Of the configuration, what is named in `TOLD`."""
+    held: torch.dtype
+    """Which the job wants and the server is asked to have."""
+
+    @property
+    def config(self) -> SimpleNamespace:
+        return self.told
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.held
+
+
+def view_of(name: str, nn, tokenizer, architecture, dtype: torch.dtype) -> View:
+    """A wrapped model as a view.
+
+    >>> view_of("someone/model", nn, tokenizer, architecture, torch.float32).config.hidden_size    # doctest: +SKIP
+    160
+    """
+    config = nn._module.config
+    told = SimpleNamespace(**{key: getattr(config, key) for key in TOLD if hasattr(config, key)})
+    return View(name, nn, tokenizer, architecture, told, dtype)
+
+
+def weightless(model: str, revision: str | None, key: str, dtype: torch.dtype) -> View:
+    """A view of a model on a server, from configuration and tokenizer, without where its files lie here.
+
+    >>> weightless("path/to/checkpoint", None, model_key("path", key="someone/model"), torch.float32)  # doctest: +SKIP
+
+    key: as `tracers.remote.model.model_key` gives it. Raises TracerError as `open_model` does.
+    """
+    load_config(model, revision)
+    tokenizer = load_tokenizer(model, revision)
+    architecture = recognise(empty_model(model, revision))
+    nn = TransformersModel(
+        str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
+        revision=revision,
+        task="text-generation",
+        tokenizer=tokenizer,
+        rename=architecture.rename,
+    )
+    named = json.loads(key.partition(":")[2])["repo_id"]
+    nn.repo_id, nn.args, nn.kwargs = named, (), {}
+    return view_of(named, nn, tokenizer, architecture, dtype)
