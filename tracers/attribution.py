@@ -87,10 +87,10 @@ def attribution_grid(
 def _estimate(model, prompts, source, site, layers, answers) -> tuple[torch.Tensor, torch.Tensor]:
     """Estimated change (source x prompt x layer x token) and unpatched logit difference (prompt) of some prompts."""
     statements = Statements(model, prompts)
-    packed = whole(statements.lengths)
-    inputs = statements.inputs(packed, statements.prefix_caches(packed))
+    rows = statements.on_prefixes(whole(statements.lengths))
+    row, last = rows.packed.row, rows.packed.last
     with torch.enable_grad(), _Frozen(model.nn._module):
-        own, slopes, logits = _trace_slopes(model.nn, inputs, site, layers, packed.row, packed.last, answers)
+        own, slopes, logits = _trace_slopes(model.nn, rows.inputs(), site, layers, row, last, answers)
     heads, width = site_shape(model.config, site)
     changes = []
     for i, (value, slope) in enumerate(zip(own, slopes, strict=True)):

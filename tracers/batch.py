@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import nnsight
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from tracers.alignment import Prompt
 from tracers.errors import TracerError
@@ -14,6 +16,37 @@ from tracers.packing import Packed
 
 Caches = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values per block; dims row x head x token x head size."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows on the model's device, ready to be run from any block on."""
+
+    packed: Packed
+    caches: Caches
+    """What the rows see before their own tokens."""
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    def inputs(self, start: int = 0) -> dict:
+        """Keyword arguments of a forward pass; start: the first block that will run, the ones before are skipped."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.caches):
+            if layer < start:  # only its length is asked for
+                keys, values = keys[:1].clone(), values[:1].clone()
+            held = DynamicLayer()
+            held.lazy_initialization(keys, values)
+            # A run adds its own keys to a copy: the same tensors serve every run.
+            held.keys, held.values = keys, values
+            cache.layers.append(held)
+        return dict(
+            input_ids=self.input_ids,
+            position_ids=self.position_ids,
+            attention_mask=self.attention_mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
 
 
 class Statements:
@@ -29,44 +62,36 @@ class Statements:
     def __init__(self, model, prompts: Sequence[Prompt]):
         self.model = model
         self.lengths = [len(p.statement) for p in prompts]
-        self.ids, self._valid = padded([p.statement for p in prompts])
+        self.ids = padded([p.statement for p in prompts])[0].to(model.device)
         prefixes = list(dict.fromkeys(p.prefix for p in prompts))
-        self._prefix_of = torch.tensor([prefixes.index(p.prefix) for p in prompts])
-        prefix_ids, self._prefix_valid = padded(prefixes)
+        self._prefix_of = torch.tensor([prefixes.index(p.prefix) for p in prompts], device=model.device)
+        prefix_ids, self._prefix_valid = (part.to(model.device) for part in padded(prefixes))
         self._prefix = _run_prefixes(model.nn, prefix_ids) if prefix_ids.shape[1] else []
         self._statement: Caches = []
 
-    def inputs(self, packed: Packed, caches: Caches, start: int = 0) -> dict:
-        """Keyword arguments of a forward pass over packed rows.
+    def on_prefixes(self, packed: Packed) -> Rows:
+        """Packed rows that see their prefix."""
+        packed = packed.to(self.model.device)
+        return self._rows(packed, _select(self._prefix, self._prefix_of[packed.prompt]))
 
-        caches: what `prefix_caches` or `run_caches` gave for these rows. start: the first block that will run;
-        the ones before it are skipped, and their caches need no rows.
-        """
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(caches):
-            few = slice(None) if layer >= start else slice(0, 1)
-            cache.update(keys[few], values[few], layer)
-        n_cached = caches[0][0].shape[2] if caches else 0
+    def on_run(self, packed: Packed) -> Rows:
+        """Packed rows that see their prefix and the tokens before them of the run that was kept."""
+        packed = packed.to(self.model.device)
+        return self._rows(packed, _select(self._statement, packed.prompt))
+
+    def _rows(self, packed: Packed, caches: Caches) -> Rows:
         lengths = self._prefix_valid.sum(1)[self._prefix_of[packed.prompt]]
-        return dict(
+        return Rows(
+            packed,
+            caches,
             input_ids=self.ids[packed.prompt[:, None], packed.token.clamp(min=0)],
             position_ids=(lengths[:, None] + packed.token).clamp(min=0),
-            attention_mask=self._mask(packed, n_cached),
-            past_key_values=cache,
-            use_cache=True,
+            attention_mask=self._mask(packed, caches[0][0].shape[2] if caches else 0),
         )
-
-    def prefix_caches(self, packed: Packed) -> Caches:
-        """Per block, keys and values of each row's prefix."""
-        return _select(self._prefix, self._prefix_of[packed.prompt])
 
     def keep_run(self, cache: DynamicCache) -> None:
         """Keep keys and values of prefix and statement of every prompt, from a run of `packing.whole`."""
         self._statement = [(layer.keys, layer.values) for layer in cache.layers]
-
-    def run_caches(self, packed: Packed) -> Caches:
-        """Per block, keys and values of each row's prefix and whole statement, from the run that was kept."""
-        return _select(self._statement, packed.prompt)
 
     def n_keys(self) -> int:
         """Cached keys that a row holds beside its own: those of the longest prefix and of the longest statement."""
@@ -86,7 +111,8 @@ class Statements:
                 )
             allowed &= distance < window
         dtype = self.model.dtype
-        return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
     def _allowed(self, packed: Packed, n_cached: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Which keys each slot may see, and how many positions back they are; dims row x slot x key.
@@ -97,10 +123,11 @@ class Statements:
         lengths = valid.sum(1)[:, None]
         rows, width = packed.token.shape
         prefix = valid[:, None, :].expand(rows, width, -1)
-        positions = [torch.arange(valid.shape[1]).expand(rows, -1)]
+        device = valid.device
+        positions = [torch.arange(valid.shape[1], device=device).expand(rows, -1)]
         parts = [prefix]
         if n_cached > valid.shape[1]:
-            before = torch.arange(self.ids.shape[1])
+            before = torch.arange(self.ids.shape[1], device=device)
             parts.append(before < packed.begin[:, :, None])
             positions.append(lengths + before)
         same = packed.begin[:, :, None] == packed.begin[:, None, :]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
+from tracers import sites
 from tracers.alignment import Prompt
 from tracers.batch import Statements
 from tracers.packing import whole
@@ -35,9 +36,9 @@ def read_answers(model, prompts: Sequence[Prompt], *, answers: tuple[int, int]) 
     """
     with torch.no_grad():
         statements = Statements(model, prompts)
-        packed = whole(statements.lengths)
-        inputs = statements.inputs(packed, statements.prefix_caches(packed))
-        two, rest = _trace_answers(model.nn, inputs, packed.row, packed.last, list(answers))
+        rows = statements.on_prefixes(whole(statements.lengths))
+        row, last = rows.packed.row, rows.packed.last
+        two, rest = _trace_answers(model.nn, rows.inputs(), row, last, list(answers))
     two, rest = two.cpu(), rest.cpu()
     return Answers(two[:, 0] - two[:, 1], two.exp().sum(1), rest)
 
@@ -45,7 +46,7 @@ def read_answers(model, prompts: Sequence[Prompt], *, answers: tuple[int, int]) 
 def _trace_answers(nn, inputs, row, last, answers):
     """Log-probabilities of the answers and entropy at the last slot of each segment only."""
     with nn.trace(**inputs):
-        nn.unembed.input = nn.unembed.input[row, last][:, None]
+        nn.unembed.input = sites.at(nn.unembed.input, row, last)[:, None]
         log_p = torch.log_softmax(nn.output.logits[:, 0].float(), dim=-1)
         two = nnsight.save(log_p[:, answers])
         entropy = nnsight.save(-(log_p.exp() * log_p).sum(-1))

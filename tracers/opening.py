@@ -111,8 +111,10 @@ def wrap(module, tokenizer, *, name: str, check: bool = True) -> OpenModel:
     from tracers.selfcheck import check_sites
 
     architecture = recognise(module)
+    # nnsight builds on transformers' pipelines, which move a model to the first GPU unless told where it is.
+    placed = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
     nn = TransformersModel(
-        module.eval(), tokenizer=tokenizer, task="text-generation", rename=architecture.rename
+        module.eval(), tokenizer=tokenizer, task="text-generation", rename=architecture.rename, **placed
     )
     opened = OpenModel(name=name, nn=nn, tokenizer=tokenizer, architecture=architecture)
     if check:

@@ -10,14 +10,18 @@ import random
 from collections.abc import Sequence
 from itertools import groupby
 
+import nnsight
 import torch
 
 from tracers import sites
 from tracers.alignment import Prompt
 from tracers.errors import TracerError
 from tracers.patching import PatchGrid, places, tokens_that_fit
-from tracers.reading import difference
+from tracers.reading import answer_logits, difference
 from tracers.selfcheck import tolerance
+
+CHECKED = 8
+"""Cells of a unit's grid that are computed again at most."""
 
 
 def patch_grid_naive(
@@ -48,8 +52,8 @@ def patch_grid_naive(
 def naive_run(model, prompt: Prompt, answers: tuple[int, int]) -> torch.Tensor:
     """Logit difference of one prompt (float32 scalar, nats), without a patch."""
     with torch.no_grad():
-        logits = _trace_plain(model.nn, torch.tensor(prompt.ids)[None])
-    return difference(logits[list(answers)])
+        logits = _trace_patched(model.nn, torch.tensor(prompt.ids)[None], "resid_post", [], answers)
+    return difference(logits[0])
 
 
 def naive_cell(
@@ -59,8 +63,8 @@ def naive_cell(
     ids = torch.tensor(prompt.ids)[None]
     edit = (layer, [0], [prompt.start + token], value[None], head)
     with torch.no_grad():
-        logits = _trace_patched(model.nn, ids, site, [edit])
-    return difference(logits[0, list(answers)])
+        logits = _trace_patched(model.nn, ids, site, [edit], answers)
+    return difference(logits[0])
 
 
 def naive_rows(model, prompts: Sequence[Prompt], cells, *, site: str, answers) -> torch.Tensor:
@@ -78,8 +82,8 @@ def naive_rows(model, prompts: Sequence[Prompt], cells, *, site: str, answers) -
         columns = [prompts[row].start + token for row, token in zip(rows, tokens, strict=True)]
         edits.append((layer, rows, columns, torch.stack(values), torch.tensor(heads)))
     with torch.no_grad():
-        logits = _trace_patched(model.nn, torch.tensor([p.ids for p in prompts]), site, edits)
-    return difference(logits[:, list(answers)])
+        logits = _trace_patched(model.nn, torch.tensor([p.ids for p in prompts]), site, edits, answers)
+    return difference(logits)
 
 
 def check_sample(
@@ -89,17 +93,19 @@ def check_sample(
     grid: PatchGrid,
     *,
     share: float,
+    at_most: int = CHECKED,
     rng: random.Random,
     site: str,
     layers: Sequence[int],
     answers: tuple[int, int],
 ) -> tuple[int, float]:
-    """Compute a random share of a grid's cells (at least one) the naive way: how many, and the largest difference.
+    """Compute some of a grid's cells the naive way, drawn at random: how many, and the largest difference.
 
     >>> check_sample(model, prompts, source, grid, share=0.01, rng=random.Random(0), **options)  # doctest: +SKIP
     (19, 2.4e-06)
 
-    Raises TracerError when a cell differs by more than rounding: 1e-4 of the grid's largest value in float32, 5 %
+    share: of all cells, at least one and not more than `at_most`: the eighth says as much as the hundredth, and each
+    costs a whole forward pass. Raises TracerError when a cell differs by more than rounding: 1e-4 of the grid's largest value in float32, 5 %
     of it in 16 bits, where sums are rounded to three digits and other batches add up in another order. Cells of prompts
     of equal length share a pass (see `naive_rows`).
     """
@@ -112,7 +118,7 @@ def check_sample(
         for token in range(len(prompt.statement))
     ]
     chosen = sorted(
-        rng.sample(cells, max(1, round(share * len(cells)))), key=lambda c: len(prompts[c[1]].ids)
+        rng.sample(cells, checked_cells(len(cells), share, at_most)), key=lambda c: len(prompts[c[1]].ids)
     )
     allowed = tolerance(model.dtype) * float(grid.patched.nan_to_num().abs().max().clamp(min=1))
     largest = 0.0
@@ -133,6 +139,15 @@ def check_sample(
     return len(chosen), largest
 
 
+def checked_cells(n_cells: int, share: float, at_most: int = CHECKED) -> int:
+    """How many of a grid's cells `check_sample` computes again.
+
+    >>> checked_cells(300, 0.01), checked_cells(20_000, 0.01)
+    (3, 8)
+    """
+    return max(1, min(at_most, round(share * n_cells)))
+
+
 def _batches(cells, lengths: Sequence[int], max_tokens: int):
     """Cells (source, prompt, place, token), sorted by their prompt's length, in batches of one length each."""
     for length, group in groupby(cells, key=lambda cell: lengths[cell[1]]):
@@ -140,15 +155,9 @@ def _batches(cells, lengths: Sequence[int], max_tokens: int):
         yield from (some[begin : begin + n] for begin in range(0, len(some), n))
 
 
-def _trace_plain(nn, ids):
-    with nn.trace(input_ids=ids):
-        logits = nn.output.logits[0, -1].save()
-    return logits
-
-
-def _trace_patched(nn, ids, site, edits):
+def _trace_patched(nn, ids, site, edits, answers):
     with nn.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
         for layer, rows, columns, values, heads in edits:
             sites.put(nn.layers[layer], site, rows, columns, values, heads)
-        logits = nn.output.logits[:, -1].save()
+        logits = nnsight.save(answer_logits(nn, slice(None), -1, answers))
     return logits

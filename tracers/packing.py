@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -36,6 +36,10 @@ class Packed:
     """Slot of the segment's first token, the patched one; dims cell."""
     last: torch.Tensor
     """Slot of the segment's last token, which is the prompt's last; dims cell."""
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on a device, where it is used as indices."""
+        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def pack(cells: Sequence[tuple[int, int, int]], lengths: Sequence[int], max_tokens: int) -> list[Packed]:

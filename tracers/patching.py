@@ -65,6 +65,7 @@ def patch_grid(
     fit.
     """
     check_source(model, prompts, source, site, layers)
+    source = source.to(model.device)
     statements = Statements(model, prompts)
     streams, unpatched = run_statements(statements, "resid_post", range(model.n_layers), answers, keep=True)
     patched = unpatched[None, :, None, None].repeat(source.shape[0], 1, *source.shape[2:4])
@@ -160,16 +161,32 @@ def tokens_that_fit(model) -> int:
     >>> tokens_that_fit(model)                                        # doctest: +SKIP
     4096
 
-    A token needs room for a block's working values and, in every block, for the keys and values of about two
-    tokens (its row's share of the prefix and its own).
+    A token needs room for a block's working values and, in every block, for the keys and values of about four
+    tokens: its row's share of the prefix and its own, and both again while the model puts them together.
     """
     if model.device.type != "cuda":
         return MAX_TOKENS
     config = model.config
     working = 12 * model.hidden_size + 4 * getattr(config, "intermediate_size", 4 * model.hidden_size)
-    cached = 2 * model.n_layers * 2 * model.hidden_size
-    free, _ = torch.cuda.mem_get_info(model.device)
-    return max(1024, min(65536, free // 2 // (model.dtype.itemsize * (working + cached))))
+    head = getattr(config, "head_dim", None) or model.hidden_size // config.num_attention_heads
+    keys = head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    needed = model.dtype.itemsize * (working + 4 * 2 * model.n_layers * keys)
+    return max(1024, min(65536, free_memory(model) // 2 // needed))
+
+
+def free_memory(model) -> int:
+    """Bytes that the fullest of a model's GPUs still has, what PyTorch holds without using it included.
+
+    >>> free_memory(model) // 2**30                                   # doctest: +SKIP
+    57
+    """
+    devices = {parameter.device for parameter in model.nn._module.parameters() if parameter.is_cuda}
+    return min(
+        torch.cuda.mem_get_info(device)[0]
+        + torch.cuda.memory_reserved(device)
+        - torch.cuda.memory_allocated(device)
+        for device in devices
+    )
 
 
 def first_block(layer: int, site: str) -> int:
@@ -191,26 +208,29 @@ def _patch_cells(statements, streams, source, packed, which, site, where, answer
 
 def _patch_packed(statements, streams, source, packed: Packed, which, site, where, answers, patched) -> None:
     nn, n_layers = statements.model.nn, statements.model.n_layers
-    s, prompt, token = packed.cells.T
-    caches = statements.run_caches(packed)
-    slots = packed.token.clamp(min=0)
+    rows = statements.on_run(packed)
+    here = rows.packed
+    s, prompt, token = here.cells.T
+    found = []
     for i in which:
         (layer, head), values = where[i], source[s, prompt, i, token]
         start = first_block(layer, site)
         stream = None
         if start:
-            own = streams[start - 1]
-            stream = own[packed.prompt[:, None].to(own.device), slots.to(own.device)]
+            stream = sites.at(streams[start - 1], here.prompt[:, None], here.token.clamp(min=0))
         if site == "resid_post":
-            stream[packed.row, packed.first] = values.to(stream)
-        inputs = statements.inputs(packed, caches, start)
+            stream = sites.replaced(stream, here.row, here.first, values)
         edit = None if site == "resid_post" else (layer, site, values, head)
-        shorten = start < n_layers and layer != n_layers - 1
+        shortened = n_layers - 1 if start < n_layers and layer != n_layers - 1 else None
+        inputs = rows.inputs(start)
         logits = _trace_cells(
-            *(nn, inputs, start, stream, edit, packed.row, packed.first, packed.last),
-            *(n_layers - 1 if shorten else None, answers),
+            nn, inputs, start, stream, edit, here.row, here.first, here.last, shortened, answers
         )
-        patched[s, prompt, i, token] = difference(logits)
+        found.append(logits)
+    # Asked for at the end only: a GPU goes on with one place while the next is prepared.
+    s, prompt, token = packed.cells.T
+    for i, differences in zip(which, difference(torch.stack(found)), strict=True):
+        patched[s, prompt, i, token] = differences
 
 
 def _trace_cells(nn, inputs, start, stream, edit, row, first, last, shortened, answers):

@@ -167,9 +167,9 @@ def batches(cells, lengths: Sequence[int], n_keys: int, max_tokens: int) -> list
 
 def _run_plain(statements: Statements, layers: Sequence[int], answers):
     """Run the prompts as they are: the stream behind some blocks, and the answers' difference; keeps the run."""
-    packed = whole(statements.lengths)
-    inputs = statements.inputs(packed, statements.prefix_caches(packed))
-    streams, both, cache = _trace_plain(statements.model.nn, inputs, layers, packed.row, packed.last, answers)
+    rows = statements.on_prefixes(whole(statements.lengths))
+    row, last = rows.packed.row, rows.packed.last
+    streams, both, cache = _trace_plain(statements.model.nn, rows.inputs(), layers, row, last, answers)
     statements.keep_run(cache)
     return dict(zip(layers, streams, strict=True)), _difference(both)
 
@@ -192,18 +192,20 @@ def _fill(statements, streams, pushes, packed: Packed, site, layers, answers, re
 def _run_packed(statements, streams, pushes, packed: Packed, site, layers, answers):
     nn, n_layers = statements.model.nn, statements.model.n_layers
     rows, columns, added, out = _places(statements.lengths, pushes, packed)
+    run = statements.on_run(packed)
+    packed = run.packed
     start = first_block(layers[0], site)
     stream = None
     if start:
-        own = streams[start - 1]
-        stream = own[packed.prompt[:, None].to(own.device), packed.token.clamp(min=0).to(own.device)]
+        stream = sites.at(streams[start - 1], packed.prompt[:, None], packed.token.clamp(min=0))
     if site == "resid_post":
         stream = moved(stream, rows, columns, added, out)
         layers = layers[1:]
-    inputs = statements.inputs(packed, statements.run_caches(packed), start)
     shortened = n_layers - 1 if start < n_layers and n_layers - 1 not in layers else None
     edit = (site, layers, rows, columns, added, out)
-    return _trace_pushed(nn, inputs, start, stream, edit, packed.row, packed.last, shortened, answers)
+    return _trace_pushed(
+        nn, run.inputs(start), start, stream, edit, packed.row, packed.last, shortened, answers
+    )
 
 
 def _places(lengths, pushes, packed: Packed):
@@ -223,7 +225,7 @@ def _places(lengths, pushes, packed: Packed):
 
 def moved(hidden, rows, columns, added, out):
     """`hidden` with `added[i]` added, and its component along `out[i]` (unit or zero) removed, at cell i."""
-    some = hidden[rows, columns]
+    some = sites.at(hidden, rows, columns)
     added, out = added.to(some), out.to(some)
     some = some + added - (some * out).sum(-1, keepdim=True) * out
     return sites.replaced(hidden, rows, columns, some)
@@ -240,7 +242,7 @@ def answer_probabilities(nn, row, last, answers):
 
     The unembedding is applied at the last slots only.
     """
-    hidden = nn.unembed.input[row, last]
+    hidden = sites.at(nn.unembed.input, row, last)
     nn.unembed.skip(nn.unembed(hidden))
     return torch.softmax(nn.output.logits.float(), dim=-1)[..., list(answers)]
 

@@ -105,11 +105,12 @@ def run_statements(
     keep: let `statements` keep the run's keys and values, for the parts of it that are run later. columns: statement
     tokens to give, dims prompt x token; these come to the CPU (see `_arrived`), while all of them stay on the device.
     """
-    packed = whole(statements.lengths)
-    inputs = statements.inputs(packed, statements.prefix_caches(packed))
+    rows = statements.on_prefixes(whole(statements.lengths))
+    row, last = rows.packed.row, rows.packed.last
+    columns = columns if columns is None else columns.to(row.device)
     with torch.no_grad():
         values, logits, cache = _trace_read(
-            statements.model.nn, inputs, site, layers, packed.row, packed.last, answers, columns, keep
+            statements.model.nn, rows.inputs(), site, layers, row, last, answers, columns, keep
         )
     if keep:
         statements.keep_run(cache)
@@ -118,12 +119,13 @@ def run_statements(
 
 def _run_whole(model, prompts, site, layers, answers, columns):
     """As `run_statements`, columns counted from the prompts' beginning, in one plain pass without a cache."""
-    last = torch.tensor([len(p.ids) - 1 for p in prompts])
+    last = torch.tensor([len(p.ids) - 1 for p in prompts], device=model.device)
+    row = torch.arange(len(prompts), device=model.device)
     # Causal attention makes the padding on the right harmless.
     inputs = dict(input_ids=padded([p.ids for p in prompts])[0], use_cache=False)
     with torch.no_grad():
         values, logits, _ = _trace_read(
-            model.nn, inputs, site, layers, torch.arange(len(prompts)), last, answers, columns, False
+            model.nn, inputs, site, layers, row, last, answers, columns.to(model.device), False
         )
     return values, difference(logits)
 
@@ -137,13 +139,16 @@ def difference(logits: torch.Tensor) -> torch.Tensor:
 def answer_logits(nn, row, last, answers):
     """Logits of the two answers only, at the last slot of each segment, inside a trace; dims cell x 2.
 
-    The unembedding is skipped and two of its rows are applied instead; what the model does to logits after it
-    (a soft cap, a scale) happens to the two alike.
+    The unembedding is skipped and two of its rows are applied instead, in float32, as a logit of 20 has steps of 1/8
+    in bfloat16; what the model does to logits after it (a soft cap, a scale) happens to the two alike.
     """
-    hidden, two = nn.unembed.input[row, last], list(answers)
+    hidden, two = sites.at(nn.unembed.input, row, last), list(answers)
     if has_weights(nn.unembed):
         weight, bias = nn.unembed._module.weight, nn.unembed._module.bias
-        two = torch.nn.functional.linear(hidden, weight[two], None if bias is None else bias[two])
+        weight, bias = (
+            part if part is None else part[two].to(hidden.device, torch.float32) for part in (weight, bias)
+        )
+        two = torch.nn.functional.linear(hidden.float(), weight, bias)
     else:
         # A server may keep weights to itself: it lets the module be called, and all rows are applied.
         two = nn.unembed(hidden)[:, two]
@@ -166,7 +171,7 @@ def _trace_read(nn, inputs, site, layers, row, last, answers, columns, keep):
         values = nnsight.save([])
         for layer in layers:
             value = sites.get(nn.layers[layer], site)
-            values.append(value if columns is None else _leaving(value[row[:, None], columns]))
+            values.append(value if columns is None else _leaving(sites.at(value, row[:, None], columns)))
         if answers is None:
             logits = nnsight.save(torch.full((len(last), 2), torch.nan))
         else:

@@ -83,14 +83,23 @@ def with_first(output, value):
     return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
+def at(hidden, *index):
+    """`hidden[index]`, wherever the indices are: a model on several devices gives each block's values on its own."""
+    return hidden[_there(hidden, *index)]
+
+
 def replaced(hidden, rows, columns, values, head=0):
     """Copy of `hidden` with some cells replaced; the original may be a tensor that others still hold.
 
     head: of several values side by side, each as wide as `values`, the one that is replaced (or dims cell).
     """
     hidden = hidden.clone()
-    hidden.unflatten(-1, (-1, values.shape[-1]))[rows, columns, head] = values.to(hidden)
+    hidden.unflatten(-1, (-1, values.shape[-1]))[_there(hidden, rows, columns, head)] = values.to(hidden)
     return hidden
+
+
+def _there(hidden, *index):
+    return tuple(one.to(hidden.device) if isinstance(one, torch.Tensor) else one for one in index)
 
 
 def run_mlp_at(block, rows, columns) -> None:
@@ -99,7 +108,5 @@ def run_mlp_at(block, rows, columns) -> None:
     For the last block of a run of which only those cells are read: an MLP works on each token alone.
     """
     hidden = block.mlp.input
-    some = block.mlp(hidden[rows, columns][:, None])
-    added = torch.zeros_like(hidden)
-    added[rows, columns] = first(some)[:, 0]
-    block.mlp.skip(with_first(some, added))
+    some = block.mlp(at(hidden, rows, columns)[:, None])
+    block.mlp.skip(with_first(some, replaced(torch.zeros_like(hidden), rows, columns, first(some)[:, 0])))

@@ -29,6 +29,7 @@ from tracers.cost import Cost, cells_cost, run_cost, shape_of
 from tracers.errors import TracerError
 from tracers.identity import model_identity
 from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
+from tracers.oracle import checked_cells
 from tracers.own_run import checked_grid, estimated_grid
 from tracers.patching import MAX_TOKENS, first_block, grid_plan
 from tracers.reading import one_pass, read_statements
@@ -149,7 +150,7 @@ class Knowledge:
         return arrays, checked
 
     def cost(self, work: Work) -> Cost:
-        """Forward passes and multiply-adds of a unit, the sample of whole passes aside (see pipeline.plan.Study)."""
+        """Forward passes and multiply-adds of a unit (see pipeline.plan.Study)."""
         prepared = self.sets[work.unit.group.removeprefix("knowledge/")]
         begin, end = work.unit.region["pair"]
         pairs = prepared.prompts[work.stage][begin:end]
@@ -176,6 +177,9 @@ class Knowledge:
         for packed, which in plan:
             starts = [first_block(layers[i], self.job.site) for i in which]
             total += cells_cost(self.shape, packed, starts, n_keys=max(prefixes) + max(lengths))
+        if share := self.job.execution.check_share:
+            n = checked_cells(len(self.job.stage_names) * len(layers) * sum(lengths), share)
+            total += run_cost(self.shape, [0], n * [max(prefixes) + max(lengths)])
         return total
 
     def _unchanged(self, work: Work, pairs) -> list[list[int]]:

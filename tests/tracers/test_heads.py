@@ -117,13 +117,15 @@ def test_a_wrong_head_is_caught_by_the_sample_and_named():
     corrupt = prompts(rng, [(9, 4), (7, 4), (9, 4)])
     source = read_statements(model, prompts(rng, [(9, 4), (7, 4), (9, 4)]), **options).values[None]
     grid = patch_grid(model, corrupt, source, **options)
-    n, largest = check_sample(model, corrupt, source, grid, share=1, rng=random.Random(0), **options)
+    n, largest = check_sample(
+        model, corrupt, source, grid, share=1, at_most=999, rng=random.Random(0), **options
+    )
     assert n == 3 * 12 * 4 and largest < 1e-4
     swapped = grid.patched.clone()
     swapped[:, :, [0, 1]] = swapped[:, :, [1, 0]]
     wrong = PatchGrid(swapped, grid.unpatched)
     with pytest.raises(TracerError, match=r"layer 0, head [01], token"):
-        check_sample(model, corrupt, source, wrong, share=1, rng=random.Random(0), **options)
+        check_sample(model, corrupt, source, wrong, share=1, at_most=999, rng=random.Random(0), **options)
 
 
 def test_a_projection_that_is_not_the_attentions_is_found_out():
