@@ -10,6 +10,7 @@ import torch
 
 from tracers.operations import Steer
 from tracers.patching import out_of_memory, tokens_that_fit
+from tracers.reading import has_weights
 from tracers.steering import Edit, literal_edits, necessary_edits, steer
 
 Ids = Sequence[int]
@@ -134,11 +135,16 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
     with torch.no_grad():
         inputs = {name: value.to(model.device) for name, value in left_padded(prompts).items()}
         ends = torch.tensor(list(stop), device=model.device)
-        cache = None
+        # Where what is passed in travels as a copy, the cache would travel several times for every token, and a block
+        # whose input is edited would fill a copy of it: there the whole text runs again.
+        cache, caching = None, has_weights(model.nn.unembed)
         new, log_odds = [], None
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
         for step in range(max_new_tokens):
-            logits, cache = _step(model.nn, dict(**inputs, past_key_values=cache, use_cache=True), edits)
+            if caching:
+                logits, cache = _step(model.nn, dict(**inputs, past_key_values=cache, use_cache=True), edits)
+            else:
+                logits = last_logits(model.nn, dict(**inputs, use_cache=False), edits)
             if log_odds is None:
                 none = logits.new_full((len(prompts),), torch.nan, dtype=torch.float32)
                 log_odds = (none if openings is None else opening_log_odds(logits, openings)).cpu()
@@ -148,12 +154,16 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
                 ended = ended | (chosen[:, None] == ends).any(1)
                 if step + 1 < max_new_tokens and bool(ended.all()):
                     break
-            mask = inputs["attention_mask"]
-            inputs = dict(
+            added = dict(
                 input_ids=chosen[:, None],
-                attention_mask=torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1),
+                attention_mask=inputs["attention_mask"].new_ones(len(prompts), 1),
                 position_ids=inputs["position_ids"][:, -1:] + 1,
             )
+            kept = ("attention_mask",) if caching else tuple(added)
+            inputs = {
+                name: torch.cat([inputs[name], value], dim=1) if name in kept else value
+                for name, value in added.items()
+            }
     return [_until(row, stop) for row in torch.stack(new, dim=1).tolist()], log_odds
 
 
@@ -166,7 +176,7 @@ def last_logits(nn, inputs: dict, edits: Sequence[Edit]) -> torch.Tensor:
 
 
 def _step(nn, inputs: dict, edits: Sequence[Edit]):
-    """As `last_logits`, and the keys and values of all tokens so far: on a server the cache passed in is a copy."""
+    """As `last_logits`, and the keys and values of all tokens so far."""
     with nn.trace(**inputs, logits_to_keep=1):
         steer(nn, edits)
         logits = nnsight.save(nn.output.logits[:, -1])
