@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.errors import JobError, shown
 from pipeline.files import read_bytes
 
+MOST_ROWS = 250_000
+"""Rows that are kept of a file."""
 
-@dataclass(frozen=True, slots=True)
-class Row:
+
+class Row(NamedTuple):
     """Cells of one row, in the order of the columns asked for; None for an optional column that the file lacks."""
 
     line: int
@@ -57,6 +59,11 @@ def read_rows(
             if len(row) != len(header):
                 row = _fitted(row, len(header), f"{place}: {shown(path)} line {reader.line_num}")
             if row and all(row[i] == value for i, value in kept):
+                if len(rows) == MOST_ROWS:
+                    raise JobError(
+                        f"{place}: {shown(path)} has more than {MOST_ROWS:,} rows{' that fit `where`' if where else ''}, "
+                        "the most that are taken; give a part of the file"
+                    )
                 rows.append(Row(reader.line_num, tuple([None if i is None else row[i] for i in wanted])))
     except UnicodeDecodeError:
         raise JobError(

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.errors import JobError, shown
 from pipeline.files import read_bytes
 from pipeline.rows import Row, read_rows
 from pipeline.spec import StatementSet
 
-MOST = 50_000
-"""Statements that are tokenised at most."""
-MOST_TEXT = 8_000_000
-"""Their characters, together."""
+MOST = 100_000
+"""Statements of a set that are tokenised at most."""
+DRAWN = 20_000
+"""Statements that pairs are made from, where the set has more and the job wants some pairs only."""
+CHARACTERS = 125
+"""Of a statement, on average: sets of longer ones may have fewer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """One row of a set."""
 
     text: str
@@ -85,44 +86,35 @@ def _statement(spec: StatementSet, row: Row, tie: str) -> Statement:
     return Statement(text=text, label=label == "1", pair=tie)
 
 
-def few_enough(spec: StatementSet, statements: Sequence[Statement], key: str, value: int | None) -> bool:
-    """Whether all statements can be tokenised; if not, the job must say how many are wanted.
+def check_number(spec: StatementSet, statements: Sequence[Statement], key: str) -> None:
+    """Raise JobError for more statements than can be tokenised; key: what the job may set to take fewer.
 
-    >>> few_enough(spec, statements, "max_pairs", job.max_pairs)       # doctest: +SKIP
-    True
-
-    key, value: what the job may set to take fewer. Raises JobError where it does not.
+    >>> check_number(spec, statements, "max_statements")               # doctest: +SKIP
     """
     text = sum(len(s.text) for s in statements)
-    if len(statements) <= MOST and text <= MOST_TEXT:
-        return True
-    if value is None:
+    if len(statements) > MOST or text > MOST * CHARACTERS:
         raise JobError(
-            f"set {spec.name}: {len(statements):,} statements of {text:,} characters are more than the {MOST:,} and "
-            f"{MOST_TEXT:,} that are taken at once; set {key}, or choose rows with `where`"
+            f"set {spec.name}: {len(statements):,} statements of {text:,} characters are more than the {MOST:,} of "
+            f"{MOST * CHARACTERS:,} that are taken; set {key}, or choose rows with `where`"
         )
-    return False
 
 
-def drawn(spec: StatementSet, statements: Sequence[Statement], seed: int) -> list[Statement]:
-    """As many statements as can be tokenised, drawn with the seed and left in their order; pairs stay together.
+def drawn(spec: StatementSet, statements: list[Statement], seed: int) -> list[Statement]:
+    """Of a large set, some statements to make pairs from, drawn with the seed and left in their order.
 
     >>> len(drawn(spec, statements, seed=0))                           # doctest: +SKIP
-    50000
+    20000
+
+    Rows of a free-form pair stay together. A set of at most `DRAWN` statements is returned as it is.
     """
-    together: dict[str | int, list[int]] = {}
-    for i, statement in enumerate(statements):
-        together.setdefault(statement.pair or i, []).append(i)
-    groups = list(together.values())
-    random.Random(f"{seed}/{spec.name}/drawn").shuffle(groups)
-    taken: list[int] = []
-    text = 0
-    for group in groups:
-        text += sum(len(statements[i].text) for i in group)
-        if len(taken) + len(group) > MOST or text > MOST_TEXT:
-            break
-        taken += group
-    return [statements[i] for i in sorted(taken)]
+    text = sum(len(s.text) for s in statements)
+    share = min(1, DRAWN / len(statements), DRAWN * CHARACTERS / text)
+    if share == 1:
+        return statements
+    ties = [s.pair or i for i, s in enumerate(statements)]
+    groups = list(dict.fromkeys(ties))
+    taken = set(random.Random(f"{seed}/{spec.name}/drawn").sample(groups, max(1, int(share * len(groups)))))
+    return [s for s, tie in zip(statements, ties, strict=True) if tie in taken]
 
 
 def file_hash(path: str) -> str:
