@@ -60,9 +60,10 @@ def read_rows(
                 row = _fitted(row, len(header), f"{place}: {shown(path)} line {reader.line_num}")
             if row and all(row[i] == value for i, value in kept):
                 if len(rows) == MOST_ROWS:
+                    fitting = " that fit `where`" if where else ""
                     raise JobError(
-                        f"{place}: {shown(path)} has more than {MOST_ROWS:,} rows{' that fit `where`' if where else ''}, "
-                        "the most that are taken; give a part of the file"
+                        f"{place}: {shown(path)} has more than {MOST_ROWS:,} rows{fitting}, the most that are taken; "
+                        "give a part of the file"
                     )
                 rows.append(Row(reader.line_num, tuple([None if i is None else row[i] for i in wanted])))
     except UnicodeDecodeError:

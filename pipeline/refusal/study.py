@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import JobError
+from pipeline.finite import SAME, check_finite
 from pipeline.plan import Work
 from pipeline.refusal.choice import choose_coefficient, choose_direction
 from pipeline.refusal.costs import unit_cost
@@ -30,17 +31,17 @@ from tracers.answering import answer
 from tracers.architecture import recognise
 from tracers.cost import Cost, shape_of
 from tracers.directions import direction_effects, mean_streams
-from tracers.errors import TracerError
 from tracers.generation import Steering, generate
 from tracers.identity import model_identity
 from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
 
-SAME = 1e-5
-"""Class means that differ by a smaller share of their length are the same, up to rounding."""
-
 
 class Refusal:
     """A `refusal` job, prepared (see pipeline.plan.Study)."""
+
+    gaps = frozenset(
+        {"direction", *SWEEP}
+    )  # places where prompts do not differ, and those that are not swept
 
     def __init__(self, job: RefusalJob):
         stages = {name: job.family.stages[name] for name in job.stage_names}
@@ -119,10 +120,7 @@ class Refusal:
         ]
         difference = means[0] - means[1]
         distance = difference.norm(dim=-1, keepdim=True)
-        if not difference.isfinite().all():
-            raise TracerError(
-                f"model {model.name}: activations are not finite in {self.job.dtype}; use dtype: bfloat16 or float32"
-            )
+        check_finite(unit.id, self.job.dtype, {"direction": difference})
         plain = [self._log_odds(model, stage, kind) for kind in KINDS]
         # Block 0 sees the same at a token of the template, whatever the instruction: there is no direction.
         distance = torch.where(distance > SAME * means[0].norm(dim=-1, keepdim=True), distance, 0.0)
@@ -172,6 +170,7 @@ class Refusal:
             )
             for name, values in found.items():
                 values[usable] = getattr(effects, name).numpy()
+                check_finite(unit.id, self.job.dtype, {name: values[usable]})
         return {name: values[None, None] for name, values in found.items()}, {}
 
     def _selection(self, unit, stage, rest, model, store):
@@ -283,11 +282,9 @@ class Refusal:
             share=self.job.execution.check_share,
             rng=random.Random(f"{self.job.seed}/{what}"),
         )
-        if not done.log_odds.isfinite().all():
-            raise TracerError(
-                f"{what}: model {model.name} gives logits that are not finite in {self.job.dtype}; use dtype: "
-                "bfloat16 or float32"
-            )
+        several = [len(ids) > 1 for ids in done.ids]
+        found = {"log_odds": done.log_odds, "unlikelihood": done.unlikelihood[several], "logits": done.peak}
+        check_finite(what, self.job.dtype, found)
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in done.ids]
         phrases = [matched_phrase(text, self.phrases) for text in texts]
         arrays = {
