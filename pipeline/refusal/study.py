@@ -23,7 +23,7 @@ from pipeline.refusal.instructions import read_splits
 from pipeline.refusal.job import RANDOM, RefusalJob
 from pipeline.refusal.prepared import KINDS, SPLIT_NAMES, check_choices, prepare_stage
 from pipeline.refusal.scores import matched_phrase, read_phrases, repeated_share
-from pipeline.refusal.templates import PROBES, rendered
+from pipeline.refusal.templates import PROBES, written
 from pipeline.refusal.units import planned
 from pipeline.stages import SIZES, check_one_size
 from pipeline.statements import file_hash
@@ -59,9 +59,14 @@ class Refusal:
         self.tokenizers = {name: load_tokenizer(s.model, s.revision) for name, s in stages.items()}
         rooms = {name: getattr(c, "max_position_embeddings", None) for name, c in configs.items()}
 
+        everything = [text for s in self.splits.values() for n in SPLIT_NAMES for text in getattr(s, n)]
+        texts = {name: written(job, name, t, everything) for name, t in self.tokenizers.items()}
+
         def prepared(n_positions):
             return {
-                name: prepare_stage(self.job, name, tokenizer, self.splits, rooms[name], n_positions)
+                name: prepare_stage(
+                    self.job, name, tokenizer, self.splits, texts[name], rooms[name], n_positions
+                )
                 for name, tokenizer in self.tokenizers.items()
             }
 
@@ -86,10 +91,7 @@ class Refusal:
                 kind: [list(getattr(s, n)) for n in SPLIT_NAMES] for kind, s in self.splits.items()
             },
             # Whole prompts, since a chat template may write the date into them.
-            "prompts": {
-                name: rendered(p.template, self.tokenizers[name], PROBES[0])
-                for name, p in self.prompts.items()
-            },
+            "prompts": {name: prompts[PROBES[0]] for name, prompts in texts.items()},
             "phrases": list(self.phrases),
             "openings": file_hash(job.openings),
         }
