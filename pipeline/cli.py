@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -238,20 +237,17 @@ def _shown(value) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _stop(*_) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: a user's mistake becomes one message and exit status 2, Ctrl-C a resumable store and 130."""
     from figures.errors import FigureError
+    from pipeline import interrupts
     from pipeline.errors import JobError
     from tracers.errors import TracerError
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    interrupts.listen()
     try:
-        status = app(arguments, result_action="return_value")
+        with interrupts.noticed():
+            status = app(arguments, result_action="return_value")
     except (JobError, TracerError, FigureError, stores.errors.StoreError) as error:
         print(f"posttrace: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,10 +12,11 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, shown
+from pipeline.files import MB, absolute, read_text
+from pipeline.plain_yaml import DEEPEST, load_yaml
 from pipeline.spec import HERE, FamilyJob, resolved
 
 BUILT_IN_JOBS = HERE / "jobs"
@@ -33,6 +34,10 @@ Job = FamilyJob
 """Any study's job; the key `study` tells them apart."""
 
 
+MISTAKES = 20
+"""Lines of a message at most, one a mistake."""
+
+
 def built_in_jobs() -> dict[str, Path]:
     """The jobs known by name."""
     return {path.stem: path for path in sorted(BUILT_IN_JOBS.glob("*.yaml"))}
@@ -47,15 +52,12 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
     Paths in the file are relative to the file, paths in overrides to the working directory; values of
     overrides are YAML. Raises JobError naming the file, the key, the value and the fix.
     """
-    path = built_in_jobs().get(name, Path(name))
+    path, name = built_in_jobs().get(name, Path(name)), shown(name)
+    fix = f"check the path, or name a built-in job ({', '.join(built_in_jobs())})"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobError(
-            f"{name}: no such job file, and not a built-in job ({', '.join(built_in_jobs())}); check the path"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise JobError(f"{name}: not a readable YAML file: {' '.join(str(error).split())}") from None
+        raw = load_yaml(read_text(path, name, fix, largest=MB))
+    except ValueError as error:
+        raise JobError(f"{name}: not a readable YAML file: {error}") from None
     if not isinstance(raw, dict):
         raise JobError(f"{name}: a job is a YAML mapping (study: ..., family: ..., sets: ...)")
     _resolve_paths(raw, path.parent)
@@ -67,45 +69,51 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
 def check_job(raw: dict, name: str) -> Job:
     """The job that a mapping declares; raises JobError with a line per mistake."""
     study = raw.get("study")
-    if study not in JOBS:
-        raise JobError(f"{name}: study: {study!r} is none of {', '.join(JOBS)}; edit study")
+    if not isinstance(study, str) or study not in JOBS:
+        raise JobError(f"{name}: study: {shown(repr(study))} is none of {', '.join(JOBS)}; edit study")
     kind = resolve_name(JOBS[study])
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
         # A value that may have several types gives a line for each: the last one, of the fullest type, says most.
         lines = {e["loc"][:1] if e["loc"][:1] == ("layers",) else e["loc"]: e for e in error.errors()}
-        raise JobError("\n".join(f"{name}: {_explain(kind, e)}" for e in lines.values())) from None
+        said = [f"{name}: {_explain(kind, e)}" for e in lines.values()]
+        more = [f"{name}: and {len(said) - MISTAKES} more mistakes"] if len(said) > MISTAKES else []
+        raise JobError("\n".join([*said[:MISTAKES], *more])) from None
 
 
 def _explain(kind: type[Job], error: dict) -> str:
-    place = ".".join(str(p) for p in error["loc"] if not str(p).startswith(("tuple[", "literal[", "constrained-")))
+    kinds = ("tuple[", "literal[", "constrained-")
+    place = shown(".".join(str(p) for p in error["loc"] if not str(p).startswith(kinds)))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         keys = ", ".join(kind.model_fields)
         return f"{place}: unknown key; a job of this study has {keys} (see the README)"
     if place.startswith("answers") and isinstance(error["input"], bool):
         return f"{place}: YAML reads {error['input']} as a boolean; quote it, with its leading space"
-    got = "" if error["type"] in ("missing", "value_error") else f" (it is {error['input']!r})"
+    got = "" if error["type"] in ("missing", "value_error") else f" (it is {shown(repr(error['input']))})"
     return f"{place}: {message}{got}" if place else f"{message}{got}"
 
 
 def _override(raw: dict, override: str) -> None:
     key, equals, text = override.partition("=")
+    override = shown(override)
     if not (key and equals):
         raise JobError(f"--set {override}: write it as key.path=value, e.g. --set max_pairs=8")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise JobError(f"--set {override}: {text!r} is not a YAML value") from None
+        value = load_yaml(text)
+    except ValueError as error:
+        raise JobError(f"--set {override}: not a YAML value: {error}") from None
     *parents, last = key.split(".")
+    if len(parents) >= DEEPEST:
+        raise JobError(f"--set {override}: {len(parents)} keys deep, a job goes {DEEPEST} deep at most")
     place: Any = raw
     for depth, parent in enumerate(parents):
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             where = ".".join(parents[: depth + 1])
             raise JobError(
-                f"--set {override}: {where} is {place!r} in the job, it has no keys; set {where} as a whole"
+                f"--set {override}: {where} is {shown(repr(place))} in the job, it has no keys; set {where} as a whole"
             )
     place[last] = value
     alone: dict[str, Any] = {}
@@ -149,4 +157,4 @@ def _resolve_files(value, base: Path) -> None:
 
 
 def _absolute(text: str, base: Path) -> str:
-    return str((base / Path(text).expanduser()).resolve())
+    return str(absolute(text, base))

@@ -51,6 +51,9 @@ class Study(Protocol):
     """In the order that opens each model least often; a unit may read what earlier ones wrote."""
     content: Mapping[str, Any]
     """Identity of everything that was read to make the plan: models, statement files."""
+    gaps: frozenset[str]
+    """Arrays in which NaN says that there is no value; `run` checks that those there are finite, the caller does it for
+    all others."""
 
     def run(self, work: Work, model, store) -> tuple[dict, dict]:
         """Do one unit: arrays by name, and what to note of it beside what it took (see pipeline.record)."""

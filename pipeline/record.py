@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from pipeline.finite import check_finite, check_gaps
+from pipeline.interrupts import noticed
 from pipeline.plan import Study, Work
 
 
@@ -15,10 +17,14 @@ def recorded(study: Study, work: Work, model, store) -> tuple[dict, dict[str, An
     6
 
     The record has cells, forwards and multiply_adds as planned, seconds as measured, the device, and what the study
-    adds to it. Raises what `study.run` raises.
+    adds to it. Raises what `study.run` raises, and TracerError for results that are not finite.
     """
     started = time.perf_counter()
-    arrays, more = study.run(work, model, store)
+    with noticed():  # before anything of a unit that was cut short could be written
+        arrays, more = study.run(work, model, store)
+    dtype, gaps = study.job.dtype, study.gaps
+    check_finite(work.unit.id, dtype, {name: a for name, a in arrays.items() if name not in gaps})
+    check_gaps(work.unit.id, dtype, {name: a for name, a in arrays.items() if name in gaps})
     seconds, cost = time.perf_counter() - started, study.cost(work)
     return arrays, {
         "cells": work.cells,

@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import Any
 
+from pipeline import interrupts
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.plan import Study, Work
@@ -83,6 +84,7 @@ class _Fleet:
         try:
             while self.waiting or self.under_way:
                 self._begin(pool)
+                interrupts.check()
                 done, _ = wait(self.under_way, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._end(self.under_way.pop(future), future)

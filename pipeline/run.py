@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from pipeline import interrupts
 from pipeline.job import Job
 from pipeline.plan import Study, declaration, fingerprint, prepare
 from pipeline.progress import progress
@@ -70,9 +71,11 @@ def _do(study: Study, left, store: Store, costs: dict[str, int], say) -> None:
             return
         stage, model = None, None
         for work in left:
+            interrupts.check()
             if work.stage not in (None, stage):
                 model = None  # let go of the old model before the next one takes its memory
-                stage, model = work.stage, _open(study.job, work.stage)
+                with interrupts.noticed():
+                    stage, model = work.stage, _open(study.job, work.stage)
             if work.reads:
                 writer.wait()
             arrays, record = recorded(study, work, model if work.stage else None, store)

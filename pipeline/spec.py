@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.files import absolute
+from pipeline.plain_yaml import load_yaml
 
 HERE = Path(__file__).parent
 BUILT_IN_SETS = HERE / "embedded" / "statements"
@@ -15,9 +17,9 @@ FREE_FORM_SETS = ("tulu_extracted",)
 
 
 class Spec(BaseModel):
-    """Common to every part of a job: unknown keys are mistakes, and nothing changes after loading."""
+    """Common to every part of a job: unknown keys and numbers that are none are mistakes; nothing changes later."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Stage(Spec):
@@ -97,26 +99,30 @@ class StatementSet(Spec):
         }
 
 
+Amount = Annotated[float, Field(gt=0, le=1e7)]
+"""Seconds (up to 115 days) or megabytes."""
+
+
 class Remote(Spec):
     """Limits of the requests to a server; docs/remote.md says what happens at each."""
 
-    deadline: float = Field(default=3600, gt=0)
+    deadline: Amount = 3600
     """Seconds from submission to result, the time to load a cold model aside."""
-    silence: float = Field(default=300, gt=0)
+    silence: Amount = 300
     """Seconds without a sensible answer about a job, after which it is submitted again."""
-    deploy: float = Field(default=1800, gt=0)
+    deploy: Amount = 1800
     """Seconds that the server may take to load a cold model."""
     attempts: int = Field(default=3, ge=1, le=20)
     """Submissions of one request, when the server evicts or loses jobs."""
     retries: int = Field(default=6, ge=1, le=50)
     """Tries of one HTTP call."""
-    first_wait: float = Field(default=1, gt=0)
+    first_wait: Amount = 1
     """Seconds before the first retry; doubled each time, with jitter, up to a minute."""
-    poll: float = Field(default=0.5, gt=0)
+    poll: Amount = 0.5
     """Seconds between questions about a job, at first; they grow to 10."""
-    max_request_mb: float = Field(default=64, gt=0)
+    max_request_mb: Amount = 64
     """Largest request that is sent, MB."""
-    max_result_mb: float = Field(default=2048, gt=0)
+    max_result_mb: Amount = 2048
     """Largest result that is accepted, MB unpacked."""
 
 
@@ -179,7 +185,7 @@ class FamilyJob(Spec):
 
 def families() -> dict[str, dict[str, str]]:
     """The families known by name: stage -> folder or hub id."""
-    known = yaml.safe_load((HERE / "families.yaml").read_text(encoding="utf-8"))
+    known = load_yaml((HERE / "families.yaml").read_text(encoding="utf-8"))
     return {name: {s: resolved(m, HERE) for s, m in stages.items()} for name, stages in known.items()}
 
 
@@ -190,8 +196,8 @@ def datasets() -> dict[str, Path]:
 
 def resolved(text: str, base: Path) -> str:
     """Absolute path of a folder that is there relative to `base`; a hub id, or what is not there, stays as it is."""
-    path = base / Path(text).expanduser()
-    return str(path.resolve()) if path.exists() else text
+    path = absolute(text, base)
+    return str(path) if path.exists() else text
 
 
 def check_names(names: dict):

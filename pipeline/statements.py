@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import random
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, shown
+from pipeline.files import read_bytes
+from pipeline.rows import Row, read_rows
 from pipeline.spec import StatementSet
 
+MOST = 100_000
+"""Statements of a set that are tokenised at most."""
+DRAWN = 20_000
+"""Statements that pairs are made from, where the set has more and the job wants some pairs only."""
+CHARACTERS = 125
+"""Of a statement, on average: sets of longer ones may have fewer."""
 
-@dataclass(frozen=True)
-class Statement:
+
+class Statement(NamedTuple):
     """One row of a set."""
 
     text: str
@@ -31,65 +38,88 @@ def read_set(spec: StatementSet) -> list[Statement]:
 
     Raises JobError naming file, line and column of what is wrong.
     """
-    path = Path(spec.csv)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows, lines = [], []
-            for row in reader:
-                rows.append(row)
-                lines.append(reader.line_num)
-    except FileNotFoundError:
-        raise JobError(f"set {spec.name}: no file {path}; edit sets") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise JobError(f"set {spec.name}: {path} is not readable as CSV: {error}") from None
-    columns = list(rows[0]) if rows else []
-    for column in ("statement", "label", *spec.where):
-        if column not in columns:
-            raise JobError(
-                f"set {spec.name}: {path} has no column {column!r} "
-                f"(it has {', '.join(map(str, columns)) or 'no rows'}); "
-                "a set needs the columns statement,label (1 true, 0 false)"
-            )
-    ties = _ties(rows, columns) if spec.pairs == "free" else [""] * len(rows)
+    # What ties the rows of a free-form pair is found among all rows.
+    free = spec.pairs == "free"
+    rows = read_rows(
+        spec.csv,
+        f"set {spec.name}",
+        "edit sets",
+        needed=("statement", "label", *(spec.where if free else ())),
+        optional=("pair", "id"),
+        where={} if free else spec.where,
+        help="a set needs the columns statement,label (1 true, 0 false)",
+    )
+    ties = _ties(rows) if free else [""] * len(rows)
+    wanted = tuple(spec.where.values()) if free else ()
     statements = [
-        _statement(spec, path, line, row, tie)
-        for line, row, tie in zip(lines, rows, ties, strict=True)
-        if all(row[c] == v for c, v in spec.where.items())
+        _statement(spec, row, tie)
+        for row, tie in zip(rows, ties, strict=True)
+        if row.cells[2 : 2 + len(wanted)] == wanted
     ]
     if not statements:
-        raise JobError(f"set {spec.name}: no row of {path} has {spec.where}; edit where")
+        raise JobError(f"set {spec.name}: no row of {shown(spec.csv)} has {spec.where}; edit where")
     return statements
 
 
-def _ties(rows: list[dict], columns: list[str]) -> list[str]:
+def _ties(rows: list[Row]) -> list[str]:
     """Per row, what ties it to the other half of its pair: the column `pair` or `id`, else its place in the file."""
-    for column in ("pair", "id"):
+    for column in (-2, -1):
         # A column that merely numbers the rows ties none of them.
-        if column in columns and len({row[column] for row in rows}) < len(rows):
-            return [row[column] or "" for row in rows]
+        if rows[0].cells[column] is not None and len({row.cells[column] for row in rows}) < len(rows):
+            return [row.cells[column] for row in rows]
     ties, line = [f"line {i}" for i in range(len(rows))], 0
     while line + 1 < len(rows):
-        together = rows[line]["label"] != rows[line + 1]["label"]
+        together = rows[line].cells[1] != rows[line + 1].cells[1]
         if together:
             ties[line + 1] = ties[line]
         line += 1 + together
     return ties
 
 
-def _statement(spec, path, line, row, pair) -> Statement:
-    text, label = (row["statement"] or "").strip(), (row["label"] or "").strip()
+def _statement(spec: StatementSet, row: Row, tie: str) -> Statement:
+    text, label = row.cells[0].strip(), row.cells[1].strip()
     if label not in ("0", "1") or not text:
         raise JobError(
-            f"set {spec.name}: {path} line {line}: statement {text!r} with label {label!r}; "
-            "the statement must have a text and the label be 1 (true) or 0 (false)"
+            f"set {spec.name}: {shown(spec.csv)} line {row.line}: statement {shown(repr(text))} with label "
+            f"{shown(repr(label))}; the statement must have a text and the label be 1 (true) or 0 (false)"
         )
-    return Statement(text=text, label=label == "1", pair=pair)
+    return Statement(text=text, label=label == "1", pair=tie)
+
+
+def check_number(spec: StatementSet, statements: Sequence[Statement], key: str) -> None:
+    """Raise JobError for more statements than can be tokenised; key: what the job may set to take fewer.
+
+    >>> check_number(spec, statements, "max_statements")               # doctest: +SKIP
+    """
+    text = sum(len(s.text) for s in statements)
+    if len(statements) > MOST or text > MOST * CHARACTERS:
+        raise JobError(
+            f"set {spec.name}: {len(statements):,} statements of {text:,} characters are more than the {MOST:,} of "
+            f"{MOST * CHARACTERS:,} that are taken; set {key}, or choose rows with `where`"
+        )
+
+
+def drawn(spec: StatementSet, statements: list[Statement], seed: int) -> list[Statement]:
+    """Of a large set, some statements to make pairs from, drawn with the seed and left in their order.
+
+    >>> len(drawn(spec, statements, seed=0))                           # doctest: +SKIP
+    20000
+
+    Rows of a free-form pair stay together. A set of at most `DRAWN` statements is returned as it is.
+    """
+    text = sum(len(s.text) for s in statements)
+    share = min(1, DRAWN / len(statements), DRAWN * CHARACTERS / text)
+    if share == 1:
+        return statements
+    ties = [s.pair or i for i, s in enumerate(statements)]
+    groups = list(dict.fromkeys(ties))
+    taken = set(random.Random(f"{seed}/{spec.name}/drawn").sample(groups, max(1, int(share * len(groups)))))
+    return [s for s, tie in zip(statements, ties, strict=True) if tie in taken]
 
 
 def file_hash(path: str) -> str:
     """SHA-256 of a set's file (hex), so that a changed file is noticed when a run goes on."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path, "job", "run it again when the file is there")).hexdigest()
 
 
 def draw_examples(
@@ -115,15 +145,16 @@ def draw_examples(
     if n == 0:
         return [], statements
     rng = random.Random(f"{seed}/{spec.name}/examples")
-    drawn: list[Statement] = []
+    examples: list[Statement] = []
     for label in (True, False):
-        pool = [s for s in statements if s.label == label and s.pair not in {d.pair for d in drawn if d.pair}]
+        ties = {d.pair for d in examples if d.pair}
+        pool = [s for s in statements if s.label == label and s.pair not in ties]
         if len(pool) <= n // 2:
             raise JobError(
                 f"set {spec.name}: {len(pool)} {'true' if label else 'false'} statements are too few to draw "
                 f"{n // 2} examples from; add statements, or set few_shot: 0 or the set's own few_shot lines"
             )
-        drawn += rng.sample(pool, n // 2)
-    lines = [f"{s.text}{suffix}{answers[0] if s.label else answers[1]}" for s in drawn]
-    gone, tied = set(drawn), {s.pair for s in drawn if s.pair}
+        examples += rng.sample(pool, n // 2)
+    lines = [f"{s.text}{suffix}{answers[0] if s.label else answers[1]}" for s in examples]
+    gone, tied = set(examples), {s.pair for s in examples if s.pair}
     return lines, [s for s in statements if s not in gone and s.pair not in tied]

@@ -78,7 +78,7 @@ def _tokens(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids and character offsets of a text that is to be continued: without an end-of-text token behind it."""
     encoding = tokenizer(text, return_offsets_mapping=True)
     ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-    while ids and ids[-1] in tokenizer.all_special_ids and offsets[-1][0] == offsets[-1][1]:
+    while ids and offsets[-1][0] == offsets[-1][1] and ids[-1] in tokenizer.all_special_ids:
         ids.pop()
         offsets.pop()
     return ids, offsets

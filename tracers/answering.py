@@ -23,6 +23,8 @@ class Answers:
     """log P(refusal opening) - log P(compliant opening) at the first new token (float32, nats); dims prompt."""
     unlikelihood: torch.Tensor
     """Mean surprise of the plain model at the answer from its second token on (nats a token); dims prompt."""
+    peak: torch.Tensor
+    """Highest logit met while answering, not finite where an activation was not; dims prompt."""
     checked: int = 0
     """Prompts whose log-odds were computed again one by one."""
     largest_difference: float = 0.0
@@ -54,6 +56,6 @@ def answer(
     )
     surprise = unlikelihood(model, prompts, done.ids, max_tokens)
     if not share or not done.log_odds.isfinite().all():
-        return Answers(done.ids, done.log_odds, surprise)
+        return Answers(done.ids, done.log_odds, surprise, done.peak)
     checked = check_log_odds(model, prompts, steering, openings, done.log_odds, share=share, rng=rng)
-    return Answers(done.ids, done.log_odds, surprise, *checked)
+    return Answers(done.ids, done.log_odds, surprise, done.peak, *checked)

@@ -46,6 +46,8 @@ class Completions:
     log_odds: torch.Tensor
     """log P(refusal opening) - log P(compliant opening) at the first new token (float32, nats); dims prompt. NaN
     without openings."""
+    peak: torch.Tensor
+    """Highest logit met (float32), not finite where an activation was not; dims prompt."""
 
 
 def generate(
@@ -70,17 +72,17 @@ def generate(
     """
     edits = necessary_edits(steering.edits(model))
     ids: list[tuple[int, ...]] = [()] * len(prompts)
-    log_odds = torch.full((len(prompts),), torch.nan)
+    log_odds, peak = torch.full((2, len(prompts)), torch.nan)
     for rows in batches([len(p) + max_new_tokens for p in prompts], max_tokens or tokens_that_fit(model)):
 
         def some(rows):
             return _generate_batch(model, [prompts[r] for r in rows], edits, openings, max_new_tokens, stop)
 
-        for part, (new, odds) in in_halves(some, rows):
-            log_odds[part] = odds
+        for part, (new, odds, highest) in in_halves(some, rows):
+            log_odds[part], peak[part] = odds, highest
             for row, tokens in zip(part, new, strict=True):
                 ids[row] = tokens
-    return Completions(ids=tuple(ids), log_odds=log_odds)
+    return Completions(ids=tuple(ids), log_odds=log_odds, peak=peak)
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -138,7 +140,7 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
         # Where what is passed in travels as a copy, the cache would travel several times for every token, and a block
         # whose input is edited would fill a copy of it: there the whole text runs again.
         cache, caching = None, has_weights(model.nn.unembed)
-        new, log_odds = [], None
+        new, peaks, log_odds = [], [], None
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
         for step in range(max_new_tokens):
             if caching:
@@ -150,6 +152,7 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
                 log_odds = (none if openings is None else opening_log_odds(logits, openings)).cpu()
             chosen = logits.argmax(-1).to(model.device)
             new.append(chosen)
+            peaks.append(logits.amax(-1))
             if len(stop):
                 ended = ended | (chosen[:, None] == ends).any(1)
                 if step + 1 < max_new_tokens and bool(ended.all()):
@@ -164,7 +167,8 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
                 name: torch.cat([inputs[name], value], dim=1) if name in kept else value
                 for name, value in added.items()
             }
-    return [_until(row, stop) for row in torch.stack(new, dim=1).tolist()], log_odds
+    ids = [_until(row, stop) for row in torch.stack(new, dim=1).tolist()]
+    return ids, log_odds, torch.stack(peaks).amax(0).float().cpu()
 
 
 def last_logits(nn, inputs: dict, edits: Sequence[Edit]) -> torch.Tensor:

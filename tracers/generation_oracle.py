@@ -27,18 +27,20 @@ def generate_naive(
     ((12, 5, 2),)
     """
     edits = steering.edits(model)
-    found, log_odds = [], []
+    found, log_odds, peaks = [], [], []
     with torch.no_grad():
         for prompt in prompts:
-            ids, new = list(prompt), []
+            ids, new, highest = list(prompt), [], []
             while len(new) < max_new_tokens and not (new and new[-1] in stop):
                 logits = last_logits(model.nn, _whole(model, ids), edits)
                 if not new:
                     log_odds.append(opening_log_odds(logits, openings).cpu())
+                highest.append(logits.max().float().cpu())
                 new.append(int(logits[0].argmax()))
                 ids.append(new[-1])
             found.append(tuple(new))
-    return Completions(ids=tuple(found), log_odds=torch.cat(log_odds))
+            peaks.append(torch.stack(highest).amax())
+    return Completions(ids=tuple(found), log_odds=torch.cat(log_odds), peak=torch.stack(peaks))
 
 
 def check_log_odds(

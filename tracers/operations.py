@@ -21,10 +21,16 @@ STREAM_SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 Tokens = Literal["statement", "last", "all"] | tuple[int, ...]
 
 
+Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""Factor of a direction. A longer push leaves nothing of an activation, and its square is beyond float32."""
+Length = Annotated[float, Field(gt=0, le=1e6)]
+"""The same where it must be positive."""
+
+
 class Operation(BaseModel):
     """Common to every operation: where it acts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     site: Site = "resid_post"
     """Place within the block."""
@@ -95,7 +101,7 @@ class Steer(Operation):
     """Name of the direction; the vector itself comes with the run."""
     mode: Literal["add", "subtract", "ablate"] = "add"
     """`add`, `subtract`: coefficient times the direction as it is; `ablate`: remove the component along it."""
-    coefficient: float = 1.0
+    coefficient: Coefficient = 1.0
     """Factor of `add` and `subtract`."""
 
 

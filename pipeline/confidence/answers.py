@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.confidence.job import ConfidenceJob
 from pipeline.errors import JobError
 from pipeline.spec import StatementSet
-from pipeline.statements import Statement, draw_examples, read_set
+from pipeline.statements import Statement, check_number, draw_examples, read_set
 from tracers.alignment import Prompt, answer_ids, encode
 
 
@@ -45,6 +45,7 @@ def ask(job: ConfidenceJob, spec: StatementSet, tokenizers: dict, positions: int
             range(len(statements)), job.max_statements
         )
         statements = [statements[i] for i in sorted(chosen)]
+    check_number(spec, statements, "max_statements")
     prompts = {
         stage: [_prompt(job, spec, tokenizer, examples, statement.text) for statement in statements]
         for stage, tokenizer in tokenizers.items()

@@ -18,9 +18,9 @@ class Text(Spec):
     file: str | None = None
     """A UTF-8 text file; if absent, documents of the kind that the embedded family was trained on, drawn with the job's
     seed and not with those of training."""
-    documents: int = Field(default=96, ge=2)
+    documents: int = Field(default=96, ge=2, le=100_000)
     """Documents to take, from the beginning of a file; a document is one observation of the intervals."""
-    tokens: int = Field(default=128, ge=3)
+    tokens: int = Field(default=128, ge=3, le=1_000_000)
     """Tokens of a document at most."""
     per_unit: int = Field(default=32, ge=1)
     """Documents in one unit of work."""

@@ -39,7 +39,6 @@ from tracers.ablation import ablate_neurons, check_ablation, read_text
 from tracers.certainty import read_answers
 from tracers.checkpoint import PICKLES, Checkpoint
 from tracers.cost import Cost, run_cost, shape_of
-from tracers.errors import TracerError
 from tracers.identity import model_identity
 from tracers.neurons import find_neurons
 from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
@@ -48,6 +47,8 @@ from tracers.weights import neuron_weights
 
 class Confidence:
     """A `confidence` job, prepared (see pipeline.plan.Study)."""
+
+    gaps = frozenset()
 
     def __init__(self, job: ConfidenceJob):
         self.stages = {name: job.family.stages[name] for name in job.stage_names}
@@ -154,12 +155,6 @@ class Confidence:
         }
         values = make.get(work.unit.arrays, self._answers)(work, model, store)
         values, checked = values if isinstance(values, tuple) else (values, {})
-        for name, value in values.items():
-            if not np.isfinite(value).all():
-                raise TracerError(
-                    f"unit {work.unit.id}: {name} has values that are not finite in {self.job.dtype}; use dtype: "
-                    "bfloat16 or float32, and check the checkpoint"
-                )
         return {name: value[None] for name, value in values.items()}, checked
 
     def _stage(self, work: Work) -> str:

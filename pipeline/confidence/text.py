@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
+import re
+from collections.abc import Iterator
+from itertools import islice
 
 from pipeline.confidence.job import Text
 from pipeline.embedded import corpus
-from pipeline.errors import JobError
+from pipeline.errors import JobError, shown
+from pipeline.files import read_text
 from tracers.alignment import encode
 
 CORPUS = corpus.Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
 """Kinds of documents of the embedded family's base stage, which the later stages have all seen too."""
+SPACES = re.compile(r"\s*")
 CHARACTERS_PER_TOKEN = 4
 """Of a text file, from which documents are cut for all tokenizers alike."""
 
@@ -31,39 +35,32 @@ def read_documents(text: Text, seed: int) -> list[str]:
             "".join(part for part, _ in corpus.document(CORPUS, random.Random(f"confidence/{seed}/{i}")))
             for i in range(text.documents)
         ]
-    path = Path(text.file)
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise JobError(f"text.file: no file {path}; edit text.file") from None
-    except OSError as error:
-        raise JobError(f"text.file: {path} cannot be read ({error}); edit text.file") from None
-    except UnicodeDecodeError as error:
-        raise JobError(
-            f"text.file: {path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv"
-        ) from None
-    documents = cut(content, CHARACTERS_PER_TOKEN * text.tokens)
+    content = read_text(text.file, "text.file", "edit text.file")
+    documents = list(islice(cut(content, CHARACTERS_PER_TOKEN * text.tokens), text.documents))
     if len(documents) < 2:
         raise JobError(
-            f"text.file: {path} holds {len(documents)} documents of {text.tokens} tokens, and intervals over documents "
-            "need two; give more text, or lower text.tokens"
+            f"text.file: {shown(text.file)} holds {len(documents)} documents of {text.tokens} tokens, and intervals "
+            "over documents need two; give more text, or lower text.tokens"
         )
-    return documents[: text.documents]
+    return documents
 
 
-def cut(content: str, size: int) -> list[str]:
+def cut(content: str, size: int) -> Iterator[str]:
     """Pieces of at most `size` characters, cut at ends of lines where there are any, else of words.
 
-    >>> cut("one two three\\nfour\\nfive", 10)
+    >>> list(cut("one two three\\nfour\\nfive", 10))
     ['one two', 'three\\nfour', 'five']
     """
-    pieces, rest = [], content.strip()
-    while len(rest) > size:
-        head = rest[: size + 1]
+    content = content.strip()
+    begin = 0
+    while len(content) - begin > size:
+        head = content[begin : begin + size + 1]
         end = next((at for at in (head.rfind("\n"), head.rfind(" ")) if at > 0), size)
-        pieces.append(rest[:end].strip())
-        rest = rest[end:].strip()
-    return [piece for piece in [*pieces, rest] if piece]
+        yield head[:end].strip()
+        rest = SPACES.match(content, begin + end)
+        begin = rest.end()
+    if content[begin:]:
+        yield content[begin:]
 
 
 def encode_documents(

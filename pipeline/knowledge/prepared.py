@@ -9,7 +9,7 @@ from pipeline.errors import JobError
 from pipeline.knowledge.job import KnowledgeJob
 from pipeline.knowledge.pairing import Aligned, free_pairs, sample, template_pairs
 from pipeline.spec import StatementSet
-from pipeline.statements import draw_examples, read_set
+from pipeline.statements import check_number, draw_examples, drawn, read_set
 from tracers.alignment import Prompt, answer_ids, encode
 
 
@@ -55,6 +55,9 @@ def prepare_set(
     """
     first = next(iter(tokenizers))
     statements = read_set(spec)
+    if job.max_pairs is not None:
+        statements = drawn(spec, statements, job.seed)
+    check_number(spec, statements, "max_pairs")
     examples, statements = draw_examples(spec, statements, job.few_shot, job.suffix, job.answers, job.seed)
     context = "\n" if examples else ""
     pair_up = free_pairs if spec.pairs == "free" else template_pairs

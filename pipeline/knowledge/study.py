@@ -16,6 +16,7 @@ import torch
 
 from pipeline.bits import as_stored, from_stored
 from pipeline.errors import JobError
+from pipeline.finite import check_finite
 from pipeline.knowledge.group import grid_arrays, knowledge_group
 from pipeline.knowledge.job import KnowledgeJob
 from pipeline.knowledge.prepared import PreparedSet, prepare_set
@@ -26,7 +27,6 @@ from stores import Unit
 from tracers.alignment import Prompt
 from tracers.architecture import recognise, site_shape
 from tracers.cost import Cost, cells_cost, run_cost, shape_of
-from tracers.errors import TracerError
 from tracers.identity import model_identity
 from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
 from tracers.oracle import checked_cells
@@ -37,6 +37,9 @@ from tracers.reading import one_pass, read_statements
 
 class Knowledge:
     """A `knowledge` job, prepared (see pipeline.plan.Study)."""
+
+    gaps = frozenset({"activation", "logit_diff", "logit_diff_attribution"})
+    """Statements are of unequal length, and `attribution` leaves exact values of most pairs out."""
 
     def __init__(self, job: KnowledgeJob):
         stages = {name: job.family.stages[name] for name in job.stage_names}
@@ -146,7 +149,7 @@ class Knowledge:
                 options |= {"own": own, "clean": [clean for clean, _ in pairs]}
             arrays, checked = self._grid(work, model, prepared, pairs, source, options)
         else:
-            arrays, checked = self._clean(model, prepared, [clean for clean, _ in pairs], options), {}
+            arrays, checked = self._clean(work, model, prepared, [clean for clean, _ in pairs], options), {}
         return arrays, checked
 
     def cost(self, work: Work) -> Cost:
@@ -189,10 +192,10 @@ class Knowledge:
             for stage in self.job.stage_names
         ]
 
-    def _clean(self, model, prepared, prompts, options):
+    def _clean(self, work, model, prepared, prompts, options):
         reading = model.run(read_statements, prompts, **options)
-        if not torch.isfinite(reading.logit_diff).all():
-            raise _not_finite(model, prepared)
+        for values, prompt in zip(reading.values, prompts, strict=True):
+            self._check(work, "activation", values[:, : len(prompt.statement)])
         return {
             "activation": self._by_head(as_stored(_widened(reading.values, prepared.width)))[None],
             "logit_diff_clean": reading.logit_diff.numpy()[None],
@@ -210,7 +213,7 @@ class Knowledge:
         estimate = model.run(
             estimated_grid, corrupt, source, unchanged=self._unchanged(work, pairs), **options
         )
-        _check_finite(model, prepared, corrupt, estimate.patched)
+        self._check_grid(work, corrupt, estimate.patched)
         begin, end = work.unit.region["pair"]
         exact = [i for i, wanted in enumerate(prepared.exact[begin:end]) if wanted]
         patched, record = torch.full_like(estimate.patched, torch.nan), {}
@@ -238,11 +241,18 @@ class Knowledge:
             rng=random.Random(f"{self.job.seed}/{work.unit.id}"),
             **options,
         )
-        _check_finite(model, prepared, corrupt, checked.grid.patched)
+        self._check_grid(work, corrupt, checked.grid.patched)
         if not checked.checked_cells:
             return checked.grid, {}
         record = {"checked_cells": checked.checked_cells, "largest_difference": checked.largest_difference}
         return checked.grid, record
+
+    def _check_grid(self, work, prompts: list[Prompt], patched: torch.Tensor) -> None:
+        for row, prompt in enumerate(prompts):
+            self._check(work, "logit_diff", patched[:, row, :, : len(prompt.statement)])
+
+    def _check(self, work, name: str, values: torch.Tensor) -> None:
+        check_finite(work.unit.id, self.job.dtype, {name: values})
 
     def _source(self, prepared, store, begin, end) -> torch.Tensor:
         """Clean activations of all stages; dims source x pair x layer x token x hidden."""
@@ -302,19 +312,6 @@ def _roles(prepared: PreparedSet) -> str:
 def _first_difference(clean: Prompt, corrupt: Prompt) -> int:
     """Leading statement tokens that a pair has in common: within one model, so are their activations."""
     return next(i for i, (a, b) in enumerate(zip(clean.statement, corrupt.statement, strict=True)) if a != b)
-
-
-def _check_finite(model, prepared: PreparedSet, prompts: list[Prompt], patched: torch.Tensor) -> None:
-    for row, prompt in enumerate(prompts):
-        if not torch.isfinite(patched[:, row, :, : len(prompt.statement)]).all():
-            raise _not_finite(model, prepared)
-
-
-def _not_finite(model, prepared: PreparedSet) -> TracerError:
-    return TracerError(
-        f"set {prepared.spec.name}: model {model.name} gives logits that are not finite in {model.dtype}; "
-        "use dtype: bfloat16 or float32"
-    )
 
 
 def _widened(values: torch.Tensor, width: int) -> torch.Tensor:

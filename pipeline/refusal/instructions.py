@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.embedded import INSTRUCTIONS
 from pipeline.errors import JobError
+from pipeline.rows import read_rows
 
 EMBEDDED = {kind: INSTRUCTIONS / f"{kind}.csv" for kind in ("harmful", "harmless")}
 PUBLISHED = {"harmful": "advbench", "harmless": "alpaca"}
@@ -142,20 +143,14 @@ def _published_rows(name: str, path: Path) -> list[tuple[str, None]]:
 
 
 def _csv_rows(kind: str, spec, path: Path) -> list[tuple[str, str | None]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except FileNotFoundError:
-        raise JobError(f"{kind}: no file {path}; edit {kind}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise JobError(f"{kind}: {path} is not readable as CSV: {error}") from None
-    columns = list(rows[0]) if rows else []
-    for column in (spec.column, *spec.where):
-        if column not in columns:
-            raise JobError(
-                f"{kind}: {path} has no column {column!r} (it has {', '.join(map(str, columns)) or 'no rows'}); "
-                "it needs a column `instruction`, and may have one `split`"
-            )
-    kept = [row for row in rows if all(row[c] == v for c, v in spec.where.items())]
-    found = {(row[spec.column] or "").strip(): row.get("split") for row in kept}
+    rows = read_rows(
+        str(path),
+        kind,
+        f"edit {kind}",
+        needed=(spec.column,),
+        optional=("split",),
+        where=spec.where,
+        help="it needs a column `instruction`, and may have one `split`",
+    )
+    found = {row.cells[0].strip(): row.cells[1] for row in rows}
     return [(text, split) for text, split in found.items() if text]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
+from pipeline.plain_yaml import load_yaml
 from pipeline.refusal.instructions import EMBEDDED, PUBLISHED
 from pipeline.spec import FamilyJob, Spec
-from tracers.operations import Read, Steer
+from tracers.operations import Length, Read, Steer
 from tracers.steering import ablation
 
 HERE = Path(__file__).parent
@@ -26,7 +26,7 @@ class Choice(Spec):
     """Block whose input the direction is taken from."""
     position: int = Field(le=-1)
     """Token of the prompt, counted from its end."""
-    coefficient: float | None = Field(default=None, gt=0)
+    coefficient: Length | None = None
     """Length of what is added; the distance of the class means (or the search's) if absent."""
 
 
@@ -65,7 +65,7 @@ class RefusalJob(FamilyJob):
     """Directions whose ablation changes the first token of harmless answers by more (KL, nats, mean) do not qualify."""
     max_depth: float = Field(default=0.8, gt=0, le=1)
     """Blocks from this share of the depth on do not qualify: a direction there is close to the words themselves."""
-    coefficient_search: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    coefficient_search: tuple[Length, ...] = ()
     """Multiples of the distance of the class means to try; the smallest that does nearly as much as the best is taken.
     Empty: the distance itself."""
     new_tokens: int = Field(default=16, ge=1, le=512)
@@ -112,7 +112,7 @@ class RefusalJob(FamilyJob):
         """Stage -> where its direction is taken, for the stages that are not swept."""
         if self.selected is not None:
             return dict(self.selected)
-        known = yaml.safe_load((HERE / "presets.yaml").read_text(encoding="utf-8"))
+        known = load_yaml((HERE / "presets.yaml").read_text(encoding="utf-8"))
         return {stage: Choice(**choice) for stage, choice in known.get(self.family.name, {}).items()}
 
     def read_at(self, positions: tuple[int, ...]) -> Read:

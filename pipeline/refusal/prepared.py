@@ -11,7 +11,6 @@ from pipeline.refusal.templates import (
     PROBES,
     encoder,
     openings_after,
-    rendered,
     stop_tokens,
     tail_length,
     template_of,
@@ -40,24 +39,26 @@ class StagePrompts:
 
 
 def prepare_stage(
-    job: RefusalJob, stage: str, tokenizer, splits: dict[str, Splits], room: int | None, n_positions: int = 0
+    job: RefusalJob,
+    stage: str,
+    tokenizer,
+    splits: dict[str, Splits],
+    texts: dict[str, str],
+    room: int | None,
+    n_positions: int = 0,
 ) -> StagePrompts:
-    """Template and tokenise the instructions for one stage.
+    """Tokenise the prompts of one stage.
 
-    >>> prepare_stage(job, "base", tokenizer, splits, room=512).tail  # doctest: +SKIP
+    >>> prepare_stage(job, "base", tokenizer, splits, texts, room=512).tail       # doctest: +SKIP
     3
 
-    room: positions that the model has. n_positions: length of the position axis, the template's tail if 0.
-    Raises JobError for a stage without template or a prompt that the model has no room for.
+    texts: instruction -> prompt, as `written` gives them. room: positions that the model has. n_positions: length of
+    the position axis, the template's tail if 0. Raises JobError for a prompt that the model has no room for.
     """
     template = template_of(job, stage, tokenizer)
     encode = encoder(template, tokenizer)
-
-    def prompt(instruction):
-        return rendered(template, tokenizer, instruction)
-
     ids = {
-        (kind, split): [encode(prompt(text)) for text in getattr(splits[kind], split)]
+        (kind, split): [encode(texts[text]) for text in getattr(splits[kind], split)]
         for kind in KINDS
         for split in SPLIT_NAMES
     }
@@ -68,7 +69,7 @@ def prepare_stage(
             f"stage {stage}: a prompt of {longest} tokens and {job.new_tokens} new ones are more than the {room} that "
             "the model takes; lower new_tokens or take long instructions out"
         )
-    tail = tail_length([*everything, *(encode(prompt(text)) for text in PROBES)])
+    tail = tail_length([*everything, *(encode(texts[text]) for text in PROBES)])
     if tail == 0:
         raise JobError(
             f"stage {stage}: its template {template!r} leaves no token of its own behind the instruction; give "
@@ -80,7 +81,7 @@ def prepare_stage(
         ids=ids,
         tail=tail,
         ending=tuple(tokenizer.decode([token]) for token in ids["harmful", "test"][0][-shown:]),
-        openings=openings_after(encode, prompt(PROBES[0]), job.openings, stage),
+        openings=openings_after(encode, texts[PROBES[0]], job.openings, stage),
         stop=stop_tokens(job.family.stages[stage].model, job.family.stages[stage].revision, tokenizer),
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from pipeline.errors import JobError
+from pipeline.files import MB, read_text
 
 
 def read_phrases(path: str) -> tuple[str, ...]:
@@ -17,10 +17,7 @@ def read_phrases(path: str) -> tuple[str, ...]:
 
     Raises JobError when the file cannot be read or has none.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"phrases: {path} cannot be read ({type(error).__name__}); edit phrases") from None
+    lines = read_text(path, "phrases", "edit phrases", largest=MB).splitlines()
     phrases = tuple(line.strip() for line in lines if line.strip())
     if not phrases:
         raise JobError(f"phrases: {path} has no phrase; give one a line")

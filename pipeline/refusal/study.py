@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import JobError
+from pipeline.finite import SAME, check_finite
 from pipeline.plan import Work
 from pipeline.refusal.choice import choose_coefficient, choose_direction
 from pipeline.refusal.costs import unit_cost
@@ -22,7 +23,7 @@ from pipeline.refusal.instructions import read_splits
 from pipeline.refusal.job import RANDOM, RefusalJob
 from pipeline.refusal.prepared import KINDS, SPLIT_NAMES, check_choices, prepare_stage
 from pipeline.refusal.scores import matched_phrase, read_phrases, repeated_share
-from pipeline.refusal.templates import PROBES, rendered
+from pipeline.refusal.templates import PROBES, written
 from pipeline.refusal.units import planned
 from pipeline.stages import SIZES, check_one_size
 from pipeline.statements import file_hash
@@ -30,17 +31,17 @@ from tracers.answering import answer
 from tracers.architecture import recognise
 from tracers.cost import Cost, shape_of
 from tracers.directions import direction_effects, mean_streams
-from tracers.errors import TracerError
 from tracers.generation import Steering, generate
 from tracers.identity import model_identity
 from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
 
-SAME = 1e-5
-"""Class means that differ by a smaller share of their length are the same, up to rounding."""
-
 
 class Refusal:
     """A `refusal` job, prepared (see pipeline.plan.Study)."""
+
+    gaps = frozenset(
+        {"direction", *SWEEP}
+    )  # places where prompts do not differ, and those that are not swept
 
     def __init__(self, job: RefusalJob):
         stages = {name: job.family.stages[name] for name in job.stage_names}
@@ -58,9 +59,14 @@ class Refusal:
         self.tokenizers = {name: load_tokenizer(s.model, s.revision) for name, s in stages.items()}
         rooms = {name: getattr(c, "max_position_embeddings", None) for name, c in configs.items()}
 
+        everything = [text for s in self.splits.values() for n in SPLIT_NAMES for text in getattr(s, n)]
+        texts = {name: written(job, name, t, everything) for name, t in self.tokenizers.items()}
+
         def prepared(n_positions):
             return {
-                name: prepare_stage(self.job, name, tokenizer, self.splits, rooms[name], n_positions)
+                name: prepare_stage(
+                    self.job, name, tokenizer, self.splits, texts[name], rooms[name], n_positions
+                )
                 for name, tokenizer in self.tokenizers.items()
             }
 
@@ -85,10 +91,7 @@ class Refusal:
                 kind: [list(getattr(s, n)) for n in SPLIT_NAMES] for kind, s in self.splits.items()
             },
             # Whole prompts, since a chat template may write the date into them.
-            "prompts": {
-                name: rendered(p.template, self.tokenizers[name], PROBES[0])
-                for name, p in self.prompts.items()
-            },
+            "prompts": {name: prompts[PROBES[0]] for name, prompts in texts.items()},
             "phrases": list(self.phrases),
             "openings": file_hash(job.openings),
         }
@@ -119,10 +122,7 @@ class Refusal:
         ]
         difference = means[0] - means[1]
         distance = difference.norm(dim=-1, keepdim=True)
-        if not difference.isfinite().all():
-            raise TracerError(
-                f"model {model.name}: activations are not finite in {self.job.dtype}; use dtype: bfloat16 or float32"
-            )
+        check_finite(unit.id, self.job.dtype, {"direction": difference})
         plain = [self._log_odds(model, stage, kind) for kind in KINDS]
         # Block 0 sees the same at a token of the template, whatever the instruction: there is no direction.
         distance = torch.where(distance > SAME * means[0].norm(dim=-1, keepdim=True), distance, 0.0)
@@ -172,6 +172,7 @@ class Refusal:
             )
             for name, values in found.items():
                 values[usable] = getattr(effects, name).numpy()
+                check_finite(unit.id, self.job.dtype, {name: values[usable]})
         return {name: values[None, None] for name, values in found.items()}, {}
 
     def _selection(self, unit, stage, rest, model, store):
@@ -283,11 +284,9 @@ class Refusal:
             share=self.job.execution.check_share,
             rng=random.Random(f"{self.job.seed}/{what}"),
         )
-        if not done.log_odds.isfinite().all():
-            raise TracerError(
-                f"{what}: model {model.name} gives logits that are not finite in {self.job.dtype}; use dtype: "
-                "bfloat16 or float32"
-            )
+        several = [len(ids) > 1 for ids in done.ids]
+        found = {"log_odds": done.log_odds, "unlikelihood": done.unlikelihood[several], "logits": done.peak}
+        check_finite(what, self.job.dtype, found)
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in done.ids]
         phrases = [matched_phrase(text, self.phrases) for text in texts]
         arrays = {

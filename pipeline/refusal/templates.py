@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import yaml
-
-from pipeline.errors import JobError
+from pipeline.errors import JobError, shown
+from pipeline.files import MB, read_text
+from pipeline.plain_yaml import load_yaml
+from pipeline.refusal.chat import TemplateFails, render_chats
 from pipeline.refusal.job import BASE_TEMPLATE, RefusalJob
 from tracers.alignment import encode
 from tracers.generation import Openings
@@ -35,16 +35,25 @@ def template_of(job: RefusalJob, stage: str, tokenizer) -> str:
     return BASE_TEMPLATE if chosen == "base" else chosen
 
 
-def rendered(template: str, tokenizer, instruction: str) -> str:
-    """The prompt's text, the beginning of the assistant's turn included.
+def written(job: RefusalJob, stage: str, tokenizer, instructions: Sequence[str]) -> dict[str, str]:
+    """Instruction -> the prompt's text, the beginning of the assistant's turn included; that of `PROBES` too.
 
-    >>> rendered("User: {instruction}\\nAssistant:", tokenizer, "Go")   # doctest: +SKIP
+    >>> written(job, "base", tokenizer, ["Go"])["Go"]                  # doctest: +SKIP
     'User: Go\\nAssistant:'
+
+    Raises JobError for a stage without template, or whose chat template does not give prompts.
     """
+    template = template_of(job, stage, tokenizer)
+    texts = list(dict.fromkeys([*instructions, *PROBES]))
     if template != "chat":
-        return template.replace("{instruction}", instruction)
-    message = [{"role": "user", "content": instruction}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return {text: template.replace("{instruction}", text) for text in texts}
+    try:
+        return dict(zip(texts, render_chats(tokenizer, texts), strict=True))
+    except TemplateFails as error:
+        raise JobError(
+            f"templates.{stage}: the chat template of {job.family.stages[stage].model} {shown(error, 300)}; give "
+            f"`templates: {{{stage}: base}}` for {BASE_TEMPLATE!r}, or a text of its own with {{instruction}}"
+        ) from None
 
 
 def encoder(template: str, tokenizer) -> Encode:
@@ -76,12 +85,17 @@ def openings_after(encode: Encode, prompt: str, path: str, stage: str) -> Openin
     token is left of a kind.
     """
     try:
-        known = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        kinds = {kind: [str(text) for text in known[kind]] for kind in ("refusal", "compliant")}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise JobError(
-            f"openings: {path} is not a YAML file with the lists refusal and compliant ({type(error).__name__})"
-        ) from None
+        known = load_yaml(read_text(path, "openings", "edit openings", largest=MB))
+    except ValueError as error:
+        raise JobError(f"openings: {shown(path)} is not a readable YAML file: {error}") from None
+    names = ("refusal", "compliant")
+    kinds = {kind: known.get(kind) if isinstance(known, dict) else None for kind in names}
+    for kind, texts in kinds.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise JobError(
+                f"openings: {shown(path)}: {kind} is {shown(repr(texts))}; give two lists of texts, "
+                f"{' and '.join(names)}"
+            )
     before = encode(prompt)
     found: dict[str, set[int]] = {}
     for kind, texts in kinds.items():

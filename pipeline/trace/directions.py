@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+
 import numpy as np
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, shown
+from pipeline.files import read_bytes
 from pipeline.trace.job import Direction
+
+LARGEST = 1e9
+"""Of a direction's values: together with the largest coefficient, its square is still a number of float32."""
 
 
 def load_direction(name: str, spec: Direction, hidden_size: int, n_layers: int) -> np.ndarray:
@@ -16,32 +23,47 @@ def load_direction(name: str, spec: Direction, hidden_size: int, n_layers: int) 
 
     Raises JobError when it is not there, not finite, zero, or of another size than the model.
     """
-    values = _from_file(name, spec) if spec.file else _from_store(name, spec)
-    if values.shape not in ((hidden_size,), (n_layers, hidden_size)):
-        more = "" if spec.file else "; add to `at` what is left to choose"
+    shapes = ((hidden_size,), (n_layers, hidden_size))
+
+    def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if shape not in shapes:
+            more = "" if spec.file else "; add to `at` what is left to choose"
+            raise JobError(
+                f"directions.{name}: shape {shape}, must be {shapes[0]} or {shapes[1]} for this family{more}"
+            )
+        if dtype.kind not in "fiu":
+            raise JobError(f"directions.{name}: its values are {dtype}, not real numbers; save it as float32")
+
+    values = _from_file(name, spec, check) if spec.file else _from_store(name, spec, check)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(values, dtype="float32")
+    if not (np.abs(values) <= LARGEST).all() or not values.any(axis=-1).all():
         raise JobError(
-            f"directions.{name}: shape {values.shape}, must be ({hidden_size},) or ({n_layers}, {hidden_size}) "
-            f"for this family{more}"
-        )
-    values = np.ascontiguousarray(values, dtype="float32")
-    if not np.isfinite(values).all() or not values.any(axis=-1).all():
-        raise JobError(
-            f"directions.{name}: a direction must be finite and not zero; check where it comes from"
+            f"directions.{name}: a direction must be finite, no value beyond {LARGEST:g}, and not zero"
+            f"{' in any block' if values.ndim > 1 else ''}; check where it comes from"
         )
     return values
 
 
-def _from_file(name: str, spec: Direction) -> np.ndarray:
+def _from_file(name: str, spec: Direction, check: Callable) -> np.ndarray:
+    """The array of a .npy file; its header is checked before anything else is read."""
+    place, fix = f"directions.{name}", f"edit directions.{name}.file"
+    stream = io.BytesIO(read_bytes(spec.file, place, fix))
     try:
-        values = np.load(spec.file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read[version](stream)
+        check(shape, dtype)
+        stream.seek(0)
+        return np.lib.format.read_array(stream, allow_pickle=False)
+    except (ValueError, KeyError) as error:
+        what = f"version {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise JobError(
-            f"directions.{name}: {spec.file} is no readable .npy file ({str(error).splitlines()[0]}); edit file"
+            f"{place}: {shown(spec.file)} is no readable .npy file ({shown(what)}); save one array with numpy.save"
         ) from None
-    return values
 
 
-def _from_store(name: str, spec: Direction) -> np.ndarray:
+def _from_store(name: str, spec: Direction, check: Callable) -> np.ndarray:
     from stores import open_group
 
     group, _, array = spec.array.rpartition("/")
@@ -58,7 +80,8 @@ def _from_store(name: str, spec: Direction) -> np.ndarray:
             )
         try:
             values = values.sel({key: label})
-        except KeyError:
+        except (KeyError, TypeError, ValueError, IndexError):
             known = ", ".join(map(str, values[key].values[:20]))
             raise JobError(f"directions.{name}: at: {key}: {label!r} is none of {known}; edit at") from None
+    check(values.shape, values.dtype)
     return values.values

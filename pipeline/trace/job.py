@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.rows import read_rows
 from pipeline.spec import FamilyJob, Spec, check_names
 from tracers.operations import Patch, Read, Steer
 
@@ -66,7 +65,8 @@ class TraceJob(FamilyJob):
     @field_validator("prompts", mode="before")
     @classmethod
     def _from_file(cls, value):
-        return _read_prompts(value["csv"]) if isinstance(value, dict) and set(value) == {"csv"} else value
+        named = isinstance(value, dict) and set(value) == {"csv"} and isinstance(value["csv"], str)
+        return _read_prompts(value["csv"]) if named else value
 
     @model_validator(mode="after")
     def _names_are_known(self):
@@ -116,15 +116,13 @@ class TraceJob(FamilyJob):
         return ("none", "all") if len(self.reads) < len(self.operations) else ("none",)
 
 
-def _read_prompts(path: str) -> list[dict[str, str]]:
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not readable as CSV ({error}); edit prompts") from None
-    if not rows or "prompt" not in rows[0]:
-        has = ", ".join(map(str, rows[0])) if rows else "no rows"
-        raise ValueError(
-            f"{path} has no column 'prompt' (it has {has}); prompts need it, and may have 'source'"
-        )
-    return [{"prompt": row["prompt"], "source": row.get("source") or None} for row in rows]
+def _read_prompts(path: str) -> list[dict[str, str | None]]:
+    rows = read_rows(
+        path,
+        "prompts",
+        "edit prompts",
+        needed=("prompt",),
+        optional=("source",),
+        help="prompts need it, and may have 'source'",
+    )
+    return [{"prompt": row.cells[0], "source": row.cells[1] or None} for row in rows]

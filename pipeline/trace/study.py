@@ -10,6 +10,7 @@ import torch
 
 from pipeline.bits import as_stored, from_stored
 from pipeline.errors import JobError
+from pipeline.finite import check_finite
 from pipeline.plan import Work
 from pipeline.stages import SIZES, check_one_size
 from pipeline.trace.directions import load_direction
@@ -29,6 +30,9 @@ from tracers.reading import columns_of
 
 class Trace:
     """A `trace` job, prepared (see pipeline.plan.Study)."""
+
+    gaps = frozenset({"activation"})
+    """Prompts are of unequal length."""
 
     def __init__(self, job: TraceJob):
         sources = [p.source for p in job.patches]
@@ -53,6 +57,7 @@ class Trace:
         }
         self.layers = {i: self._layers(i) for i in range(len(job.operations))}
         self._check_tokens()
+        self._check_top()
         self.content = {
             "models": {name: model_identity(s.model, s.revision) for name, s in stages.items()},
             "directions": {
@@ -100,6 +105,14 @@ class Trace:
                     self._check_positions(i, operation, stage, number, prompt)
                     if isinstance(operation, Patch):
                         self._check_source(i, operation, stage, number, prompt)
+
+    def _check_top(self) -> None:
+        for name in self.job.stage_names:
+            vocabulary = self.configs[name].get_text_config().vocab_size
+            if self.job.top > vocabulary:
+                raise JobError(
+                    f"top: {self.job.top} is not in 1-{vocabulary}: stage {name} has {vocabulary} tokens; lower top"
+                )
 
     def _check_positions(self, i, operation, stage: str, number: int, prompt: Prompt) -> None:
         n = len(prompt.ids)
@@ -209,6 +222,7 @@ class Trace:
                 stop=ends,
                 max_tokens=self.job.execution.max_tokens,
             )
+            check_finite(work.unit.id, self.job.dtype, {"logits": found.peak})
             texts.append([tokenizer.decode(ids, skip_special_tokens=True) for ids in found.ids])
         return {"completion": np.array(texts, dtype=object)[None]}
 
@@ -242,6 +256,7 @@ class Trace:
                 columns=columns,
             )
             for k, at_cells in enumerate(outcome.values):
+                check_finite(work.unit.id, self.job.dtype, {"activation": at_cells})
                 values[i, rows, k, places] = at_cells
         return {"activation": as_stored(values)[None]}
 

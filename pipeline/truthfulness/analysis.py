@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pipeline.bits import from_stored
+from pipeline.errors import JobError
+from pipeline.finite import SAME
 from pipeline.truthfulness.group import direction_names
 from pipeline.truthfulness.job import TruthfulnessJob, topic
 from pipeline.truthfulness.prepared import PreparedSet
@@ -46,18 +48,29 @@ def learn(
     it is given. The held-out set is not looked at.
     """
     stages, training = job.stage_names, training_sets(sets, held_out)
-    found, within = [], []
+    found, within, lengths = [], [], []
     for samples in read_layers(job, sets, training, n_layers, store):
-        found.append([direction([samples[name][m] for name in training]) for m in range(len(stages))])
+        everything = [[samples[name][m] for name in training] for m in range(len(stages))]
+        lengths.append([np.linalg.norm(centre_of(some)) for some in everything])
+        found.append([direction(some) for some in everything])
         within.append([_within(samples, training, m) for m in range(len(stages))])
     directions = np.stack(found, axis=1)  # model x layer x hidden
     accuracy = np.array(within).T
     first, last = job.layers_given
     if last is None:
         last = earliest_good(accuracy[0], sum(len(sets[name].statements) for name in training), first or 0)
+    for stage, vector, length in zip(stages, directions[:, last], lengths[last], strict=True):
+        if not np.linalg.norm(vector) > SAME * length:
+            raise JobError(
+                f"held out {held_out}: stage {stage}: behind block {last} the true and the false statements of "
+                f"{', '.join(training)} are the same on average: there is no direction; look for statements that are "
+                "labelled both true and false, or set another probe_layer"
+            )
+    with np.errstate(invalid="ignore"):  # at other layers there may be none
+        cosines = cosine(directions[:, None], directions[None])[:, :, None]
     arrays = {
         "direction": directions.astype(np.float32)[:, None],
-        "cosine": cosine(directions[:, None], directions[None])[:, :, None].astype(np.float32),
+        "cosine": cosines.astype(np.float32),
         "sweep_accuracy": accuracy.astype(np.float32)[:, None],
         "probe_layer": np.array([last], dtype=np.int32),
     }

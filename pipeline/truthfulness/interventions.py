@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from pipeline.finite import check_finite
 from pipeline.truthfulness.analysis import training_sets
 from pipeline.truthfulness.group import SUMMARY, SWEEP_RANDOM, direction_names, shown_names
 from pipeline.truthfulness.job import TruthfulnessJob
@@ -172,11 +173,7 @@ def _answers(job, prepared, used, target, pushes, model, unit):
     prompts = [prepared.asked[target][i].prompt for i in used]
     options = dict(answers=prepared.answers[target])
     found = model.run(pushed_answers, prompts, pushes, max_tokens=job.execution.max_tokens, **options)
-    if not torch.isfinite(found).all():
-        raise TracerError(
-            f"set {prepared.spec.name}: model {model.name} gives probabilities that are not finite in "
-            f"{model.dtype}; use dtype: bfloat16 or float32"
-        )
+    check_finite(unit, job.dtype, {"p_diff": found})
     share = job.execution.check_share
     if not share:
         return found, {}

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.spec import FamilyJob, StatementSet
-from tracers.operations import Read, Steer
+from tracers.operations import Length, Read, Steer
 
 ProbeKind = Literal["mass_mean", "logistic", "ttpd"]
 
@@ -34,9 +34,9 @@ class TruthfulnessJob(FamilyJob):
     """Block whose direction is used and the last one that is pushed; known or chosen likewise."""
     sweep_statements: int = Field(default=8, ge=2, multiple_of=2)
     """Statements of each training set on which the first pushed block is chosen, half of them true."""
-    coefficient: float = Field(default=1.0, gt=0)
+    coefficient: Length = 1.0
     """Factor of the direction in interventions."""
-    coefficient_sweep: tuple[float, ...] = ()
+    coefficient_sweep: tuple[Length, ...] = ()
     """Further coefficients, whose effects are stored beside."""
     random_directions: int = Field(default=20, ge=20, le=1000)
     """Random directions of the same norm, the control of every intervention."""
@@ -75,8 +75,8 @@ class TruthfulnessJob(FamilyJob):
     @field_validator("coefficient_sweep")
     @classmethod
     def _coefficients_once(cls, coefficients):
-        if list(coefficients) != sorted(set(coefficients)) or any(c <= 0 for c in coefficients):
-            raise ValueError("coefficients are positive, listed once each in increasing order")
+        if list(coefficients) != sorted(set(coefficients)):
+            raise ValueError("coefficients are listed once each in increasing order")
         return coefficients
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import JobError
 from pipeline.spec import StatementSet
-from pipeline.statements import Statement, draw_examples, read_set
+from pipeline.statements import Statement, check_number, draw_examples, read_set
 from pipeline.truthfulness.job import TruthfulnessJob
 from tracers.alignment import Prompt, answer_ids, encode
 
@@ -80,6 +80,7 @@ def prepare_set(
     if job.max_statements is not None:
         kept = _balanced(kept, labels, job.max_statements, f"{job.seed}/{spec.name}/statements")
     statements = [rows[i] for i in kept]
+    check_number(spec, statements, "max_statements")
     examples, _ = draw_examples(spec, statements, job.few_shot, job.suffix, job.answers, job.seed)
     starts = tuple(line.removesuffix(a) for line in examples for a in job.answers if line.endswith(a))
     bare = {

@@ -167,7 +167,7 @@ def intervention_effect(before: np.ndarray, after: np.ndarray, truth: np.ndarray
     for wanted, goal in ((~truth, 1.0), (truth, -1.0)):
         p, pushed = before[wanted].mean(-1), after[..., wanted].mean(-1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found.append((pushed - p) / (goal - p))
+            found.append(np.where(p == goal, np.nan, (pushed - p) / (goal - p)))
     return tuple(found)
 
 

@@ -11,10 +11,10 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.bits import as_stored
 from pipeline.errors import JobError
+from pipeline.finite import check_finite
 from pipeline.plan import Work
 from pipeline.stages import SIZES, check_one_size, positions
 from pipeline.statements import file_hash
@@ -22,9 +22,8 @@ from pipeline.truthfulness import analysis, interventions
 from pipeline.truthfulness.group import set_group, shown_names, summary_group
 from pipeline.truthfulness.job import TruthfulnessJob
 from pipeline.truthfulness.prepared import prepare_set
-from pipeline.truthfulness.units import kind_of, units, variants_of
+from pipeline.truthfulness.units import GAPS, kind_of, units, variants_of
 from tracers.cost import Cost, run_cost, shape_of
-from tracers.errors import TracerError
 from tracers.identity import model_identity
 from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
 from tracers.pushing import pushed_cost
@@ -33,6 +32,8 @@ from tracers.reading import read_statements
 
 class Truthfulness:
     """A `truthfulness` job, prepared (see pipeline.plan.Study)."""
+
+    gaps = GAPS
 
     def __init__(self, job: TruthfulnessJob):
         stages = {name: job.family.stages[name] for name in job.stage_names}
@@ -91,7 +92,7 @@ class Truthfulness:
         kind, name = kind_of(work)
         if kind == "read":
             begin, end = work.unit.region["statement"]
-            return {"activation": self._read(model, name, sets[name].bare[work.stage][begin:end])}, {}
+            return {"activation": self._read(model, work, sets[name].bare[work.stage][begin:end])}, {}
         if kind == "learn":
             return analysis.learn(job, sets, name, self.n_layers, store), {}
         if kind == "probe":
@@ -108,16 +109,12 @@ class Truthfulness:
         span = work.unit.region["statement"]
         return interventions.steered(job, sets, name, work.stage, span, model, store, work.unit.id)
 
-    def _read(self, model, name, prompts) -> np.ndarray:
+    def _read(self, model, work, prompts) -> np.ndarray:
         """The last token's activations; dims 1 x statement x layer x hidden."""
         layers = self.job.read.layers_of(self.n_layers)
         read = self.job.read
         values = model.run(read_statements, prompts, site=read.site, layers=layers, tokens=read.tokens).values
-        if not torch.isfinite(values).all():
-            raise TracerError(
-                f"set {name}: model {model.name} gives activations that are not finite in {model.dtype}; "
-                "use dtype: bfloat16 or float32"
-            )
+        check_finite(work.unit.id, self.job.dtype, {"activation": values})
         return as_stored(values[:, :, 0])[None]
 
     def cost(self, work: Work) -> Cost:

@@ -14,6 +14,11 @@ from stores import Unit
 LEARNED = ("direction", "cosine", "sweep_accuracy", "probe_layer")
 TRIED = ("sweep_effect", "sweep_effect_random", "sweep_effect_random_highest", "intervene_layer")
 EFFECTS = ("effect", "effect_false_to_true", "effect_true_to_false")
+GAPS = frozenset(
+    {"sweep_accuracy", *TRIED, *EFFECTS, "effect_coefficient", "p_diff", "p_diff_coefficient", "cosine"}
+)
+"""Arrays in which NaN says that there is no value: training sets of one topic, blocks that are not tried, answers that
+were certain before, statements that are examples, stages and layers without a direction."""
 
 
 def units(

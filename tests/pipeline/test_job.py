@@ -82,7 +82,7 @@ def test_a_mistake_is_named_with_its_place_and_what_is_allowed(override, place, 
 
 
 def test_a_job_that_is_no_job(tmp_path):
-    with pytest.raises(JobError, match=r"no such job file.*knowledge"):
+    with pytest.raises(JobError, match=r"no file nowhere.yaml; check the path.*knowledge"):
         load_job("nowhere.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b")
     with pytest.raises(JobError, match="YAML mapping"):

@@ -305,7 +305,7 @@ def test_known_families_begin_with_the_published_choice():
             "0 instructions for the",
         ),
         (dict(phrases="nowhere.txt"), "phrases:"),
-        (dict(openings="phrases.txt"), "lists refusal and compliant"),
+        (dict(openings="phrases.txt"), "give two lists of texts, refusal and compliant"),
         (dict(templates={"base": "no place"}), "{instruction}"),
         (dict(templates={"base": "{instruction}"}), "no token of its own behind the instruction"),
     ],

@@ -202,8 +202,8 @@ def test_the_store_notes_of_every_unit_what_it_took(tmp_path, trace_job):
             r"tokens \[-9\]: prompt 0 has 8 tokens .* -8 to 7",
         ),
         ({"operations": [{"op": "read", "tokens": [-1, 2]}]}, r"prompt 1 has 3 tokens .* each once"),
-        ({"prompts": {"csv": "none.csv"}}, r"none.csv is not readable as CSV"),
-        ({"directions": {"up": {"file": "none.npy"}}}, r"directions.up: .*none.npy is no readable .npy"),
+        ({"prompts": {"csv": "none.csv"}}, r"prompts: no file .*none.csv; edit prompts"),
+        ({"directions": {"up": {"file": "none.npy"}}}, r"directions.up: no file .*none.npy; edit directions.up.file"),
         ({"directions": {"up": {"file": "up.npy", "store": "x"}}}, r"give either `file"),
         (
             {"prompts": [{"prompt": "w1 is", "source": "w1"}]},

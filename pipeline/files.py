@@ -1,0 +1,91 @@
+"""Open what a user names, in one place: regular files of a bounded size, and text that is UTF-8."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from pipeline.errors import JobError, shown
+
+MB = 2**20
+LARGEST = 64 * MB
+"""Bytes of a file of statements, prompts, instructions or text."""
+
+
+def absolute(text: str, base: Path) -> Path:
+    """A path as a job writes it, made absolute; `~` is the home directory.
+
+    >>> absolute("mine.csv", Path("/data"))
+    PosixPath('/data/mine.csv')
+
+    base: what the path is relative to. Raises JobError for text that no path can be.
+    """
+    try:
+        path = (base / Path(text).expanduser()).resolve()
+        path.exists()  # says what resolve does not: a name that is too long, links that lead in a circle
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise JobError(f"{shown(text)}: is no usable path ({reason(error)}); edit the path") from None
+
+
+def read_bytes(path: str | Path, place: str, fix: str, largest: int = LARGEST) -> bytes:
+    """The content of a regular file.
+
+    >>> read_bytes("job.yaml", "job.yaml", "check the path")           # doctest: +SKIP
+    b'study: knowledge ...'
+
+    place, fix: beginning and end of a message. largest: bytes that are read at most. Raises JobError for what is not
+    there, not a regular file (a pipe or device would never end), or too large.
+    """
+    name = shown(path)
+    try:
+        # A pipe without a writer would keep a blocking open waiting for ever.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as stream:
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode):
+                raise JobError(f"{place}: {name} is no regular file but {_kind(about.st_mode)}; {fix}")
+            content = b"" if about.st_size > largest else stream.read(largest + 1)
+            size = max(about.st_size, len(content))
+    except FileNotFoundError:
+        raise JobError(f"{place}: no file {name}; {fix}") from None
+    except (OSError, ValueError) as error:
+        raise JobError(f"{place}: {name} cannot be read ({reason(error)}); {fix}") from None
+    if size > largest:
+        raise JobError(
+            f"{place}: {name} has {size:,} bytes or more, at most {largest:,} are read; give a smaller file"
+        )
+    return content
+
+
+def read_text(path: str | Path, place: str, fix: str, largest: int = LARGEST) -> str:
+    """The content of a UTF-8 text file, without a byte order mark.
+
+    >>> read_text("phrases.txt", "phrases", "edit phrases")            # doctest: +SKIP
+    'I cannot ...'
+
+    Raises JobError as `read_bytes` does, and for bytes that are no text.
+    """
+    content = read_bytes(path, place, fix, largest)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JobError(
+            f"{place}: {shown(path)} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv"
+        ) from None
+    if "\0" in text:
+        raise JobError(
+            f"{place}: {shown(path)} is not text: byte {content.index(0)} is NUL; save it as UTF-8 text"
+        )
+    return text
+
+
+def reason(error: Exception) -> str:
+    """What the operating system says of a path, without the path."""
+    return (getattr(error, "strerror", None) or shown(error)).lower()
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")

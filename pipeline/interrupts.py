@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM, remembered: a library that swallows the exception does not swallow the wish."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_asked = False
+
+
+def listen() -> None:
+    """From now on both signals raise KeyboardInterrupt in the main thread, and are remembered.
+
+    >>> listen()                                                       # doctest: +SKIP
+    """
+    global _asked
+    _asked = False
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def _stop(*_) -> None:
+    global _asked
+    _asked = True
+    raise KeyboardInterrupt
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if one of the signals has come, also when its own exception was lost.
+
+    >>> check()
+    """
+    if _asked:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def noticed() -> Iterator[None]:
+    """Around code that may lose the exception (nnsight warns of any that is raised while it unwinds a trace) or turn it
+    into another one: however it ends, an interrupt is one.
+
+    >>> with noticed():
+    ...     pass
+    """
+    try:
+        yield
+    finally:
+        check()

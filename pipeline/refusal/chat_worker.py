@@ -1,0 +1,56 @@
+"""Render a chat template in a process of its own: a request as JSON on standard input, the answer on standard output.
+
+A checkpoint's chat template is a program. It may raise, recurse or never end, in ways that only the end of a process
+stops; here it has a bounded time and memory. This file is run by its path and imports nothing of the project.
+"""
+
+import json
+import sys
+
+MEMORY = 2**29
+"""Bytes beyond what the process has when the template begins."""
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    _limit(request["seconds"])
+    texts, room = [], request["characters"]
+    try:
+        for instruction in request["instructions"]:
+            found, _ = render_jinja_template(
+                conversations=[[{"role": "user", "content": instruction}]],
+                chat_template=request["template"],
+                add_generation_prompt=True,
+                **request["special_tokens"],
+            )
+            found[0].encode()
+            texts.append(found[0])
+            room -= len(found[0])
+            if room < 0:
+                raise OverflowError(
+                    f"its prompts are longer than {request['characters']:,} characters together"
+                )
+        answer = {"texts": texts}
+    except Exception as error:  # a template can raise anything
+        answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+    json.dump(answer, sys.stdout)
+
+
+def _limit(seconds: float) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: the other process waits for a time only
+        return
+    with open("/proc/self/statm" if sys.platform == "linux" else "/dev/null") as stream:
+        pages = int((stream.read().split() or ["0"])[0])
+    if pages:
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    end = int(used.ru_utime + used.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (end, end + 1))
+
+
+if __name__ == "__main__":
+    main()
