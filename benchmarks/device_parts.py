@@ -72,87 +72,93 @@ class _Loaded:
 
 
 def grid(bench: Bench) -> dict:
-    """The exact patch grid of all pairs, in one call and in units of 16, beside the paper's loop, hooks and the floor."""
+    """The exact patch grid of all pairs, at once and in units of 16, beside the paper's loop, hooks and the floor."""
+    from tracers.errors import TracerError
     from tracers.oracle import check_sample
     from tracers.patching import patch_grid
 
     task = make_task(bench.shape)
     first = some_pairs(task, 1)
     cells = some_cells(first)
-    methods = {
-        name: load_method(name, bench.load)
-        for name in ("paper loop", "raw hooks", "posttrace", "naive oracle")
-    }
+    names = ("paper loop", "raw hooks", "naive oracle", "posttrace")
+    methods = {name: load_method(name, bench.load) for name in names}
     ours = methods["posttrace"]
     for name, method in methods.items():
         method.prepare(task if name == "posttrace" else first)
-    exact = methods["naive oracle"].run(cells)
-    warm = some_pairs(task, min(UNIT, len(task.clean)))
-    ours.task, whole = warm, ours.task
-    ours.prompts, prompts = ours.prompts[: len(warm.clean)], ours.prompts
-    ours.source, source = ours.source[:, : len(warm.clean)], ours.source
-    ours.run(cells)
-    ours.task, ours.prompts, ours.source = whole, prompts, source
-    values: dict[str, list] = {}
-    taken: dict[str, list[float]] = {
-        name: [] for name in ("paper loop", "raw hooks", "posttrace", "units", "check")
-    }
-    rates = []
+    prompts, source = ours.prompts, ours.source
 
-    def units():
-        for begin in range(0, len(prompts), UNIT):
+    def units(n: int | None = None):
+        for begin in range(0, len(prompts[:n]), UNIT):
             some = slice(begin, begin + UNIT)
             unchanged = [task.unchanged[some]]
-            grids.append(
-                patch_grid(ours.model, prompts[some], source[:, some], unchanged=unchanged, **ours.options)
-            )
+            yield patch_grid(ours.model, prompts[some], source[:, some], unchanged=unchanged, **ours.options)
 
     def check():
         options = dict(share=0.01, rng=random.Random(0), **ours.options)
-        checked.append(check_sample(ours.model, prompts[:UNIT], source[:, :UNIT], grids[0], **options))
+        try:
+            return check_sample(ours.model, prompts[:UNIT], source[:, :UNIT], unit, **options)
+        except TracerError as error:
+            return str(error)
 
+    (unit,) = units(1)  # warms up, too
+    exact = methods["naive oracle"].run(cells)
+    taken: dict[str, list[float]] = {
+        name: [] for name in ("paper loop", "raw hooks", "posttrace", "units", "check")
+    }
+    size = 8192 if bench.device != "cpu" else 512
+    rates = []
     for _ in range(bench.rounds):
-        grids, checked = [], []
-        rates.append(
-            matmul_rate(bench.device, bench.dtype, size=8192 if bench.device != "cpu" else 512)["seconds"]
-        )
+        rates.append(matmul_rate(bench.device, bench.dtype, size=size)["seconds"])
         for name in ("paper loop", "raw hooks", "posttrace"):
-            taken[name].append(
-                bench.seconds(lambda name=name: values.update({name: methods[name].run(cells)}))
-            )
-        taken["units"].append(bench.seconds(units))
+            taken[name].append(bench.seconds(lambda name=name: methods[name].run(cells)))
+        taken["units"].append(bench.seconds(lambda: list(units())))
         taken["check"].append(bench.seconds(check))
-    pairs, n_cells = len(task.clean), bench.shape.cells_per_pair
-    floor = multiply_adds(bench.shape)
-    ratio = [
-        (p / len(cells)) / (o / pairs / n_cells)
-        for p, o in zip(taken["paper loop"], taken["units"], strict=True)
-    ]
-    over = [seconds * rate / floor for seconds, rate in zip(taken["units"], rates, strict=True)]
-    once = [seconds * rate / floor for seconds, rate in zip(taken["posttrace"], rates, strict=True)]
-    difference = [abs(a - b) for a, b in zip(values["posttrace"], exact, strict=True)]
+    checked = check()
+    pairs, n_cells, floor = len(task.clean), bench.shape.cells_per_pair, multiply_adds(bench.shape)
+    seconds = {name: statistics.median(each) for name, each in taken.items()}
+
+    def over_floor(name):
+        each = zip(taken[name], rates, strict=True)
+        return statistics.median(one * rate / floor for one, rate in each)
+
+    turns = zip(taken["paper loop"], taken["units"], strict=True)
     return dict(
         pairs=pairs,
         cells=pairs * n_cells,
         cells_sampled=len(cells),
-        seconds=statistics.median(taken["units"]),
-        seconds_in_one_call=statistics.median(taken["posttrace"]),
-        seconds_of_a_cell_in_the_paper_loop=statistics.median(taken["paper loop"]) / len(cells),
-        seconds_of_a_cell_with_hooks=statistics.median(taken["raw hooks"]) / len(cells),
-        seconds_of_a_unit_check=statistics.median(taken["check"]),
-        cells_of_a_unit_check=checked[0][0],
-        check_share_of_a_unit=statistics.median(taken["check"])
-        / (statistics.median(taken["units"]) * UNIT / pairs),
-        grid_over_paper_loop=statistics.median(ratio),
-        grid_over_floor=statistics.median(over),
-        one_call_over_floor=statistics.median(once),
+        seconds=seconds["units"],
+        seconds_in_one_call=seconds["posttrace"],
+        seconds_of_a_cell_in_the_paper_loop=seconds["paper loop"] / len(cells),
+        seconds_of_a_cell_with_hooks=seconds["raw hooks"] / len(cells),
+        seconds_of_a_unit_check=seconds["check"],
+        check_share_of_a_unit=seconds["check"] / (seconds["units"] * UNIT / pairs),
+        check=checked if isinstance(checked, str) else f"{checked[0]} cells, {checked[1]:.4f} apart at most",
+        grid_over_paper_loop=statistics.median((p / len(cells)) / (o / pairs / n_cells) for p, o in turns),
+        grid_over_floor=over_floor("units"),
+        one_call_over_floor=over_floor("posttrace"),
         matmul_multiply_adds_per_second=statistics.median(rates),
-        largest_difference=max(difference),
-        largest_value=max(map(abs, exact)),
-        largest_difference_checked=checked[0][1],
+        rounding=_rounding(methods, first, unit, cells, exact),
         peak_device_mib=_peak(bench.device),
         seconds_each=taken,
     )
+
+
+def _rounding(methods: dict, task, unit, cells, exact: list[float]) -> dict:
+    """What separates a grid from one whole pass a cell, and whole passes in a batch from single ones (nats)."""
+    from tracers.oracle import naive_rows
+
+    oracle = methods["naive oracle"]
+    rows = [(layer, 0, token, oracle.source[0, pair, layer, token]) for pair, layer, token in cells]
+    prompts = [oracle.prompts[pair] for pair, _, _ in cells]
+    batch = naive_rows(oracle.model, prompts, rows, site="resid_post", answers=task.answers).tolist()
+    fast = [float(unit.patched[0][cell]) for cell in cells]
+    found: dict[str, Any] = dict(largest_value=max(map(abs, exact)), deviation=statistics.pstdev(exact))
+    for name, values in (("grid", fast), ("batch of whole passes", batch)):
+        apart = np.abs(np.array(values) - np.array(exact))
+        found[name] = dict(
+            median=float(np.median(apart)), high=float(np.quantile(apart, 0.95)), largest=float(apart.max())
+        )
+    return found
 
 
 def reading(bench: Bench) -> dict:
@@ -241,26 +247,29 @@ def halving(bench: Bench) -> dict:
         calls.append(packed.token.numel())
         whole(statements, streams, source, packed, *rest)
 
-    torch.cuda.empty_cache()
-    held = torch.cuda.memory_allocated() / torch.cuda.get_device_properties(0).total_memory
+    total = torch.cuda.get_device_properties(0).total_memory
+    held = torch.cuda.memory_allocated()
     patching._patch_packed = counted
     try:
-        for spare in (0.05, 0.03, 0.02):
+        for spare in range(2**28, 2**34, 2**28):  # the least with which it can be done at all
             calls.clear()
+            gc.collect()
             torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction(min(1.0, held + spare))
-            short = patch_grid(model, corrupt, source, **run).patched
-            if len(calls) > 1:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (held + spare) / total))
+            try:
+                short = patch_grid(model, corrupt, source, **run).patched
                 break
+            except torch.OutOfMemoryError:
+                continue
     finally:
         patching._patch_packed = whole
         torch.cuda.set_per_process_memory_fraction(1.0)
     return dict(
-        spare_mib=spare * torch.cuda.get_device_properties(0).total_memory / 2**20,
+        spare_mib=spare / 2**20,
         passes_tried=len(calls),
         tokens_first=calls[0],
         tokens_least=min(calls),
-        halved=len(calls) > 1 and min(calls) < calls[0],
+        halved=len(calls) > 2,
         largest_difference=float((short - plenty).abs().nan_to_num().max()),
         largest_value=float(plenty.abs().nan_to_num().max()),
     )
@@ -285,6 +294,7 @@ def trained(bench: Bench) -> dict:
     bench.__dict__.pop("weights", None)
     found: dict[str, Any] = {}
     begin = time.perf_counter()
+    places = {device: _place_of(device) for device in ("cpu", bench.device)}
     with tempfile.TemporaryDirectory() as folder:
         for study, changes in SMALL.items():
             if time.perf_counter() - begin > LONGEST:
@@ -304,8 +314,17 @@ def trained(bench: Bench) -> dict:
         bfloat16_difference=max(found["knowledge"]["bfloat16"][name]["largest"] for name in grids),
         bfloat16_difference_95=max(found["knowledge"]["bfloat16"][name]["95 %"] for name in grids),
         bfloat16_difference_median=max(found["knowledge"]["bfloat16"][name]["median"] for name in grids),
+        models_were_on=places,
         studies=found,
     )
+
+
+def _place_of(device: str) -> str:
+    """Where a model lies that was asked for on a device."""
+    from pipeline.spec import families
+    from tracers.opening import open_model
+
+    return str(open_model(families()["embedded"]["base"], device=device).device)
 
 
 def _run(study: str, changes: dict, device: str, dtype: str, folder: Path) -> tuple[str, float]:

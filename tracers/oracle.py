@@ -105,9 +105,9 @@ def check_sample(
     (19, 2.4e-06)
 
     share: of all cells, at least one and not more than `at_most`: the eighth says as much as the hundredth, and each
-    costs a whole forward pass. Raises TracerError when a cell differs by more than rounding: 1e-4 of the grid's largest value in float32, 5 %
-    of it in 16 bits, where sums are rounded to three digits and other batches add up in another order. Cells of prompts
-    of equal length share a pass (see `naive_rows`).
+    costs a whole forward pass. Raises TracerError when a cell differs by more than rounding: 1e-4 of the grid's
+    largest value in float32, 5 % of it in 16 bits, where sums are rounded to three digits and other batches add up in
+    another order. Cells of prompts of equal length share a pass (see `naive_rows`).
     """
     where = places(model.config, site, layers)
     cells = [
