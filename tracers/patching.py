@@ -198,12 +198,14 @@ def _patch_cells(statements, streams, source, packed, which, site, where, answer
     """Fill `patched` for packed cells at the places with the indices `which`, in halves when memory runs out."""
     try:
         _patch_packed(statements, streams, source, packed, which, site, where, answers, patched)
+        return
     except (MemoryError, RuntimeError) as error:
         if len(packed.prompt) == 1 or not out_of_memory(error):
             raise
-        cells = [tuple(cell) for cell in packed.cells.tolist()]
-        for half in pack(cells, statements.lengths, packed.token.numel() // 2):
-            _patch_cells(statements, streams, source, half, which, site, where, answers, patched)
+    # Only here, where the error is gone, is the memory free that its traceback held.
+    cells = [tuple(cell) for cell in packed.cells.tolist()]
+    for half in pack(cells, statements.lengths, packed.token.numel() // 2):
+        _patch_cells(statements, streams, source, half, which, site, where, answers, patched)
 
 
 def _patch_packed(statements, streams, source, packed: Packed, which, site, where, answers, patched) -> None:

@@ -178,15 +178,16 @@ def _fill(statements, streams, pushes, packed: Packed, site, layers, answers, re
     """Run packed cells, in halves when memory runs out."""
     try:
         both = _run_packed(statements, streams, pushes, packed, site, layers, answers)
+        result[packed.cells[:, 1], packed.cells[:, 0]] = _difference(both)
+        return
     except (MemoryError, RuntimeError) as error:
         if len(packed.prompt) == 1 or not out_of_memory(error):
             raise
-        cells = [tuple(cell) for cell in packed.cells.tolist()]
-        for half in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
-            (again,) = pack(half, statements.lengths, packed.token.numel())
-            _fill(statements, streams, pushes, again, site, layers, answers, result)
-    else:
-        result[packed.cells[:, 1], packed.cells[:, 0]] = _difference(both)
+    # Only here, where the error is gone, is the memory free that its traceback held.
+    cells = [tuple(cell) for cell in packed.cells.tolist()]
+    for half in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
+        (again,) = pack(half, statements.lengths, packed.token.numel())
+        _fill(statements, streams, pushes, again, site, layers, answers, result)
 
 
 def _run_packed(statements, streams, pushes, packed: Packed, site, layers, answers):

@@ -1,6 +1,7 @@
 """The batched grid against the naive one, and both against plain PyTorch."""
 
 import random
+import weakref
 
 import pytest
 import torch
@@ -149,7 +150,10 @@ def test_a_wrong_grid_is_caught_by_the_sample():
 
 
 def test_memory_that_runs_out_halves_the_batch(monkeypatch):
-    """The device refuses batches of more than 20 tokens: the grid is the same, in smaller pieces."""
+    """The device refuses batches of more than 20 tokens: the grid is the same, in smaller pieces.
+
+    A refused batch is given back before its halves are tried, or they would find the memory still taken.
+    """
     from tracers import patching
 
     model = random_model("llama")
@@ -159,15 +163,19 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     source = read_statements(model, prompts(rng, [(9, 4)] * 4), **options).values[None]
     whole, sizes, trace = patch_grid(model, corrupt, source, **options), [], patching._trace_cells
 
+    refused = []
+
     def limited(nn, inputs, *rest):
         sizes.append(inputs["input_ids"].numel())
+        assert not any(batch() is not None for batch in refused)
         if sizes[-1] > 20:
+            refused.append(weakref.ref(inputs["input_ids"]))
             raise torch.OutOfMemoryError("out of memory")
         return trace(nn, inputs, *rest)
 
     monkeypatch.setattr(patching, "_trace_cells", limited)
     pieces = patch_grid(model, corrupt, source, **options)
-    assert max(sizes) == 40 and sizes[-1] <= 20
+    assert max(sizes) == 40 and sizes[-1] <= 20 and refused
     torch.testing.assert_close(pieces.patched, whole.patched, atol=1e-4, rtol=1e-4)
 
 
