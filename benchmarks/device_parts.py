@@ -279,14 +279,14 @@ def halving(bench: Bench) -> dict:
 SMALL: dict[str, dict] = {
     "knowledge": dict(sets=["cities", "larger_than"], max_pairs=16),
     "trace": {},
-    "confidence": dict(text=dict(documents=16), sets=["cities"], max_statements=64),
     "refusal": dict(test_prompts=16, coefficient_search=[], random_directions=2),
+    "confidence": dict(text=dict(documents=16), sets=["cities"], max_statements=64),
     "truthfulness": dict(
         sets=["cities", "animal_class", "sp_en_trans"], probes=["mass_mean"], max_statements=64
     ),
 }
 """Study -> what is changed of its default job, so that five studies take a minute or two."""
-LONGEST = 120.0
+LONGEST = 60.0
 """Seconds after which no further study is begun."""
 
 
