@@ -39,6 +39,7 @@ def page(folder: Path) -> str:
             ("generations", "generation"),
             ("memories", "weights memory"),
             ("readings", "read"),
+            ("devices", "device"),
         ]
     }
     environment = jinja2.Environment(
@@ -53,8 +54,9 @@ def page(folder: Path) -> str:
         reading=reading,
         mib=mib,
     )
-    on_gpu = any(run["device"].startswith("cuda") for run in kinds["grids"])
-    return environment.from_string(TEMPLATE.read_text()).render(**kinds, on_gpu=on_gpu)
+    for run in kinds["devices"]:
+        run["parts"] = {part["name"]: part for part in run["records"]}
+    return environment.from_string(TEMPLATE.read_text()).render(**kinds)
 
 
 def figures(value: float | None, digits: int = 3) -> str:
