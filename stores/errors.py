@@ -23,6 +23,15 @@ class StoreBusy(StoreError):
     """Another live process holds the lease of this store."""
 
 
+# what zarr's codecs raise on bytes that are not theirs
+DAMAGED = (ValueError, RuntimeError, TypeError, KeyError, IndexError, EOFError, AssertionError, MemoryError)
+
+
+def first_line(fault: BaseException) -> str:
+    """Kind and first line of a fault, short enough for a message."""
+    return f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"[:200]
+
+
 # pattern in the words of the operating system or the object store, what it means, fix; the first that matches
 _FAULTS = (
     (
