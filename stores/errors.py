@@ -63,6 +63,11 @@ _FAULTS = (
     ),
     (r"os error (1|38|95)\b", "the file system does not offer this (hard links?)", "choose another --store"),
     (
+        r"status 429|Too Many Requests|SlowDown",
+        "the object store asks for fewer requests",
+        "wait a little and run again",
+    ),
+    (
         r"error sending request|Connection refused|dns error|timed? ?out|HTTP error",
         "the object store cannot be reached",
         "check the network and AWS_ENDPOINT_URL, then run again",

@@ -11,6 +11,7 @@ from stores.canonical import hash_bytes, seal, unseal
 from stores.errors import StoreError
 from stores.location import Location
 from stores.progress import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
+from stores.schema import check_key
 
 FORMAT = 2
 
@@ -23,6 +24,10 @@ def read_record(location: Location, key: str = RECORD) -> dict[str, Any] | None:
             f"{location.at(key)}: store format {record.get('format')!r}, this version reads {FORMAT}; "
             "use the posttrace version that wrote it"
         )
+    if record is not None:
+        with whole_record(location):
+            for name in record["files"]:
+                check_key(name)
     return record
 
 

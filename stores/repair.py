@@ -20,6 +20,8 @@ from stores.verify import files_wrong, mendable, units_wrong
 class Repaired:
     """What was done to a store."""
 
+    found: tuple[Problem, ...]
+    """What was wrong with units."""
     restored: tuple[str, ...]
     """Full paths of files that are as they were again."""
     derived: tuple[str, ...]
@@ -51,10 +53,11 @@ def repair(url: str | os.PathLike[str]) -> Repaired:
         restored = [*_records(store), *_files(store), *_lists(store)]
         files = list(files_wrong(store))
         damaged = {problem.path for problem in files}
-        derived, forgotten, left = _units(store, damaged)
+        found = [p for p in units_wrong(store, unfinished=False, damaged=damaged) if p.unit]
+        derived, forgotten, left = _units(store, found, damaged)
         _notes(store)
         restored += _complete(store)
-    return Repaired(tuple(restored), tuple(derived), tuple(forgotten), (*files, *left))
+    return Repaired(tuple(found), tuple(restored), tuple(derived), tuple(forgotten), (*files, *left))
 
 
 def _leases(location: Location) -> list[str]:
@@ -107,10 +110,11 @@ def _lists(store: Store) -> list[str]:
     return [location.at(key) for key, data in before.items() if location.get(key) != data]
 
 
-def _units(store: Store, damaged: set[str]) -> tuple[list[str], list[str], list[Problem]]:
+def _units(
+    store: Store, problems: Iterable[Problem], damaged: set[str]
+) -> tuple[list[str], list[str], list[Problem]]:
     """Marks units again, or forgets them; returns both, and what is left because metadata are damaged."""
     derived, forgotten, left = [], set(), []
-    problems = [p for p in units_wrong(store, unfinished=False, damaged=damaged) if p.unit]
     for problem in problems:
         unit = store.units[problem.unit]
         if problem.kind != "marker":

@@ -57,6 +57,12 @@ def check_name(value: str, what: str) -> None:
         )
 
 
+def check_key(key: str) -> None:
+    """Refuse the key of a file that could lie outside the store, or among the files that say what is done."""
+    if not isinstance(key, str) or not all(_NAME.fullmatch(part) for part in key.split("/")):
+        raise ValueError(f"{key!r} is no file of a store")
+
+
 @dataclass(frozen=True)
 class Array:
     """One array of a group.
