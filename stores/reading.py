@@ -68,17 +68,19 @@ def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
             ) from fault
     group = store.groups[path]
     done = [unit for unit in store.units.values() if unit.group == path and unit.id in markers]
+    names = {array.name for array in group.arrays}
     guarded = {
-        array.name: checked(
-            data[array.name].variable,
-            f"{place}/{array.name}",
+        name: checked(
+            variable,
+            f"{place}/{name}",
             store.url,
-            parts(group, done, markers, array.name),
+            parts(group, done, markers, name) if name in names else (),
         )
-        for array in group.arrays
-        if array.name in data.variables
+        for name, variable in data.variables.items()
+        if name not in data.xindexes  # those are in memory already
     }
-    return data.assign(guarded)
+    labels = {name: variable for name, variable in guarded.items() if name in data.coords}
+    return data.assign({n: v for n, v in guarded.items() if n not in labels}).assign_coords(labels)
 
 
 def summary(url: str | os.PathLike[str] | Store) -> dict[str, Any]:

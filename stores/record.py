@@ -26,7 +26,7 @@ def read_record(location: Location, key: str = RECORD) -> dict[str, Any] | None:
         )
     if record is not None:
         with whole_record(location):
-            for name in record["files"]:
+            for name, _ in record["files"].items():
                 check_key(name)
     return record
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 TRIES = 8
-# obstore repeats requests that fail with a status of 500 or more; these it hands on
+PATIENCE = 30.0  # seconds after which nothing is tried again, however few tries that were
+# obstore repeats what is refused with a status of 429 or from 500 on, in newer versions; these it may hand on
 _PASSING = re.compile(
     r"status 4(08|29)\b|Too Many Requests|SlowDown|Throttl|"
     r"(request or response|decoding response) body|body from connection|unexpected end of file|"
@@ -23,7 +24,10 @@ _PASSING = re.compile(
 
 def _pauses() -> Iterator[float]:
     """Seconds to wait before every further try: some 20 in all, spread so that readers come back one by one."""
+    begun = time.monotonic()
     for n in range(TRIES - 1):
+        if time.monotonic() - begun > PATIENCE:
+            return
         yield min(6.0, 0.1 * 2**n) * random.uniform(0.5, 1.5)
 
 

@@ -37,7 +37,11 @@ def flaky(endpoint: str, faults: tuple[str, ...], share: float, seed: int = 0):
             link.request(self.command, self.path, body, dict(self.headers))
             got = link.getresponse()
             data = got.read()
-            keep = {k: v for k, v in got.getheaders() if k.lower() not in ("connection", "transfer-encoding", "date")}
+            keep = {
+                k: v
+                for k, v in got.getheaders()
+                if k.lower() not in ("connection", "transfer-encoding", "date")
+            }
             if fault == "cut" and data and self.command == "GET":
                 told[fault] += 1
                 self.reply(got.status, keep, data, sent=len(data) // 2)
