@@ -13,7 +13,7 @@ from stores.location import Location
 from stores.progress import CLAIM, COMPLETE, FILES, GATHERED, LEASES, MARKERS, RECORD, SPARE
 from stores.record import pack, unpack
 from stores.store import Store
-from stores.verify import files_wrong, mendable, units_wrong
+from stores.verify import files_wrong, gathered, mendable, units_wrong
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _lists(store: Store) -> list[str]:
         [*progress.torn, *(f"{MARKERS}{unit}.json" for unit in singles.keys() - store.units.keys())]
     )
     before = {key: location.get(key) for key in (GATHERED, SPARE)}
-    known = next((units for data in before.values() if (units := progress.listed(data)) is not None), None)
+    known, _ = gathered(store, singles, False)
     if known is None:
         location.delete([GATHERED, SPARE, COMPLETE])
         return []

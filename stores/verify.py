@@ -81,9 +81,9 @@ def units_wrong(store: Store, unfinished: bool, damaged: set[str]) -> Iterator[P
     complete = store.location.get(COMPLETE)
     singles = progress.singles()
     torn = {key.removeprefix(MARKERS).removesuffix(".json"): key for key in progress.torn}
-    known, lists = _gathered(store, singles, complete is not None)
+    known, lists = gathered(store, singles, complete is not None)
     yield from lists
-    markers = {**known, **singles}
+    markers = {**(known or {}), **singles}
     fix = f"`posttrace verify {store.url} --repair` makes it from the data"
     for unit, key in torn.items():
         what = "the marker is torn, altered or of another job"
@@ -114,13 +114,21 @@ def _sizes(store: Store) -> dict[str, int]:
     return {key: size for path in store.groups for key, size, _ in store.location.list(path)}
 
 
-def _gathered(
+def gathered(
     store: Store, singles: Mapping[str, Any], complete: bool
-) -> tuple[dict[str, Any], list[Problem]]:
-    """The gathered markers, and what is wrong with the two files that hold them."""
+) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """The gathered markers, and what is wrong with the two files that hold them; None when both are lost.
+
+    Where both are whole and differ about a unit, that which agrees with the data is right.
+    """
     data = {key: store.location.get(key) for key in (GATHERED, SPARE)}
     units = {key: store.progress.listed(one) for key, one in data.items()}
-    known = next((found for found in units.values() if found is not None), {})
+    whole = [found for found in units.values() if found is not None]
+    known = dict(whole[0]) if whole else None
+    if len(whole) == 2:
+        for unit in whole[0].keys() & whole[1].keys() & store.units.keys() - singles.keys():
+            if whole[0][unit] != whole[1][unit] and not _agrees(store, unit, whole[0][unit]):
+                known[unit] = whole[1][unit]  # type: ignore[index]
     problems = []
     fix = f"`posttrace verify {store.url} --repair` restores it"
     for key, text in (
@@ -131,13 +139,20 @@ def _gathered(
             what = f"{text} is torn, altered or of another job"
         elif units[key] is None and (complete or (key == GATHERED and data[SPARE] is not None)):
             what = f"{text} is gone"
-        elif {**(units[key] or {}), **singles} != {**known, **singles}:
+        elif {**(units[key] or {}), **singles} != {**(known or {}), **singles}:
             # a run that was stopped between the two files leaves them unlike, but the single markers beside them
             what = f"{text} is not what it should be"
         else:
             continue
         problems.append(Problem("marker", store.location.at(key), what, fix))
     return known, problems
+
+
+def _agrees(store: Store, unit: str, marker: Mapping[str, Any]) -> bool:
+    planned = store.units[unit]
+    keys = [key for name in planned.arrays for key in keys_of(store.groups[planned.group], planned, name)]
+    missing = list(lost(store, [planned], {unit: marker}, store.location.sizes(keys)))
+    return not missing and not altered(store, planned, marker)
 
 
 def _complete(
