@@ -192,9 +192,9 @@ def verify(
         return 1
     units = summary(store)["units"]
     if not units["done"]:
-        print(f"{store}: nothing was checked but metadata: 0 of {units['total']} units are done")
+        print(f"{store}: nothing to read: 0 of {units['total']} units are done; only metadata were checked")
         return 1
-    print(f"{store}: no damage in {units['done']} of {units['total']} units, which are done")
+    print(f"{store}: no damage; {units['done']} of {units['total']} units are done, and were read")
     return 0
 
 

@@ -17,6 +17,7 @@ verify       re-read everything and name what is wrong
 repair       put it right
 record       what a store says about itself, and the spares
 writing      notes of units that are being written
+values       values as they are stored, or refused
 bounded      codecs that unpack no more than a chunk can hold
 retrying     requests that are tried again (steady: for zarr)
 credentials  refuse to store a secret

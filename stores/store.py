@@ -19,7 +19,8 @@ from stores.plan import aligned, group_from_json, unit_from_json
 from stores.progress import FOLDER, Progress
 from stores.record import opened, whole_record
 from stores.requests import Requests
-from stores.schema import DTYPES, MAX_TEXT, Group, Region, Unit
+from stores.schema import Group, Region, Unit
+from stores.values import fitting
 from stores.writing import Writing
 
 
@@ -183,7 +184,7 @@ class Store:
         refuse_secrets(record, f"unit {unit.id!r}: record")
         group = self.groups[unit.group]
         windows = {name: aligned(group, unit, name) for name in unit.arrays}
-        data = {name: _checked(group, unit, name, windows[name], values[name]) for name in unit.arrays}
+        data = {name: fitting(group, unit, name, windows[name], values[name]) for name in unit.arrays}
         digests = {name: hash_array(array) for name, array in data.items()}
         marker = self.progress.find(unit.id)
         if marker is not None:
@@ -369,47 +370,6 @@ class Store:
             with bounded():
                 self._arrays[key] = zarr.open_array(self.location.zarr, path=key, mode="r+")
         return self._arrays[key]
-
-
-def _checked(group: Group, unit: Unit, name: str, window: tuple[slice, ...], value: Any) -> np.ndarray:
-    """The values in the shape, dtype and byte order in which they are stored."""
-    where = f"unit {unit.id!r}, array {name!r}"
-    value, declared = np.asarray(value), group.array(name).dtype
-    shape = tuple(w.stop - w.start for w in window)
-    if value.shape != shape:
-        raise StoreError(f"{where}: shape {value.shape}, must be {shape} for dims {group.array(name).dims}")
-    if declared == "string":
-        return _texts(where, value)
-    stored = np.dtype(DTYPES[declared][0])
-    if declared == "bfloat16" and value.dtype.name == "bfloat16":
-        value = value.view(np.uint16)
-    lossless = value.dtype.kind == stored.kind and np.can_cast(value.dtype, stored, "safe")
-    if not lossless or (declared == "bfloat16" and value.dtype.itemsize != 2):
-        fix = "give its uint16 bits" if declared == "bfloat16" else f"convert it, e.g. .astype({declared!r})"
-        raise StoreError(
-            f"{where}: dtype {value.dtype}, must be {declared} (nothing is cast silently); {fix}"
-        )
-    return np.ascontiguousarray(value, dtype=stored).reshape(shape)
-
-
-def _texts(where: str, value: np.ndarray) -> np.ndarray:
-    """The texts as Python strings; refuses anything else, and what UTF-8 cannot hold."""
-    flat = value.ravel().tolist()
-    for one in flat:
-        if not isinstance(one, str):
-            raise StoreError(f"{where}: {one!r} is no text; give str, of dtype object or str")
-        try:
-            one.encode()
-        except UnicodeEncodeError as fault:
-            raise StoreError(f"{where}: {one!r} is not valid Unicode ({fault.reason}); clean it") from None
-    size = sum(len(one.encode()) for one in flat)
-    if size > MAX_TEXT:
-        raise StoreError(
-            f"{where}: {size} bytes of text, at most {MAX_TEXT} are possible; make the units smaller"
-        )
-    texts = np.empty(value.shape, dtype=object)
-    texts.ravel()[:] = flat
-    return texts
 
 
 def forget(url: str | os.PathLike[str], units: Iterable[str]) -> None:

@@ -159,3 +159,41 @@ def test_no_name_in_a_store_leads_out_of_the_folder(tmp_path, name):
 
 def _coords(dataset):
     return tuple(Coord(name, coord.dims, coord.values, name) for name, coord in dataset.coords.items())
+
+
+def told(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code, capsys.readouterr().out
+
+
+def test_verify_says_how_much_it_read_and_never_that_nothing_is_sound(store, empty_store, capsys):
+    code, out = told(capsys, "verify", store)
+    assert code == 0 and out.endswith("no damage; 10 of 10 units are done, and were read\n"), out
+    code, out = told(capsys, "verify", empty_store)
+    assert code == 1 and "nothing to read: 0 of" in out and "no damage" not in out
+    for name in ("units.json", "units.spare.json", "complete.json"):
+        (store / ".posttrace" / name).unlink()
+    (store / SETS / "logit_diff_clean/c/0/0").unlink()
+    code, out = told(capsys, "verify", store)
+    assert code == 1 and "10 problems" in out and "no damage" not in out
+    code, out = told(capsys, "verify", store, "--repair")
+    assert code == 0 and out.count("marked again, from its data") == 9 and "1 units forgotten" in out
+    code, out = told(capsys, "verify", store)
+    assert code == 0 and "no damage; 9 of 10 units are done" in out
+
+
+@pytest.mark.parametrize("name", ["store", "claim", "files", "units", "units.spare", "complete"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_repair_heals_whatever_a_rerun_would(store, name, fault, capsys):
+    path = store / ".posttrace" / f"{name}.json"
+    sound = path.read_bytes()
+    damage(path, fault)
+    code, out = told(capsys, "verify", store)
+    assert code == 1 and str(path) in out
+    code, out = told(capsys, "verify", store, "--repair")
+    assert code == 0 and f"{path}: restored" in out
+    if name != "complete":
+        assert path.read_bytes() == sound
+    code, out = told(capsys, "verify", store)
+    assert code == 0 and "no damage; 10 of 10" in out

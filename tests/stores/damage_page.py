@@ -40,7 +40,8 @@ file of its kind, the same bytes in the other store).
 
 A file "from a twin" is that of the same job on another machine, with other values; its mark of completeness says the
 same, and is left out. A twin's marker beside our data cannot be told from our marker beside a twin's data: that unit
-is done again. Notes ({harmless}) hold neither data nor what is done: damage to them need not be named, only do no harm.
+is done again. Notes ({harmless}) and chunks that a killed run left
+hold neither finished data nor what is done: damage to them need not be named, only do no harm.
 
 ## What stands behind it
 

@@ -43,10 +43,8 @@ def groups() -> list[Group]:
 
 def units() -> list[Unit]:
     names = tuple(array.name for array in groups()[1].arrays)
-    return [
-        *example.units(),
-        *(Unit(f"{COUNTS}/count/{i}", COUNTS, {"item": (i, min(i + 2, 3))}, names) for i in (0, 2)),
-    ]
+    counts = [Unit(f"{COUNTS}/count/{i}", COUNTS, {"item": (i, min(i + 2, 3))}, names) for i in (0, 2)]
+    return [*counts, *example.units()]
 
 
 def values(store: Store, unit: Unit, twin: bool = False) -> dict[str, np.ndarray]:
@@ -291,9 +289,15 @@ def trial(folder: Path, stores: Stores, state: str, key: str, fault: str, rng: r
     return {
         "lost": bool(done - hit - kept),
         "wrong": wrong,
-        "undetected": not detected and kind_of(key) not in HARMLESS,
+        "undetected": not detected and not all(harmless(one, done) for one in touched),
         "not healed": not healed(url, stores),
     }, refused
+
+
+def harmless(key: str, done: frozenset[str]) -> bool:
+    """Whether a file is neither data nor says what is done: a note, or a chunk that a killed run left."""
+    left = {one for unit in units() if unit.id not in done for one in _files(unit)}
+    return kind_of(key) in HARMLESS or key in left
 
 
 def _files(unit: Unit) -> set[str]:
