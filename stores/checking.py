@@ -141,6 +141,11 @@ def parts(group: Group, units: Iterable[Unit], markers: Mapping[str, Any], name:
     ]
 
 
+def within(one: Window, other: Window) -> bool:
+    """Whether a window lies wholly in another."""
+    return all(a.start >= b.start and a.stop <= b.stop for a, b in zip(one, other, strict=True))
+
+
 def confirm(values: np.ndarray, window: Window, written: Iterable[Part], place: str, url: str) -> None:
     """Compare what was read of an array with the hashes of the units that lie wholly within it.
 
@@ -148,9 +153,9 @@ def confirm(values: np.ndarray, window: Window, written: Iterable[Part], place: 
         Damaged: other content than was written, such as that of a swapped chunk.
     """
     for part in written:
-        ours = list(zip(part.window, window, strict=True))
-        if any(mine.start < read.start or mine.stop > read.stop for mine, read in ours):
+        if not within(part.window, window):
             continue
+        ours = zip(part.window, window, strict=True)
         inside = tuple(slice(mine.start - read.start, mine.stop - read.start) for mine, read in ours)
         if hash_array(np.ascontiguousarray(values[(*inside, ...)])) != part.digest:
             raise Damaged(f"{place}: holds other values than unit {part.unit!r} wrote; {cure(url)}")

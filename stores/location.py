@@ -115,6 +115,8 @@ class Location:
     def sizes(self, keys: Iterable[str]) -> dict[str, int | None]:
         """Sizes of many objects in bytes, looked up side by side; None where one is missing."""
         keys = list(keys)
+        if self.folder is not None or len(keys) < 2:
+            return {key: self.size(key) for key in keys}
         with ThreadPoolExecutor(PARALLEL) as pool:
             return dict(zip(keys, pool.map(self.size, keys), strict=True))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stores.canonical import as_json, hash_array
-from stores.checking import Problem, altered, confirm, keys_of, lost, parts
+from stores.checking import Problem, altered, confirm, keys_of, lost, parts, within
 from stores.create import create
 from stores.credentials import refuse_secrets
 from stores.errors import DAMAGED, Damaged, StoreBusy, StoreError, first_line, naming
@@ -57,6 +57,7 @@ class Store:
         self.writing = Writing(location)
         """Units that somebody is writing, or was when the process ended."""
         self._markers: dict[str, Any] = {}
+        self._windows: dict[tuple[str, str], list[tuple[Unit, tuple[slice, ...]]]] = {}
         self._arrays: dict[str, Any] = {}
         self._lease: Lease | None = None
 
@@ -263,7 +264,14 @@ class Store:
 
     def _confirm(self, group: Group, name: str, window: tuple[slice, ...], values: np.ndarray) -> None:
         """Compare what was read with the markers of the units that lie within it."""
-        units = [unit for unit in self.units.values() if unit.group == group.path and name in unit.arrays]
+        key = group.path, name
+        if key not in self._windows:
+            self._windows[key] = [
+                (unit, aligned(group, unit, name))
+                for unit in self.units.values()
+                if unit.group == group.path and name in unit.arrays
+            ]
+        units = [unit for unit, own in self._windows[key] if within(own, window)]
         place = self.location.at(f"{group.path}/{name}")
         for fresh in (False, True):
             if fresh or any(unit.id not in self._markers for unit in units):
