@@ -31,6 +31,7 @@ DTYPES: dict[str, tuple[str, Any]] = {
 }
 KINDS = ("result", "activation")
 MAX_CHUNK = 2**30  # bytes of one chunk of results when unpacked, and of an inner chunk of activations
+MAX_CHUNKS = 2**20  # chunks of one array in one unit
 MAX_TEXTS = 2**22  # texts in one chunk
 MAX_TEXT = 2**28  # bytes of all texts in one chunk
 _NAME = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9_.+=@-]*")
@@ -267,8 +268,8 @@ class Group:
 
     def chunk(self, name: str) -> tuple[int, ...]:
         """Shape of one chunk (result) or shard (activation) of an array."""
-        block = self.array(name).block
-        return tuple(min(block.get(dim, self.sizes[dim]), self.sizes[dim]) for dim in self.array(name).dims)
+        array = self.array(name)
+        return tuple(min(array.block.get(dim, self.sizes[dim]), self.sizes[dim]) for dim in array.dims)
 
     def inner(self, name: str) -> tuple[int, ...]:
         """Shape of what is unpacked at once: a chunk, or of activations one layer of a shard."""

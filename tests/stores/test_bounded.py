@@ -88,6 +88,13 @@ def test_chunks_too_large_to_unpack_are_refused_where_they_are_declared():
     Group("g", {"item": 2**30}, (Array("x", ("item",), "float32", "nats", "d", {"item": 2**20}),))
 
 
+def test_a_unit_of_countless_chunks_is_refused(tmp_path):
+    """Their keys alone would fill the memory."""
+    group = Group("g", {"item": 2**40}, (Array("x", ("item",), "bool", "1", "d", {"item": 2**10}),))
+    with pytest.raises(StoreError, match=r"consists of 1073741824 chunks, at most 1048576 are possible"):
+        Store.create(tmp_path, [group], [Unit("g/0", "g", {}, ("x",))], {}, "1", {})
+
+
 @pytest.mark.parametrize(
     "change",
     [

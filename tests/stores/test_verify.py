@@ -7,7 +7,18 @@ import json
 import numpy as np
 import pytest
 
-from stores import Damaged, Store, StoreError, forget, group_paths, open_group, repair, summary, verify
+from stores import (
+    Damaged,
+    Store,
+    StoreBusy,
+    StoreError,
+    forget,
+    group_paths,
+    open_group,
+    repair,
+    summary,
+    verify,
+)
 from stores.location import Location
 from tests.stores import example
 
@@ -280,3 +291,48 @@ def test_problems_are_readable_as_json(finished):
     (problem,) = verify(finished.url)
     assert json.loads(json.dumps(vars(problem)))["what"] == "the chunk is gone (zarr would read fill values)"
     assert Location(finished.url).size(CHUNKS["activation", LAST])
+
+
+@pytest.mark.parametrize("name", ["run", "shard-0-of-2"])
+def test_repair_keeps_away_from_a_store_that_is_being_written(url, name):
+    store = example.make(url)
+    example.run(store, 2)
+    store.writing.begin(LAST)
+    store.location.put(CHUNKS["activation", LAST], b"half")
+    with store.lease(name), pytest.raises(StoreBusy, match="in use by process"):
+        repair(url)
+    assert store.location.size(CHUNKS["activation", LAST]) == 4
+    assert repair(url).found == ()
+    assert store.location.size(CHUNKS["activation", LAST]) is None, "what a stopped run left is deleted"
+    assert len(store.done()) == 2
+
+
+def test_a_lost_marker_is_made_from_the_data_and_a_stopped_run_is_none(url):
+    store = example.make(url)
+    example.run(store)
+    marker = store.location.get(f".posttrace/units/{UNIT}.json")
+    store.location.delete([f".posttrace/units/{UNIT}.json"])
+    store.writing.begin(UNIT)
+    assert verify(url) == [], "stopped between data and marker"
+    store.writing.end(UNIT)
+    (problem,) = verify(url)
+    assert (problem.kind, problem.unit) == ("marker", UNIT)
+    assert repair(url).derived == (UNIT,)
+    assert verify(url, unfinished=True) == []
+    sizes = json.loads(marker)["sizes"]
+    assert Store.open(url).progress.gathered()[UNIT]["sizes"] == sizes
+
+
+def test_reading_a_whole_unit_finds_what_was_swapped(finished):
+    one, other = f"{example.PATH}/activation/c/0/0/0/0/0", f"{example.PATH}/activation/c/1/0/0/0/0"
+    place = finished.location
+    swapped = place.get(one), place.get(other)
+    assert len(swapped[0]) == len(swapped[1]), "their sizes do not tell"
+    place.put(one, swapped[1])
+    place.put(other, swapped[0])
+    with pytest.raises(Damaged, match=r"activation: holds other values than unit .* wrote.*--repair`"):
+        Store.open(finished.url).read(example.PATH, "activation")
+    data = open_group(finished.url, example.PATH).activation
+    for look in (lambda: data.values, lambda: data[0].values, lambda: data.transpose("hidden", ...).values):
+        with pytest.raises(Damaged, match=r"holds other values than unit"):
+            look()
