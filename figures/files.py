@@ -31,6 +31,31 @@ def output_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def contained(folder: Path, relative: str) -> Path:
+    """Return the path of a file below a folder; names in a store may say anything, and must not lead elsewhere.
+
+    Example
+    -------
+    >>> contained(Path("runs/figures"), "tables/knowledge.csv").as_posix().endswith("runs/figures/tables/knowledge.csv")
+    True
+
+    Raises
+    ------
+    FigureError: the name would lead out of the folder, or is none that every disk takes.
+    """
+    parts = relative.split("/")
+    plain = all(
+        part.strip(". ") and part.isprintable() and not set(part) & set('\\:*?"<>|') for part in parts
+    )
+    path = folder.joinpath(*parts)
+    if not plain or not path.resolve().is_relative_to(folder.resolve()):
+        raise FigureError(
+            f"{relative!r}: is no name for a file below {folder}; the names of sets and stages in the store make it, "
+            "and this store was not written by posttrace: do not trust it"
+        )
+    return path
+
+
 def write_whole(path: Path, content: bytes) -> Path:
     """Write a file beside its place and move it there, so that a reader never sees half of it.
 

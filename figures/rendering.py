@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from figures.errors import FigureError
-from figures.files import output_folder, write_whole
+from figures.files import contained, output_folder, write_whole
 from figures.registry import STUDIES, Figure, chosen
 from figures.source import Source, open_source
 
@@ -47,8 +47,8 @@ def render(
 
     Raises
     ------
-    FigureError: unknown name, nothing finished yet, or `out` cannot be written.
-    stores.StoreError: no store at `url`.
+    FigureError: unknown name, nothing finished yet, `out` cannot be written, or a name that leads out of it.
+    stores.StoreError: no store at `url`, or data in it that are lost or altered.
     """
     from figures.page import Page
 
@@ -59,7 +59,7 @@ def render(
     written = []
 
     def keep(relative: str, content: bytes) -> None:
-        written.append(write_whole(folder / relative, content))
+        written.append(write_whole(contained(folder, relative), content))
         if progress is not None:
             progress(relative)
 

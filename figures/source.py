@@ -1,4 +1,4 @@
-"""The only module that talks to `stores`: what a store says of its run, and its groups one by one."""
+"""The only module that talks to `stores`: what a store says of its run, and its groups."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Source:
     url: str
     summary: Mapping[str, Any]
     """As `stores.summary` gives it: job, fingerprint, provenance, groups, units, complete."""
+    opened: Mapping[str, xr.Dataset]
+    """Group path -> its data, read when they are used; all were found whole before anything is drawn."""
 
     @property
     def groups(self) -> Mapping[str, Any]:
@@ -42,20 +44,20 @@ class Source:
         return str(self.groups[path].get("attrs", {}).get("study") or path.split("/")[0])
 
     def datasets(self, study: str) -> Iterator[xr.Dataset]:
-        """Open the groups of a study one after the other, in the store's order; values are read when used."""
-        from stores import open_group
+        """Give the groups of a study one after the other, in the store's order; values are read when used.
 
+        Raises
+        ------
+        stores.Damaged: values that are used turn out to be damaged.
+        """
         for path in self.groups:
             if self.study_of(path) == study:
-                yield open_group(self.url, path)
+                yield self.opened[path]
 
     def stages(self) -> list[str]:
         """Return the stages of the models, in the store's order."""
-        from stores import open_group
-
         found: dict[str, None] = {}
-        for path in self.groups:
-            dataset = open_group(self.url, path)
+        for dataset in self.opened.values():
             for dim in ("target", "source", "model"):
                 if dim in dataset.coords:
                     found |= dict.fromkeys(map(str, dataset[dim].values))
@@ -63,7 +65,7 @@ class Source:
 
 
 def open_source(url: str | os.PathLike[str]) -> Source:
-    """Open a store for drawing.
+    """Open a store for drawing, all of its groups: what is lost or altered is found before anything is drawn.
 
     Example
     -------
@@ -72,12 +74,15 @@ def open_source(url: str | os.PathLike[str]) -> Source:
 
     Raises
     ------
-    stores.StoreError: no store at this URL, or a damaged one.
+    stores.StoreError: no store at this URL.
+    stores.Damaged: a finished unit or a coordinate is lost or altered; the message says how to mend it.
     FigureError: a store without groups.
     """
-    from stores import summary
+    from stores import Store, open_group, summary
 
-    source = Source(os.fspath(url), summary(url))
-    if not source.groups:
-        raise FigureError(f"{source.url}: the store has no groups, nothing to draw; run a job into it first")
-    return source
+    store = Store.open(url)
+    known = summary(store)
+    if not known["groups"]:
+        raise FigureError(f"{store.url}: the store has no groups, nothing to draw; run a job into it first")
+    # one open store for all: its markers are read once
+    return Source(os.fspath(url), known, {path: open_group(store, path) for path in known["groups"]})

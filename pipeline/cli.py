@@ -173,23 +173,45 @@ def verify(
     /,
     *,
     repair: Annotated[
-        bool, Parameter(help="Forget damaged units, so that the next run does them again.", negative=())
+        bool, Parameter(help="Mend what can be mended, and forget damaged units.", negative=())
     ] = False,
 ) -> int:
     """Read every chunk of a store again and name what is damaged; exit status 1 if anything is."""
-    from stores import forget
+    from stores import repair as mend
+    from stores import summary
     from stores import verify as check
 
+    if repair:
+        return _repaired(store, mend(store))
     problems = check(store)
     for problem in problems:
         print(problem)
-    damaged = sorted({p.unit for p in problems if p.unit})
-    if repair and damaged:
-        forget(store, damaged)
-        print(f"{store}: {len(damaged)} units forgotten; run the job again to redo them")
-        return 0
-    print(f"{store}: {'no damage' if not problems else f'{len(problems)} problems'}")
-    return 1 if problems else 0
+    if problems:
+        print(f"{store}: {len(problems)} problems; next: posttrace verify {store} --repair")
+        return 1
+    units = summary(store)["units"]
+    if not units["done"]:
+        print(f"{store}: nothing to read: 0 of {units['total']} units are done; only metadata were checked")
+        return 1
+    print(f"{store}: no damage; {units['done']} of {units['total']} units are done, and were read")
+    return 0
+
+
+def _repaired(store: str, done) -> int:
+    """Say what a repair did; exit status 1 if the job has to be run before the store is whole."""
+    for problem in done.found:
+        print(problem)
+    for path in done.restored:
+        print(f"{path}: restored")
+    for unit in done.derived:
+        print(f"{unit}: marked again, from its data")
+    for problem in done.left:
+        print(f"{problem}; run the job again")
+    if done.forgotten:
+        print(f"{store}: {len(done.forgotten)} units forgotten; run the job again to redo them")
+    elif not done.left:
+        print(f"{store}: nothing is damaged now")
+    return 1 if done.left else 0
 
 
 @_command(

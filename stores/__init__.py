@@ -11,19 +11,28 @@ store        Store: write, read, resume, finalise
 progress     markers of finished units
 lease        one writer at a time
 reading      open_group, group_paths, summary
-bfloat16     bfloat16 bits as lazy float32
+lazy         arrays that are read when used, and checked then
+checking     what is told before data are trusted
 verify       re-read everything and name what is wrong
+repair       put it right
+record       what a store says about itself, and the spares
+writing      notes of units that are being written
+values       values as they are stored, or refused
+bounded      codecs that unpack no more than a chunk can hold
+retrying     requests that are tried again (steady: for zarr)
 credentials  refuse to store a secret
 canonical    JSON and hashes
 errors       StoreError and its kinds
 """
 
+from stores.checking import Problem
 from stores.errors import Damaged, FingerprintMismatch, StoreBusy, StoreError
 from stores.lease import Lease
 from stores.reading import group_paths, open_group, summary
+from stores.repair import Repaired, repair
 from stores.schema import Array, Coord, Group, Unit
 from stores.store import Store, forget
-from stores.verify import Problem, verify
+from stores.verify import verify
 
 __all__ = [
     "Array",
@@ -33,6 +42,7 @@ __all__ = [
     "Group",
     "Lease",
     "Problem",
+    "Repaired",
     "Store",
     "StoreBusy",
     "StoreError",
@@ -40,6 +50,7 @@ __all__ = [
     "forget",
     "group_paths",
     "open_group",
+    "repair",
     "summary",
     "verify",
 ]

@@ -38,18 +38,27 @@ def hash_json(value: Any) -> str:
 
 
 def seal(body: dict[str, Any]) -> bytes:
-    """A JSON document that carries its own hash, so that a torn or altered one is noticed."""
-    return (json.dumps({"check": hash_json(body), **body}, indent=1) + "\n").encode()
+    """A JSON document that carries the hash of its own bytes: no byte of it can change unnoticed."""
+    text = json.dumps(body, indent=1)[1:].encode() + b"\n"
+    return _head(text) + text
 
 
 def unseal(data: bytes | None) -> dict[str, Any] | None:
-    """The body of a sealed document; None when it is missing, torn or altered."""
-    try:
-        body = json.loads(data or b"")
-        check = body.pop("check")
-    except (ValueError, AttributeError, KeyError, TypeError):
+    """The body of a sealed document; None when it is missing, torn or altered, be it by a newline."""
+    if not data:
         return None
-    return body if check == hash_json(body) else None
+    text = data[len(_head(b"")) :]
+    if data != _head(text) + text:
+        return None
+    try:
+        body = json.loads(b"{" + text)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _head(text: bytes) -> bytes:
+    return f'{{\n "check": "{hash_bytes(text)}",'.encode()
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

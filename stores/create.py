@@ -8,17 +8,16 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from stores.canonical import as_json, differences, hash_bytes, seal, unseal
+from stores.canonical import as_json, differences, hash_bytes, seal
 from stores.credentials import refuse_secrets
 from stores.errors import FingerprintMismatch, StoreError
 from stores.hierarchy import build
 from stores.lease import Lease
 from stores.location import PARALLEL, Location
 from stores.plan import check_plan, group_to_json, unit_to_json
-from stores.progress import CLAIM, COMPACT, FOLDER, MARKERS, RECORD
+from stores.progress import CLAIM, FILES, FOLDER, RECORD
+from stores.record import FORMAT, pack, read_record, settled, started, unpack
 from stores.schema import Group, Unit
-
-FORMAT = 1
 
 
 def create(
@@ -59,21 +58,12 @@ def create(
             _restore(location, record, groups)
             location.put(RECORD, seal(record))
     else:
+        record = settled(location) or record
         _same(location, record, body)
         _restore(location, record, groups)
-        if location.get(CLAIM) != seal(record):
-            location.put(CLAIM, seal(record))
-    return record
-
-
-def read_record(location: Location, key: str = RECORD) -> dict[str, Any] | None:
-    """What the store says about itself; None when missing or damaged."""
-    record = unseal(location.get(key))
-    if record is not None and record.get("format") != FORMAT:
-        raise StoreError(
-            f"{location.at(key)}: store format {record.get('format')!r}, this version reads {FORMAT}; "
-            "use the posttrace version that wrote it"
-        )
+        for key in (CLAIM, RECORD):
+            if location.get(key) != seal(record):
+                location.put(key, seal(record))
     return record
 
 
@@ -96,7 +86,7 @@ def _refuse_foreign(location: Location) -> None:
 def _claim(location: Location, body: dict[str, Any], groups: tuple[Group, ...]) -> dict[str, Any]:
     """The record of a creation that a kill cut short (or whose record was damaged), else a new one."""
     old = read_record(location, CLAIM)
-    if next(iter(location.list(MARKERS)), None) is not None or location.size(COMPACT) is not None:
+    if started(location):
         if old is not None:
             return old
         raise StoreError(
@@ -152,15 +142,20 @@ def _restore(location: Location, record: Mapping[str, Any], groups: tuple[Group,
     digests = record["files"]
     have = location.get_many(digests)
     bad = [key for key, digest in digests.items() if have[key] is None or hash_bytes(have[key]) != digest]
-    if not bad:
+    spare = unpack(location, digests)
+    whole = len(spare) == len(digests)
+    if not bad and whole:
         return
-    files = build(groups, root_attrs(record))
+    files = spare if whole else {**build(groups, root_attrs(record)), **spare}
     for key in bad:
         if hash_bytes(files.get(key, b"")) != digests[key]:
             raise StoreError(
-                f"{location.at(key)}: {'missing' if have[key] is None else 'damaged'}, and the "
-                "installed zarr would write it "
+                f"{location.at(key)}: {'missing' if have[key] is None else 'damaged'}, as is its spare {FILES}, "
+                "and the installed zarr would write it "
                 "differently; restore this file from a copy, or run once with the zarr version of the store"
             )
+    if not whole:
+        sound = {key: files[key] if key in bad else have[key] for key in digests}
+        location.put(FILES, pack(sound))
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(lambda key: location.put(key, files[key]), bad))

@@ -23,6 +23,15 @@ class StoreBusy(StoreError):
     """Another live process holds the lease of this store."""
 
 
+# what zarr's codecs raise on bytes that are not theirs
+DAMAGED = (ValueError, RuntimeError, TypeError, KeyError, IndexError, EOFError, AssertionError, MemoryError)
+
+
+def first_line(fault: BaseException) -> str:
+    """Kind and first line of a fault, short enough for a message."""
+    return f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"[:200]
+
+
 # pattern in the words of the operating system or the object store, what it means, fix; the first that matches
 _FAULTS = (
     (
@@ -53,6 +62,11 @@ _FAULTS = (
         "check the permissions of the folder, or the AWS_* keys in the environment",
     ),
     (r"os error (1|38|95)\b", "the file system does not offer this (hard links?)", "choose another --store"),
+    (
+        r"status 429|Too Many Requests|SlowDown",
+        "the object store asks for fewer requests",
+        "wait a little and run again",
+    ),
     (
         r"error sending request|Connection refused|dns error|timed? ?out|HTTP error",
         "the object store cannot be reached",

@@ -52,9 +52,8 @@ def _array(node: Any, group: Group, array: Array) -> None:
     attrs["not_computed"] = {"i": "-1", "b": "false", "O": "empty text"}.get(stored[1], "NaN")
     layout: dict[str, Any] = {"chunks": chunk, "compressors": [ZstdCodec(level=3), Crc32cCodec()]}
     if array.kind == "activation":
-        inner = tuple(1 if dim == "layer" else n for dim, n in zip(array.dims, chunk, strict=True))
         # activations hardly compress; their checksum alone keeps writing at the speed of the disk
-        layout = {"chunks": inner, "shards": chunk, "compressors": [Crc32cCodec()]}
+        layout = {"chunks": group.inner(array.name), "shards": chunk, "compressors": [Crc32cCodec()]}
     node.create_array(
         array.name,
         shape=group.shape(array.name),

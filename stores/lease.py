@@ -57,7 +57,7 @@ class Lease:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._body = {**_process(os.getpid()), "host": _host(), "since": now, "expiry": expiry}
+        self._body = {**this_process(), "since": now, "expiry": expiry}
 
     def __enter__(self) -> Lease:
         deadline = time.monotonic() + self.wait
@@ -104,7 +104,7 @@ class Lease:
                 continue
             age = max(0.0, (mine - modified).total_seconds())
             expired = age > float((holder or {}).get("expiry", self.expiry))
-            if expired or (holder is not None and _gone(holder)):
+            if expired or (holder is not None and gone(holder)):
                 self.location.delete([key])
             else:
                 return holder or {}, age
@@ -136,8 +136,13 @@ def _process(pid: int) -> dict[str, Any]:
     return {"pid": pid, "started": started}
 
 
-def _gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder ran on this host and no longer does."""
+def this_process() -> dict[str, Any]:
+    """What tells this process from any other: its id, start time and host."""
+    return {**_process(os.getpid()), "host": _host()}
+
+
+def gone(holder: dict[str, Any]) -> bool:
+    """Whether the process, as `this_process` described it, ran on this host and no longer does."""
     if holder.get("host") != _host() or not isinstance(holder.get("pid"), int):
         return False
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from stores.errors import StoreError, naming
+from stores.retrying import steadily
 
 PARALLEL = 16  # small objects read or written at once: hides the latency of an object store
 
@@ -85,9 +86,9 @@ class Location:
     @property
     def zarr(self) -> Any:
         """The same place as a zarr store."""
-        from zarr.storage import ObjectStore
+        from stores.steady import Steady
 
-        return ObjectStore(self.objects)
+        return Steady(self.objects)
 
     def at(self, key: str) -> str:
         """Full path or URL of one object, for messages."""
@@ -99,7 +100,7 @@ class Location:
 
         with naming("read", self.at(key)):
             try:
-                return bytes(obstore.get(self.objects, key).bytes())
+                return steadily(lambda: bytes(obstore.get(self.objects, key).bytes()))
             except FileNotFoundError as fault:
                 if "NoSuchBucket" in str(fault):
                     raise
@@ -111,6 +112,14 @@ class Location:
         with ThreadPoolExecutor(PARALLEL) as pool:
             return dict(zip(keys, pool.map(self.get, keys), strict=True))
 
+    def sizes(self, keys: Iterable[str]) -> dict[str, int | None]:
+        """Sizes of many objects in bytes, looked up side by side; None where one is missing."""
+        keys = list(keys)
+        if self.folder is not None or len(keys) < 2:
+            return {key: self.size(key) for key in keys}
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return dict(zip(keys, pool.map(self.size, keys), strict=True))
+
     def put(self, key: str, data: bytes, exclusive: bool = False) -> bool:
         """Write an object at once, or not at all; with exclusive, False when it is there already."""
         import obstore
@@ -118,7 +127,8 @@ class Location:
 
         with naming("write", self.at(key)):
             try:
-                obstore.put(self.objects, key, data, mode="create" if exclusive else "overwrite")
+                mode = "create" if exclusive else "overwrite"
+                steadily(lambda: obstore.put(self.objects, key, data, mode=mode))
             except AlreadyExistsError:
                 return False
         return True
@@ -129,7 +139,7 @@ class Location:
 
         def one(key: str) -> None:
             with naming("delete", self.at(key)), suppress(FileNotFoundError):
-                obstore.delete(self.objects, key)
+                steadily(lambda: obstore.delete(self.objects, key))
 
         keys = list(keys)
         if len(keys) < 3:
@@ -144,9 +154,11 @@ class Location:
         import obstore
 
         with naming("list", self.at(prefix)):
-            for batch in obstore.list(self.objects, prefix=prefix):
-                for item in batch:
-                    yield item["path"], item["size"], item["last_modified"]
+            found = steadily(
+                lambda: [i for batch in obstore.list(self.objects, prefix=prefix) for i in batch]
+            )
+        for item in found:
+            yield item["path"], item["size"], item["last_modified"]
 
     def size(self, key: str) -> int | None:
         """Size of an object in bytes, None when it is missing."""
@@ -154,7 +166,7 @@ class Location:
 
         with naming("look up", self.at(key)):
             try:
-                return obstore.head(self.objects, key)["size"]
+                return steadily(lambda: obstore.head(self.objects, key)["size"])
             except FileNotFoundError:
                 return None
 
@@ -163,7 +175,7 @@ class Location:
         import obstore
 
         with naming("list", self.url):
-            level = obstore.list_with_delimiter(self.objects)
+            level = steadily(lambda: obstore.list_with_delimiter(self.objects))
         return {*level["common_prefixes"], *(item["path"] for item in level["objects"])}
 
     def flush(self, keys: Iterable[str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stores.canonical import as_json
 from stores.errors import StoreError
-from stores.schema import Array, Group, Unit
+from stores.schema import MAX_CHUNKS, Array, Group, Unit
 
 
 def aligned(group: Group, unit: Unit, name: str) -> tuple[slice, ...]:
@@ -21,6 +22,12 @@ def aligned(group: Group, unit: Unit, name: str) -> tuple[slice, ...]:
                 f"unit {unit.id!r}, array {name!r}: {dim} [{w.start}, {w.stop}) cuts through chunks of {n}; "
                 f"start and stop must be multiples of {n} (stop may be the end, {size})"
             )
+    chunks = math.prod(-(-(w.stop - w.start) // n) for w, n in zip(window, group.chunk(name), strict=True))
+    if chunks > MAX_CHUNKS:
+        raise StoreError(
+            f"unit {unit.id!r}, array {name!r}: consists of {chunks} chunks, at most {MAX_CHUNKS} are possible; "
+            "make the blocks larger or the units smaller"
+        )
     return window
 
 

@@ -1,4 +1,4 @@
-"""Which units are done: one sealed marker per unit, written after its data, later compacted into one file."""
+"""Which units are done: one sealed marker per unit, written after its data, later gathered in one file and a spare."""
 
 from __future__ import annotations
 
@@ -13,34 +13,53 @@ from stores.location import Location
 FOLDER = ".posttrace"
 RECORD = f"{FOLDER}/store.json"  # written last when a store is created: without it nothing is
 CLAIM = f"{FOLDER}/claim.json"  # the same, written first: this place is ours; later a spare of the record
+FILES = f"{FOLDER}/files.json"  # a spare of all metadata and coordinate files
 MARKERS = f"{FOLDER}/units/"
-COMPACT = f"{FOLDER}/units.json"
+GATHERED = f"{FOLDER}/units.json"
+SPARE = f"{FOLDER}/units.spare.json"
 COMPLETE = f"{FOLDER}/complete.json"
 LEASES = f"{FOLDER}/leases/"
+
+Marker = dict[str, Any]
+"""unit, fingerprint, time, arrays (name -> hash of the content), sizes (name -> bytes of every chunk), record."""
 
 
 class Progress:
     """The markers of one store.
 
     ``.posttrace/`` holds ``claim.json`` and ``store.json`` (what was declared), ``units/<id>.json`` (one marker
-    per finished unit), ``units.json`` and ``complete.json`` (after finalise), and ``leases/``.
+    per finished unit), ``units.json``, ``units.spare.json`` and ``complete.json`` (after finalise), and ``leases/``.
 
-    Markers are read singles first, compacted file second: a finalise of another process in between
+    Markers are read singles first, gathered ones second: a finalise of another process in between
     moves them that way round, so none can be missed.
     """
 
     def __init__(self, location: Location, fingerprint: str) -> None:
         self.location = location
         self.fingerprint = fingerprint
-        self._seen: dict[str, dict[str, Any]] = {}  # key -> body; a valid marker never changes
+        self._seen: dict[str, Marker] = {}  # key -> body; a valid marker never changes
         self.torn: list[str] = []
         """Keys of the markers that the last look found torn, altered or of another job."""
 
-    def _valid(self, body: dict[str, Any] | None, unit: str) -> bool:
-        return body is not None and body.get("unit") == unit and body.get("fingerprint") == self.fingerprint
+    def _valid(self, body: Any, unit: str) -> bool:
+        return (
+            isinstance(body, dict)
+            and (body.get("unit"), body.get("fingerprint")) == (unit, self.fingerprint)
+            and isinstance(body.get("arrays"), dict)
+            and isinstance(body.get("sizes"), dict)
+        )
 
-    def markers(self) -> dict[str, dict[str, Any]]:
-        """Unit id -> marker, for every valid marker in the store."""
+    def markers(self) -> dict[str, Marker]:
+        """Unit id -> marker, for every valid marker in the store.
+
+        Raises:
+            Damaged: the gathered markers and their spare are lost.
+        """
+        singles = self.singles()
+        return {**self.gathered(), **singles}
+
+    def singles(self) -> dict[str, Marker]:
+        """Unit id -> marker, of the units that were not gathered yet; notes the torn ones."""
         keys = [key for key, _, _ in self.location.list(MARKERS) if key.endswith(".json")]
         self._seen = {key: body for key, body in self._seen.items() if key in set(keys)}
         found = self.location.get_many(key for key in keys if key not in self._seen)
@@ -49,23 +68,39 @@ class Progress:
             body = unseal(data)
             if self._valid(body, key.removeprefix(MARKERS).removesuffix(".json")):
                 self._seen[key] = body  # type: ignore[assignment]
-            elif data is not None:  # gone means compacted meanwhile
+            elif data is not None:  # gone means gathered meanwhile
                 self.torn.append(key)
-        return {**self.compacted(), **{body["unit"]: body for body in self._seen.values()}}
+        return {body["unit"]: body for body in self._seen.values()}
 
-    def compacted(self) -> dict[str, dict[str, Any]]:
-        """Unit id -> marker, from the compacted file alone."""
-        data = self.location.get(COMPACT)
+    def gathered(self) -> dict[str, Marker]:
+        """Unit id -> marker, from the gathered file, or from its spare when that one is lost."""
+        for _ in range(2):  # twice: another process may finish the store between two looks
+            found = []
+            for key in (GATHERED, SPARE):
+                found.append(self.location.get(key))
+                units = self.listed(found[-1])
+                if units is not None:
+                    return units
+            if found == [None, None] and self.location.size(COMPLETE) is None:
+                return {}
+        raise Damaged(
+            f"{self.location.at(GATHERED)}: the list of finished units and its spare are torn, altered or gone; "
+            f"`posttrace verify {self.location.url} --repair` finds from the data which units are done"
+        )
+
+    def listed(self, data: bytes | None) -> dict[str, Marker] | None:
+        """Unit id -> marker, from the content of a gathered file; None when it is not whole, or of another job."""
         body = unseal(data)
-        if data is not None and body is None:
-            raise Damaged(
-                f"{self.location.at(COMPACT)}: the list of finished units is torn or altered; "
-                "restore this file from a copy, or delete it to compute those units again"
-            )
-        units: Mapping[str, Any] = (body or {}).get("units", {})
+        if (
+            body is None
+            or body.get("fingerprint") != self.fingerprint
+            or not isinstance(body.get("units"), dict)
+        ):
+            return None
+        units: Mapping[str, Any] = body["units"]
         return {unit: marker for unit, marker in units.items() if self._valid(marker, unit)}
 
-    def find(self, unit: str) -> dict[str, Any] | None:
+    def find(self, unit: str) -> Marker | None:
         """The marker of one unit; a torn one is removed so that the unit can be marked again."""
         key = f"{MARKERS}{unit}.json"
         data = self.location.get(key)
@@ -74,46 +109,63 @@ class Progress:
             return body
         if data is not None:
             self.location.delete([key])
-        return self.compacted().get(unit)
+        return self.gathered().get(unit)
 
-    def mark(self, unit: str, arrays: Mapping[str, str], record: Mapping[str, Any]) -> bool:
+    def mark(
+        self,
+        unit: str,
+        arrays: Mapping[str, str],
+        sizes: Mapping[str, list[int]],
+        record: Mapping[str, Any],
+    ) -> bool:
         """Declare a unit done; False when another process did so first."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
         body = {
             "unit": unit,
             "fingerprint": self.fingerprint,
-            "time": now,
+            "time": _now(),
             "arrays": dict(arrays),
+            "sizes": dict(sizes),
             "record": record,
         }
         return self.location.put(f"{MARKERS}{unit}.json", seal(body), exclusive=True)
 
-    def compact(self) -> None:
-        """Gather all markers in one file, then delete the singles; a kill in between leaves both, no harm."""
-        markers = self.markers()
-        singles = list(self._seen)
-        if singles:
-            self.location.put(COMPACT, seal({"units": dict(sorted(markers.items()))}))
-        self.location.delete([*singles, *self.torn])
+    def gather(self, markers: Mapping[str, Marker] | None = None) -> list[str]:
+        """Put all markers in one file and its spare, where they are not there; returns the keys of the singles.
+
+        Arguments:
+            markers: what to write instead of what is there.
+        """
+        known = self.markers() if markers is None else markers
+        data = seal({"fingerprint": self.fingerprint, "units": dict(sorted(known.items()))})
+        for key in (GATHERED, SPARE):
+            if self.location.get(key) != data:
+                self.location.put(key, data)
+        return [*self._seen, *self.torn]
 
     def forget(self, units: Iterable[str]) -> None:
         """Remove the markers of units, so that a rerun computes them again."""
         units = set(units)
         self.location.delete([COMPLETE])
-        compacted = self.compacted()
-        if units & set(compacted):
-            kept = {unit: marker for unit, marker in compacted.items() if unit not in units}
-            self.location.put(COMPACT, seal({"units": kept}))
+        known = self.gathered()
+        if units & set(known):
+            kept = {unit: marker for unit, marker in known.items() if unit not in units}
+            data = seal({"fingerprint": self.fingerprint, "units": kept})
+            for key in (GATHERED, SPARE):
+                self.location.put(key, data)
         self.location.delete(f"{MARKERS}{unit}.json" for unit in sorted(units))
 
     def finish(self, units: int) -> None:
-        """Mark the store complete."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.location.put(
-            COMPLETE, seal({"fingerprint": self.fingerprint, "units": units, "time": now}), exclusive=True
-        )
+        """Mark the store complete, unless it is marked already."""
+        if not self.complete(units):
+            self.location.put(
+                COMPLETE, seal({"fingerprint": self.fingerprint, "units": units, "time": _now()})
+            )
 
-    def complete(self) -> bool:
-        """Whether the store was finalised."""
+    def complete(self, units: int) -> bool:
+        """Whether the store was finalised, with this number of units."""
         body = unseal(self.location.get(COMPLETE))
-        return body is not None and body.get("fingerprint") == self.fingerprint
+        return body is not None and (body.get("fingerprint"), body.get("units")) == (self.fingerprint, units)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

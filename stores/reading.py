@@ -6,7 +6,8 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from stores.errors import StoreError, naming
+from stores.checking import parts, refuse_lost
+from stores.errors import DAMAGED, Damaged, StoreError, first_line, naming
 from stores.store import Store
 
 if TYPE_CHECKING:
@@ -25,49 +26,64 @@ def group_paths(url: str | os.PathLike[str]) -> list[str]:
     return list(Store.open(url).groups)
 
 
-def open_group(url: str | os.PathLike[str], path: str) -> xr.Dataset:
+def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
     """One group as a lazy, labelled dataset; values are read when they are used.
 
     >>> open_group("runs/demo", "demo").x.attrs["units"]
     'logit difference, nats'
 
-    bfloat16 comes as float32. What was not computed is NaN (-1 for integers, False for bools, "" for texts);
-    `verify` tells that from what was lost. The attributes hold the group's own and, of each array, units and
-    description.
+    bfloat16 comes as float32. What was not computed is NaN (-1 for integers, False for bools, "" for texts). What
+    was computed and is lost is refused: metadata and coordinates must be as they were made, and the chunks of
+    finished units there in full; units that are read as a whole are compared with their hashes. The attributes
+    hold the group's own and, of each array, units and description.
 
     Arguments:
-        url: the store.
+        url: the store, or one that is open: of several groups its markers are then read once.
         path: a group, as listed by `group_paths`.
 
     Raises:
         StoreError: no store, or no such group in it.
+        Damaged: something of the group is lost or altered; also later, when values are read.
     """
-    store = Store.open(url)
+    store = url if isinstance(url, Store) else Store.open(url)
     if path not in store.groups:
         raise StoreError(f"{store.url}: no group {path!r}; it has {', '.join(store.groups)}")
     import xarray as xr
 
-    from stores.bfloat16 import widened
+    from stores.bounded import bounded
+    from stores.lazy import checked
 
-    with naming("open the group", store.location.at(path)):
+    place = store.location.at(path)
+    markers = refuse_lost(store, path)
+    with naming("open the group", place):
         try:
-            data = xr.open_zarr(
-                store.location.zarr, group=path, consolidated=True, chunks=None, decode_times=False
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as fault:
-            raise StoreError(
-                f"{store.location.at(path)}: the metadata are damaged ({type(fault).__name__}); "
-                "`verify` the store, and run its job again to restore them"
+            with bounded():
+                data = xr.open_zarr(
+                    store.location.zarr, group=path, consolidated=True, chunks=None, decode_times=False
+                )
+        except DAMAGED as fault:
+            raise Damaged(
+                f"{place}: the metadata or coordinates are damaged ({first_line(fault)}); "
+                f"`posttrace verify {store.url} --repair` restores them, or the next run of the job"
             ) from fault
-    narrow = {
-        name: widened(var)
-        for name, var in data.variables.items()
-        if var.attrs.get("logical_dtype") == "bfloat16"
+    group = store.groups[path]
+    done = [unit for unit in store.units.values() if unit.group == path and unit.id in markers]
+    names = {array.name for array in group.arrays}
+    guarded = {
+        name: checked(
+            variable,
+            f"{place}/{name}",
+            store.url,
+            parts(group, done, markers, name) if name in names else (),
+        )
+        for name, variable in data.variables.items()
+        if name not in data.xindexes  # those are in memory already
     }
-    return data.assign(narrow) if narrow else data
+    labels = {name: variable for name, variable in guarded.items() if name in data.coords}
+    return data.assign({n: v for n, v in guarded.items() if n not in labels}).assign_coords(labels)
 
 
-def summary(url: str | os.PathLike[str]) -> dict[str, Any]:
+def summary(url: str | os.PathLike[str] | Store) -> dict[str, Any]:
     """What a store holds and how far it is, as JSON.
 
     >>> summary("runs/demo")["units"]
@@ -79,7 +95,7 @@ def summary(url: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         StoreError: there is no store at this URL, or its record is damaged.
     """
-    store = Store.open(url)
+    store = url if isinstance(url, Store) else Store.open(url)
     done = store.done()
     kinds, kinds_done, paths, paths_done = Counter(), Counter(), Counter(), Counter()
     for unit in store.units.values():
@@ -109,7 +125,7 @@ def summary(url: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "url": store.url,
         **{key: store.record[key] for key in ("posttrace", "created", "job", "fingerprint", "provenance")},
-        "complete": store.progress.complete(),
+        "complete": len(done) == len(store.units) and store.progress.complete(len(store.units)),
         "units": {
             "total": len(store.units),
             "done": len(done),

@@ -6,6 +6,7 @@ Everything here is frozen and checked when it is made.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ DTYPES: dict[str, tuple[str, Any]] = {
     "string": ("|O", ""),  # text of any length, UTF-8
 }
 KINDS = ("result", "activation")
+MAX_CHUNK = 2**30  # bytes of one chunk of results when unpacked, and of an inner chunk of activations
+MAX_CHUNKS = 2**20  # chunks of one array in one unit
+MAX_TEXTS = 2**22  # texts in one chunk
+MAX_TEXT = 2**28  # bytes of all texts in one chunk
 _NAME = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9_.+=@-]*")
 
 Region = Mapping[str, tuple[int, int]]
@@ -51,6 +56,12 @@ def check_name(value: str, what: str) -> None:
         raise StoreError(
             f"{what} {value!r}: '/' and the names 'c' and 'zarr.json' are taken by the format; rename it"
         )
+
+
+def check_key(key: str) -> None:
+    """Refuse the key of a file that could lie outside the store, or among the files that say what is done."""
+    if not isinstance(key, str) or not all(_NAME.fullmatch(part) for part in key.split("/")):
+        raise ValueError(f"{key!r} is no file of a store")
 
 
 @dataclass(frozen=True)
@@ -211,6 +222,8 @@ class Group:
                     f"{where}: array {array.name!r} has the name of a dimension, which only a "
                     "coordinate may; rename it"
                 )
+        for array in self.arrays:
+            self._refuse_huge(where, array)
         for coord in self.coords:
             shape = tuple(self.sizes[dim] for dim in coord.dims)
             if coord.stored.shape != shape:
@@ -227,6 +240,19 @@ class Group:
             raise StoreError(f"{where}: attribute 'coordinates' is taken by the format; rename it")
         as_json(dict(self.attrs), f"{where} attrs")
 
+    def _refuse_huge(self, where: str, array: Array) -> None:
+        """A chunk is unpacked as a whole: what a store declares must fit into memory."""
+        if array.dtype == "string":
+            size, most, what = math.prod(self.chunk(array.name)), MAX_TEXTS, "texts"
+        else:
+            size, most, what = math.prod(self.inner(array.name)), MAX_CHUNK, "bytes"
+            size *= np.dtype(DTYPES[array.dtype][0]).itemsize
+        if size > most:
+            raise StoreError(
+                f"{where}: a chunk of {array.name!r} holds {size} {what}, at most {most} are possible; "
+                "give it a smaller block"
+            )
+
     def array(self, name: str) -> Array:
         """The declaration of one array."""
         for array in self.arrays:
@@ -242,8 +268,15 @@ class Group:
 
     def chunk(self, name: str) -> tuple[int, ...]:
         """Shape of one chunk (result) or shard (activation) of an array."""
-        block = self.array(name).block
-        return tuple(min(block.get(dim, self.sizes[dim]), self.sizes[dim]) for dim in self.array(name).dims)
+        array = self.array(name)
+        return tuple(min(array.block.get(dim, self.sizes[dim]), self.sizes[dim]) for dim in array.dims)
+
+    def inner(self, name: str) -> tuple[int, ...]:
+        """Shape of what is unpacked at once: a chunk, or of activations one layer of a shard."""
+        array = self.array(name)
+        if array.kind == "result":
+            return self.chunk(name)
+        return tuple(1 if dim == "layer" else n for dim, n in zip(array.dims, self.chunk(name), strict=True))
 
     def window(self, name: str, region: Region | None, where: str) -> tuple[slice, ...]:
         """The region restricted to the dims of an array, checked against its shape."""

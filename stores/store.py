@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 
 from stores.canonical import as_json, hash_array
-from stores.create import create, read_record
+from stores.checking import Problem, altered, confirm, keys_of, lost, parts, within
+from stores.create import create
 from stores.credentials import refuse_secrets
-from stores.errors import Damaged, StoreBusy, StoreError, naming
+from stores.errors import DAMAGED, Damaged, StoreBusy, StoreError, first_line, naming
 from stores.lease import Lease
 from stores.location import Location
 from stores.plan import aligned, group_from_json, unit_from_json
-from stores.progress import CLAIM, FOLDER, RECORD, Progress
+from stores.progress import FOLDER, Progress
+from stores.record import opened, whole_record
 from stores.requests import Requests
-from stores.schema import DTYPES, Group, Region, Unit
-
-# what zarr's codecs raise on bytes that are not theirs
-DAMAGED = (ValueError, RuntimeError, TypeError, KeyError, IndexError, EOFError, AssertionError)
+from stores.schema import Group, Region, Unit
+from stores.values import fitting
+from stores.writing import Writing
 
 
 class Store:
@@ -38,28 +39,25 @@ class Store:
     Make one with `Store.create` or `Store.open`. It pickles as its URL, so it can be handed to workers.
     """
 
-    def __init__(self, location: Location) -> None:
-        record = read_record(location)
-        if record is None:
-            if location.size(RECORD) is not None:
-                problem = "the record of the store is torn or altered; run its job again, which restores it"
-            elif location.size(CLAIM) is not None:
-                problem = "the creation of this store was cut short; run its job again"
-            else:
-                problem = "there is no store here; check the URL, or run the job that creates it"
-            raise StoreError(f"{location.at(RECORD)}: {problem}")
+    def __init__(self, location: Location, record: dict[str, Any] | None = None) -> None:
+        record = opened(location) if record is None else record
         self.location = location
         self.url = location.url
         self.record = record
         """All that was declared at creation, as JSON: job, fingerprint, provenance, groups, units, files."""
-        self.fingerprint: str = record["fingerprint"]
-        self.groups: dict[str, Group] = {data["path"]: group_from_json(data) for data in record["groups"]}
-        """Group path -> declaration, without coordinates (read those with `open_group`)."""
-        self.units: dict[str, Unit] = {data["id"]: unit_from_json(data) for data in record["units"]}
-        """Unit id -> unit, in the order of the plan."""
+        with whole_record(location):
+            self.fingerprint: str = record["fingerprint"]
+            self.groups: dict[str, Group] = {d["path"]: group_from_json(d) for d in record["groups"]}
+            """Group path -> declaration, without coordinates (read those with `open_group`)."""
+            self.units: dict[str, Unit] = {data["id"]: unit_from_json(data) for data in record["units"]}
+            """Unit id -> unit, in the order of the plan."""
         self.progress = Progress(location, self.fingerprint)
         self.requests = Requests(location)
         """Jobs that a server has for units that are not done."""
+        self.writing = Writing(location)
+        """Units that somebody is writing, or was when the process ended."""
+        self._markers: dict[str, Any] = {}
+        self._windows: dict[tuple[str, str], list[tuple[Unit, tuple[slice, ...]]]] = {}
         self._arrays: dict[str, Any] = {}
         self._lease: Lease | None = None
 
@@ -159,8 +157,9 @@ class Store:
 
         >>> store.write(units[0], {"x": np.zeros(2, "float32")}, record={"seconds": 1.5})
 
-        Data first, each chunk whole; then a marker with a hash of the content, created exclusively. Killed in
-        between, the unit counts as not done. Writing a finished unit again with the same content is a no-op.
+        A note first, then the data, each chunk whole; then a marker with a hash of the content, created
+        exclusively; the note goes last. Killed in between, the unit counts as not done. Writing a finished unit
+        again with the same content is a no-op.
 
         Arguments:
             unit: one unit of the plan.
@@ -186,7 +185,7 @@ class Store:
         refuse_secrets(record, f"unit {unit.id!r}: record")
         group = self.groups[unit.group]
         windows = {name: aligned(group, unit, name) for name in unit.arrays}
-        data = {name: _checked(group, unit, name, windows[name], values[name]) for name in unit.arrays}
+        data = {name: fitting(group, unit, name, windows[name], values[name]) for name in unit.arrays}
         digests = {name: hash_array(array) for name, array in data.items()}
         marker = self.progress.find(unit.id)
         if marker is not None:
@@ -201,25 +200,30 @@ class Store:
             raise StoreBusy(
                 f"{self.url}: the lease was taken over while this process was silent; run again to go on"
             )
-        keys = [key for name in unit.arrays for key, _ in group.chunks(name, windows[name])]
+        keys = {name: keys_of(group, unit, name) for name in unit.arrays}
+        flat = [key for name in unit.arrays for key in keys[name]]
+        self.writing.begin(unit.id)
         for name, array in data.items():
             with naming(f"write unit {unit.id!r}", self.location.at(f"{unit.group}/{name}")):
                 try:
                     self._array(unit.group, name)[windows[name]] = array
                 except DAMAGED:
                     # zarr reads the last shard of an array before it replaces it, and this one is damaged
-                    self.location.delete(key for key, _ in group.chunks(name, windows[name]))
+                    self.location.delete(keys[name])
                     self._array(unit.group, name)[windows[name]] = array
-        self.location.flush(keys)
-        if not self.progress.mark(unit.id, digests, record):
+        self.location.flush(flat)
+        written = self.location.sizes(flat)
+        sizes = {name: [written[key] or 0 for key in keys[name]] for name in unit.arrays}
+        if not self.progress.mark(unit.id, digests, sizes, record):
             rival = self.progress.find(unit.id)
             if rival is None or rival["arrays"] != digests:
-                # the data may be either's: nobody may trust them
+                # the data may be either's: nobody may trust them, and the note that stays says so
                 self.progress.forget([unit.id])
                 raise StoreError(
                     f"{self.url}: unit {unit.id!r} was written by two processes at once, with "
                     "differing content; it counts as not done: run one process at a time, again"
                 )
+        self.writing.end(unit.id)
 
     def read(self, unit_or_group: Unit | str, name: str, region: Region | None = None) -> np.ndarray:
         """Read a region of one array as it is stored (bfloat16 as uint16 bits).
@@ -233,7 +237,8 @@ class Store:
             region: dim -> (start, stop); dims not named are whole, or those of the unit.
 
         Raises:
-            StoreError: a chunk that is missing, empty or damaged (zarr reads the first two as fill values).
+            StoreError: a chunk that is missing, empty or damaged (zarr reads the first two as fill values), or
+                values of a whole unit that are not those it wrote.
         """
         if isinstance(unit_or_group, str):
             unit_or_group = self.units.get(unit_or_group, unit_or_group)
@@ -253,7 +258,30 @@ class Store:
                     f"{self.location.at(key)}: this chunk was not written yet, or is lost; run the "
                     "job, or `verify` the store"
                 )
-        return self.raw(group.path, name, window)
+        values = self.raw(group.path, name, window)
+        self._confirm(group, name, window, values)
+        return values
+
+    def _confirm(self, group: Group, name: str, window: tuple[slice, ...], values: np.ndarray) -> None:
+        """Compare what was read with the markers of the units that lie within it."""
+        key = group.path, name
+        if key not in self._windows:
+            self._windows[key] = [
+                (unit, aligned(group, unit, name))
+                for unit in self.units.values()
+                if unit.group == group.path and name in unit.arrays
+            ]
+        units = [unit for unit, own in self._windows[key] if within(own, window)]
+        place = self.location.at(f"{group.path}/{name}")
+        for fresh in (False, True):
+            if fresh or any(unit.id not in self._markers for unit in units):
+                self._markers = self.progress.markers()
+            written = parts(group, [unit for unit in units if unit.id in self._markers], self._markers, name)
+            try:
+                return confirm(values, window, written, place, self.url)
+            except Damaged:
+                if fresh:  # else another process may have written the unit again
+                    raise
 
     def raw(self, group: str, name: str, window: tuple[slice, ...]) -> np.ndarray:
         """Decode a window of an array, missing chunks as fill values; names the array when one is damaged."""
@@ -265,8 +293,8 @@ class Store:
             except DAMAGED as fault:
                 where = ", ".join(f"[{w.start}, {w.stop})" for w in window)
                 raise Damaged(
-                    f"{place} {where}: damaged ({_first_line(fault)}); `verify` the store to find "
-                    "the chunk, forget its unit and run the job again"
+                    f"{place} {where}: damaged ({first_line(fault)}); `posttrace verify {self.url} --repair` "
+                    "finds the chunk and forgets its unit, then run the job again"
                 ) from fault
 
     def finalise(self) -> None:
@@ -274,10 +302,12 @@ class Store:
 
         >>> store.finalise()
 
-        Idempotent, and harmless when killed at any point. The metadata were consolidated at creation.
+        Idempotent, and harmless when killed at any point. The metadata were consolidated at creation. Every chunk
+        must be there in the size it was written with, and units that two processes wrote are read again.
 
         Raises:
-            StoreError: units are not done yet; says how many and which comes first.
+            StoreError: units are not done yet (says how many and which comes first), or were done and are no
+                longer what their markers say: those are forgotten, so that the next run does them again.
         """
         pending = self.pending()
         if pending:
@@ -285,13 +315,34 @@ class Store:
                 f"{self.url}: {len(pending)} of {len(self.units)} units are not done (first: "
                 f"{pending[0].id}); run the job again, then finalise"
             )
-        self.progress.compact()
+        markers = self.progress.markers()
+        sizes = {key: size for path in self.groups for key, size, _ in self.location.list(path)}
+        self._refuse(lost(self, self.units.values(), markers, sizes))
+        singles = self.progress.gather()
         self.requests.drop()
         self.location.sweep([FOLDER, *self.groups])
         self.progress.finish(len(self.units))
+        self.location.delete(singles)
+        # last: whoever wrote a unit beside us has left a note by now, or a marker of its own
+        notes, markers = self.writing.notes(self.units), self.progress.markers()
+        self._refuse(
+            p for unit in notes if unit in markers for p in altered(self, self.units[unit], markers[unit])
+        )
+        self.writing.drop(key for keys in notes.values() for key in keys)
+
+    def _refuse(self, problems: Iterable[Problem]) -> None:
+        """Forget the units that are not what they should be, and say so."""
+        found = list(problems)
+        if found:
+            units = {problem.unit for problem in found}
+            self.forget(units)
+            raise StoreError(
+                f"{found[0].path}: {found[0].what} (unit {found[0].unit}); {len(units)} units count as not done "
+                "again, their data are gone; run the job again"
+            )
 
     def forget(self, units: Iterable[Unit | str]) -> None:
-        """Declare units not done, so that the next run computes them again; their data stay until then.
+        """Declare units not done and delete their data, so that the next run computes them again.
 
         >>> store.forget(["demo/clean/0002"])
 
@@ -305,6 +356,16 @@ class Store:
                     f"{self.url}: there is no unit {unit!r}; ids look like "
                     f"{next(iter(self.units), '(none)')!r}"
                 )
+        if not ids:
+            return
+        # data first: data without a marker or a note pass for a unit whose marker was lost
+        chosen = [self.units[unit] for unit in ids]
+        self.location.delete(
+            key
+            for unit in chosen
+            for name in unit.arrays
+            for key in keys_of(self.groups[unit.group], unit, name)
+        )
         self.progress.forget(ids)
 
     def _array(self, group: str, name: str) -> Any:
@@ -312,56 +373,19 @@ class Store:
         if key not in self._arrays:
             import zarr
 
-            # chunks of fill values must exist too, or they could not be told from lost ones
-            with zarr.config.set({"array.write_empty_chunks": True}):
+            from stores.bounded import bounded
+
+            with bounded():
                 self._arrays[key] = zarr.open_array(self.location.zarr, path=key, mode="r+")
         return self._arrays[key]
-
-
-def _checked(group: Group, unit: Unit, name: str, window: tuple[slice, ...], value: Any) -> np.ndarray:
-    """The values in the shape, dtype and byte order in which they are stored."""
-    where = f"unit {unit.id!r}, array {name!r}"
-    value, declared = np.asarray(value), group.array(name).dtype
-    shape = tuple(w.stop - w.start for w in window)
-    if value.shape != shape:
-        raise StoreError(f"{where}: shape {value.shape}, must be {shape} for dims {group.array(name).dims}")
-    if declared == "string":
-        return _texts(where, value)
-    stored = np.dtype(DTYPES[declared][0])
-    if declared == "bfloat16" and value.dtype.name == "bfloat16":
-        value = value.view(np.uint16)
-    lossless = value.dtype.kind == stored.kind and np.can_cast(value.dtype, stored, "safe")
-    if not lossless or (declared == "bfloat16" and value.dtype.itemsize != 2):
-        fix = "give its uint16 bits" if declared == "bfloat16" else f"convert it, e.g. .astype({declared!r})"
-        raise StoreError(
-            f"{where}: dtype {value.dtype}, must be {declared} (nothing is cast silently); {fix}"
-        )
-    return np.ascontiguousarray(value, dtype=stored).reshape(shape)
-
-
-def _texts(where: str, value: np.ndarray) -> np.ndarray:
-    """The texts as Python strings; refuses anything else, and what UTF-8 cannot hold."""
-    flat = value.ravel().tolist()
-    for one in flat:
-        if not isinstance(one, str):
-            raise StoreError(f"{where}: {one!r} is no text; give str, of dtype object or str")
-        try:
-            one.encode()
-        except UnicodeEncodeError as fault:
-            raise StoreError(f"{where}: {one!r} is not valid Unicode ({fault.reason}); clean it") from None
-    texts = np.empty(value.shape, dtype=object)
-    texts.ravel()[:] = flat
-    return texts
-
-
-def _first_line(fault: BaseException) -> str:
-    return f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"[:200]
 
 
 def forget(url: str | os.PathLike[str], units: Iterable[str]) -> None:
     """Declare units of a store not done, so that the next run computes them again.
 
     >>> forget("runs/demo", ["demo/clean/0002"])
+
+    Their data are deleted.
 
     Raises:
         StoreError: no store there, or an id that is not in its plan.

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from stores.canonical import hash_array, hash_bytes
-from stores.errors import Damaged
+from stores.canonical import seal
+from stores.checking import Problem, altered, changed_files, keys_of, lost
+from stores.location import Location
 from stores.plan import aligned
-from stores.progress import CLAIM, COMPACT, MARKERS, RECORD
+from stores.progress import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
+from stores.record import opened, settled, started, unpack
 from stores.schema import DTYPES, Unit
 from stores.store import Store
 
-READERS = 4  # units read side by side: hides latency, and a unit of activations may be large
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong in a store.
-
-    >>> print(Problem("missing", "runs/demo/demo/x/c/0", "the chunk is gone", "run again", unit="demo/0000"))
-    runs/demo/demo/x/c/0: the chunk is gone (unit demo/0000); run again
-    """
-
-    kind: str
-    """missing, empty, damaged, differs, marker, metadata, or unfinished (no fault: a killed run left it)."""
-    path: str
-    """Full path or URL of the object."""
-    what: str
-    fix: str
-    group: str = ""
-    array: str = ""
-    unit: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.what}{f' (unit {self.unit})' if self.unit else ''}; {self.fix}"
+READERS = 4  # units read side by side: hides latency
+LARGE = 2**26  # bytes of a unit that is read by itself: two copies of it are in memory
 
 
 def verify(url: str | os.PathLike[str], unfinished: bool = False) -> list[Problem]:
@@ -48,96 +29,171 @@ def verify(url: str | os.PathLike[str], unfinished: bool = False) -> list[Proble
     >>> verify("runs/demo")
     []
 
-    A chunk must exist, have a size, decode (codec checksum), and hash to what its marker says. zarr reads a
-    missing or empty chunk as fill values without a word, hence this check.
+    A chunk must exist, have its size, decode (codec checksum), and hash to what its marker says. zarr reads a
+    missing or empty chunk as fill values without a word, hence this check. Data that have no marker, and no note
+    of a run that was stopped while it wrote them, are a fault too: their marker was lost.
 
     Arguments:
         url: the store.
         unfinished: also list chunks without a marker (leftovers of a killed run; a rerun replaces them).
 
     Raises:
-        StoreError: there is no store at this URL, or its record is damaged.
+        StoreError: there is no store at this URL, or its record and the spare of it are damaged.
     """
-    store = Store.open(url)
-    files = list(_files(store))
-    return [*files, *_units(store, unfinished, {problem.path for problem in files})]
+    store = mendable(url)
+    files = list(files_wrong(store))
+    return [*files, *units_wrong(store, unfinished, {problem.path for problem in files})]
 
 
-def _files(store: Store) -> Iterator[Problem]:
-    """Metadata and coordinates: byte for byte as at creation."""
-    at, fix = store.location.at, "run the job again: it restores this file"
-    have = store.location.get_many([*store.record["files"], CLAIM])
-    for key, digest in store.record["files"].items():
-        data = have[key]
-        if data is None or hash_bytes(data) != digest:
-            kind = "metadata" if data else "missing" if data is None else "empty"
-            group = next((path for path in store.groups if key.startswith(f"{path}/")), "")
-            yield Problem(
-                kind, at(key), "the file is gone" if data is None else "changed since creation", fix, group
-            )
-    if have[CLAIM] is None or hash_bytes(have[CLAIM]) != hash_bytes(store.location.get(RECORD) or b""):
-        yield Problem("metadata", at(CLAIM), f"is not the same as {RECORD}", fix)
+def mendable(url: str | os.PathLike[str]) -> Store:
+    """The store, opened with the spare of its record where need be."""
+    location = Location(url)
+    record = settled(location)
+    if record is None or (location.size(RECORD) is None and not started(location)):
+        record = opened(location)  # says why it cannot be
+    return Store(location, record)
 
 
-def _units(store: Store, unfinished: bool, damaged: set[str]) -> Iterator[Problem]:
+def files_wrong(store: Store) -> Iterator[Problem]:
+    """Record, metadata and coordinates, and their spares: byte for byte as at creation."""
+    place = store.location
+    fix = f"`posttrace verify {store.url} --repair` restores this file"
+    for key, text in ((RECORD, "the record of the store"), (CLAIM, "the spare of the record")):
+        if place.get(key) != seal(store.record):
+            yield Problem("metadata", place.at(key), f"{text} is gone, torn or altered", fix)
+    yield from changed_files(store, store.record["files"])
+    if len(unpack(place, store.record["files"])) < len(store.record["files"]):
+        yield Problem("metadata", place.at(FILES), "the spare of the metadata is gone, torn or altered", fix)
+
+
+def units_wrong(store: Store, unfinished: bool, damaged: set[str]) -> Iterator[Problem]:
+    """Markers and chunks.
+
+    The order of looking makes sure that a run that goes on meanwhile is not taken for a fault: data come after
+    their note and before their marker, and the note goes last.
+
+    Arguments:
+        damaged: full paths of metadata that are known to be damaged.
+    """
     at, progress = store.location.at, store.progress
-    try:
-        markers = progress.markers()
-    except Damaged:
-        fix = "restore it from a copy, or delete it to compute its units again"
-        yield Problem("marker", at(COMPACT), "the list of finished units is torn or altered", fix)
-        markers = {}
-    for key in progress.torn:
-        yield Problem("marker", at(key), "the marker is torn, altered or of another job", "run the job again")
+    early = _sizes(store)
+    notes = store.writing.notes(store.units)
+    complete = store.location.get(COMPLETE)
+    singles = progress.singles()
+    torn = {key.removeprefix(MARKERS).removesuffix(".json"): key for key in progress.torn}
+    known, lists = gathered(store, singles, complete is not None)
+    yield from lists
+    markers = {**(known or {}), **singles}
+    fix = f"`posttrace verify {store.url} --repair` makes it from the data"
+    for unit, key in torn.items():
+        what = "the marker is torn, altered or of another job"
+        yield Problem("marker", at(key), what, fix, unit=unit if unit in store.units else "")
     for unit in markers.keys() - store.units.keys():
         where = at(f"{MARKERS}{unit}.json")
-        yield Problem("marker", where, f"names {unit!r}, which is not planned", "delete it")
-    # after the markers: what a running job finishes meanwhile has its data before its marker
-    sizes = {key: size for path in store.groups for key, size, _ in store.location.list(path)}
+        yield Problem(
+            "marker", where, f"names {unit!r}, which is not planned", f"{fix.split(' makes')[0]} deletes it"
+        )
+    for unit in store.units.values():
+        if unit.id in markers or unit.id in torn or unit.id in notes:
+            continue
+        if any(key in early for name in unit.arrays for key in keys_of(store.groups[unit.group], unit, name)):
+            what = "the data are there, their marker is gone"
+            yield Problem("marker", at(f"{MARKERS}{unit.id}.json"), what, fix, unit.group, "", unit.id)
+    yield from _complete(store, complete, markers, singles)
+    late = _sizes(store)  # after the markers: what is finished meanwhile has its data before its marker
     done = [unit for unit in store.units.values() if unit.id in markers]
-    with ThreadPoolExecutor(READERS) as pool:
-        for problems in pool.map(lambda unit: _unit(store, unit, markers[unit.id], sizes, damaged), done):
-            yield from problems
+    gone = list(lost(store, done, markers, late))
+    yield from gone
+    skip = damaged | {problem.path for problem in gone}
+    yield from _contents(store, done, markers, skip)
     if unfinished:
-        what, fix = "left by a run that stopped", "run the job again: it replaces this chunk"
-        for unit in store.units.values():
-            for name in unit.arrays if unit.id not in markers else ():
-                for key, _ in store.groups[unit.group].chunks(
-                    name, aligned(store.groups[unit.group], unit, name)
-                ):
-                    if key in sizes:
-                        yield Problem("unfinished", at(key), what, fix, unit.group, name, unit.id)
+        yield from _unfinished(store, markers, late)
 
 
-def _unit(
-    store: Store, unit: Unit, marker: dict[str, Any], sizes: dict[str, int], damaged: set[str]
-) -> list[Problem]:
-    found = []
-    fix = f"forget the unit and run the job again: stores.forget({store.url!r}, [{unit.id!r}])"
-    group, at = store.groups[unit.group], store.location.at
+def _sizes(store: Store) -> dict[str, int]:
+    return {key: size for path in store.groups for key, size, _ in store.location.list(path)}
+
+
+def gathered(
+    store: Store, singles: Mapping[str, Any], complete: bool
+) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """The gathered markers, and what is wrong with the two files that hold them; None when both are lost.
+
+    Where both are whole and differ about a unit, that which agrees with the data is right.
+    """
+    data = {key: store.location.get(key) for key in (GATHERED, SPARE)}
+    units = {key: store.progress.listed(one) for key, one in data.items()}
+    whole = [found for found in units.values() if found is not None]
+    known = dict(whole[0]) if whole else None
+    if len(whole) == 2:
+        for unit in whole[0].keys() & whole[1].keys() & store.units.keys() - singles.keys():
+            if whole[0][unit] != whole[1][unit] and not _agrees(store, unit, whole[0][unit]):
+                known[unit] = whole[1][unit]  # type: ignore[index]
+    problems = []
+    fix = f"`posttrace verify {store.url} --repair` restores it"
+    for key, text in (
+        (GATHERED, "the list of finished units"),
+        (SPARE, "the spare of the list of finished units"),
+    ):
+        if units[key] is None and data[key] is not None:
+            what = f"{text} is torn, altered or of another job"
+        elif units[key] is None and (complete or (key == GATHERED and data[SPARE] is not None)):
+            what = f"{text} is gone"
+        elif {**(units[key] or {}), **singles} != {**(known or {}), **singles}:
+            # a run that was stopped between the two files leaves them unlike, but the single markers beside them
+            what = f"{text} is not what it should be"
+        else:
+            continue
+        problems.append(Problem("marker", store.location.at(key), what, fix))
+    return known, problems
+
+
+def _agrees(store: Store, unit: str, marker: Mapping[str, Any]) -> bool:
+    planned = store.units[unit]
+    keys = [key for name in planned.arrays for key in keys_of(store.groups[planned.group], planned, name)]
+    missing = list(lost(store, [planned], {unit: marker}, store.location.sizes(keys)))
+    return not missing and not altered(store, planned, marker)
+
+
+def _complete(
+    store: Store, data: bytes | None, markers: Mapping[str, Any], singles: Mapping[str, Any]
+) -> Iterator[Problem]:
+    place, fix = store.location.at(COMPLETE), f"`posttrace verify {store.url} --repair` puts it right"
+    done = store.units.keys() <= markers.keys()
+    if data is None:
+        if done and store.units and not singles:
+            yield Problem("metadata", place, "the mark of a complete store is gone", fix)
+    elif not store.progress.complete(len(store.units)):
+        yield Problem("metadata", place, "the mark of a complete store is torn or altered", fix)
+    elif not done:
+        yield Problem("metadata", place, "the store is marked complete, and has units that are not done", fix)
+
+
+def _contents(
+    store: Store, done: list[Unit], markers: Mapping[str, Any], skip: set[str]
+) -> Iterator[Problem]:
+    large = {unit.id for unit in done if _bytes(store, unit) > LARGE}
+    small = [unit for unit in done if unit.id not in large]
+    with ThreadPoolExecutor(READERS) as pool:
+        for problems in pool.map(lambda unit: altered(store, unit, markers[unit.id], skip), small):
+            yield from problems
+    for unit in done:
+        if unit.id in large:
+            yield from altered(store, unit, markers[unit.id], skip)
+
+
+def _bytes(store: Store, unit: Unit) -> int:
+    group, total = store.groups[unit.group], 0
     for name in unit.arrays:
-        window = aligned(group, unit, name)
-        whole = np.empty([w.stop - w.start for w in window], DTYPES[group.array(name).dtype][0])
-        # without the array's own metadata only existence can be told; that they are damaged is reported already
-        sound = readable = at(f"{group.path}/{name}/zarr.json") not in damaged
-        chunks = list(group.chunks(name, window))
-        for key, extent in chunks:
-            kind = what = ""
-            if key not in sizes:
-                kind, what = "missing", "the chunk is gone (zarr would read fill values)"
-            elif sizes[key] == 0:
-                kind, what = "empty", "the chunk has no bytes (zarr would read fill values)"
-            elif readable:
-                starts = [w.start for w in window]
-                inside = tuple(slice(e.start - s, e.stop - s) for e, s in zip(extent, starts, strict=True))
-                try:
-                    whole[(*inside, ...)] = store.raw(unit.group, name, extent)
-                except Damaged as fault:
-                    kind, what = "damaged", f"the chunk does not decode ({fault.__cause__})"
-            if kind:
-                sound = False
-                found.append(Problem(kind, at(key), what, fix, unit.group, name, unit.id))
-        if sound and hash_array(whole) != marker["arrays"].get(name):
-            paths, what = " ".join(at(key) for key, _ in chunks), "the content is not what was written"
-            found.append(Problem("differs", paths, what, fix, unit.group, name, unit.id))
-    return found
+        shape = [w.stop - w.start for w in aligned(group, unit, name)]
+        total += math.prod(shape) * np.dtype(DTYPES[group.array(name).dtype][0]).itemsize
+    return total
+
+
+def _unfinished(store: Store, markers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[Problem]:
+    what, fix = "left by a run that stopped", "run the job again: it replaces this chunk"
+    for unit in store.units.values():
+        for name in unit.arrays if unit.id not in markers else ():
+            for key in keys_of(store.groups[unit.group], unit, name):
+                if key in sizes:
+                    yield Problem("unfinished", store.location.at(key), what, fix, unit.group, name, unit.id)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 
@@ -31,8 +32,9 @@ def _variables(port: int) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
-def s3_variables():
+@contextmanager
+def s3_server():
+    """An S3 server of our own; gives the environment variables that lead to it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,6 +58,12 @@ def s3_variables():
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_variables():
+    with s3_server() as variables:
+        yield variables
 
 
 @pytest.fixture

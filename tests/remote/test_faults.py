@@ -55,7 +55,9 @@ def test_the_sweep_has_every_fault_that_the_server_knows():
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS) >= 20
 
 
-def test_a_job_is_asked_for_again_after_its_deadline_and_given_up_after_two(server, remotely, local, tmp_path):
+def test_a_job_is_asked_for_again_after_its_deadline_and_given_up_after_two(
+    server, remotely, local, tmp_path
+):
     server.fault("hold", times=1, at="QUEUED")
     for _ in range(2):
         error, lines = remotely(in_flight=1, deadline=4.0)

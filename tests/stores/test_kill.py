@@ -130,7 +130,7 @@ def test_every_step_of_creating_writing_and_finalising_may_be_the_last(tmp_path,
         whole_life(url)
         store = Store.open(url)
         assert store.pending() == []
-        assert store.progress.complete()
+        assert store.progress.complete(len(store.units))
         assert verify(url, unfinished=True) == []
         assert open_group(url, "g").x.values.tolist() == [1, 1, 1]
     else:
@@ -141,6 +141,8 @@ def test_every_step_of_creating_writing_and_finalising_may_be_the_last(tmp_path,
 
 def test_leftovers_of_a_kill_are_reported_only_on_request_and_replaced(url):
     store = small(url)
+    store.writing.begin("g/0")
+    store.writing.begin("g/2")
     store.location.put("g/y/c/1/0", b"half a sha")
     store.location.put("g/x/c/0", b"")
     assert verify(url) == []

@@ -91,7 +91,7 @@ def test_processes_that_create_and_run_together_make_one_store(url):
     assert [worker.wait() for worker in workers] == [0, 0]
     store = Store.open(url)
     assert store.pending() == []
-    assert store.progress.complete()
+    assert store.progress.complete(len(store.units))
     assert len(example.contents(store)) == 3
 
 

@@ -7,7 +7,18 @@ import json
 import numpy as np
 import pytest
 
-from stores import Store, StoreError, forget, group_paths, open_group, summary, verify
+from stores import (
+    Damaged,
+    Store,
+    StoreBusy,
+    StoreError,
+    forget,
+    group_paths,
+    open_group,
+    repair,
+    summary,
+    verify,
+)
 from stores.location import Location
 from tests.stores import example
 
@@ -27,10 +38,11 @@ def flipped(data: bytes) -> bytes:
 
 DAMAGE = {
     "flipped": (flipped, {"damaged"}),
-    "truncated": (lambda data: data[:-7], {"damaged"}),
+    "truncated": (lambda data: data[:-7], {"cut"}),
+    "longer": (lambda data: data + b"\n", {"cut"}),
     "empty": (lambda data: b"", {"empty"}),
     "gone": (None, {"missing"}),
-    "garbage": (lambda data: b"{}" * 40, {"damaged"}),
+    "garbage": (lambda data: b"{}" * 40, {"cut"}),
 }
 
 
@@ -66,7 +78,7 @@ def test_a_damaged_chunk_is_named_and_repaired(finished, damage):
         assert problem.group == example.PATH
         assert problem.path == place.at(CHUNKS[problem.array, problem.unit])
         assert problem.path in str(problem)
-        assert f"stores.forget({finished.url!r}, [{problem.unit!r}])" in problem.fix
+        assert f"`posttrace verify {finished.url} --repair` forgets the unit" in problem.fix
     if "s3" not in finished.url:
         with pytest.raises(StoreError, match=r"damaged|lost"):
             Store.open(finished.url).read(UNIT, "activation")
@@ -124,13 +136,13 @@ def test_damaged_metadata_and_coordinates_are_named_and_restored_by_a_rerun(tmp_
         store.location.put(key, change(sound))
     (problem,) = verify(tmp_path)
     assert problem.path == store.location.at(key)
-    assert "run the job again" in problem.fix
+    assert "--repair` or the next run of the job restores this file" in problem.fix or "claim" in key
     example.make(tmp_path)
     assert store.location.get(key) == sound
     assert verify(tmp_path) == []
 
 
-@pytest.mark.parametrize("damage", ["altered", "flipped", "truncated", "empty", "gone"])
+@pytest.mark.parametrize("damage", ["altered", "flipped", "longer", "truncated", "empty", "gone"])
 def test_a_damaged_record_is_named_and_restored_by_a_rerun(tmp_path, damage):
     url = str(tmp_path)
     store = example.make(url)
@@ -139,9 +151,13 @@ def test_a_damaged_record_is_named_and_restored_by_a_rerun(tmp_path, damage):
     store.location.delete([".posttrace/store.json"])
     if change:
         store.location.put(".posttrace/store.json", change(sound))
-    for look in (Store.open, verify, summary, group_paths):
-        with pytest.raises(StoreError, match=r"\.posttrace/store\.json: .* run its job again"):
+    for look in (Store.open, summary, group_paths):
+        with pytest.raises(
+            StoreError, match=r"\.posttrace/store\.json: .*--repair` restores it, or run its job"
+        ):
             look(url)
+    (problem,) = verify(url)
+    assert (problem.kind, problem.path) == ("metadata", store.location.at(".posttrace/store.json"))
     again = example.make(url)
     assert store.location.get(".posttrace/store.json") == sound
     assert len(again.done()) == 3
@@ -163,18 +179,69 @@ def test_a_torn_marker_is_named_and_its_unit_done_again(tmp_path, damage):
     assert verify(url) == []
 
 
-def test_a_torn_list_of_finished_units_stops_the_run_instead_of_doing_all_again(finished):
-    key = ".posttrace/units.json"
-    sound = finished.location.get(key)
-    finished.location.put(key, sound[:-10])
-    (problem,) = verify(finished.url)
-    assert (problem.kind, problem.path) == ("marker", finished.location.at(key))
+def test_a_torn_list_of_finished_units_costs_nothing(finished):
+    """Its spare stands in for it, and the next run or --repair puts it right."""
+    key, spare = ".posttrace/units.json", ".posttrace/units.spare.json"
+    sound, before = finished.location.get(key), example.contents(finished)
+    assert finished.location.get(spare) == sound
+    for lost in (key, spare):
+        for mend in (lambda: example.make(finished.url).finalise(), lambda: repair(finished.url)):
+            for data in (flipped(sound), sound + b"\n", b"", None):
+                finished.location.delete([lost])
+                if data is not None:
+                    finished.location.put(lost, data)
+                (problem,) = verify(finished.url)
+                assert (problem.kind, problem.path) == ("marker", finished.location.at(lost))
+                assert example.make(finished.url).pending() == []
+                mend()
+                assert verify(finished.url) == []
+                assert finished.location.get(lost) == sound
+    assert example.contents(finished) == before
+
+
+def test_lost_lists_of_finished_units_are_made_from_the_data(finished):
+    before = example.contents(finished)
+    finished.location.delete([".posttrace/units.json", ".posttrace/units.spare.json"])
+    finished.location.delete([CHUNKS["activation", LAST]])
     with pytest.raises(
-        StoreError, match=r"units\.json: .*torn or altered; restore this file from a copy, or delete"
+        StoreError, match=r"units\.json: .*--repair` finds from the data which units are done"
     ):
         example.make(finished.url).pending()
-    finished.location.put(key, sound)
-    assert verify(finished.url) == []
+    assert {p.unit for p in verify(finished.url) if p.unit} == set(finished.units)
+    done = repair(finished.url)
+    assert done.forgotten == (LAST,)
+    assert set(done.derived) == set(finished.units) - {LAST}
+    again = example.make(finished.url)
+    assert [unit.id for unit in again.pending()] == [LAST]
+    example.run(again)
+    again.finalise()
+    assert verify(finished.url, unfinished=True) == []
+    assert example.contents(again) == before
+
+
+def test_without_any_marker_the_data_are_still_noticed(finished):
+    """Three files lost at once: nothing says any more that a unit was finished, but its data."""
+    lost = ".posttrace/units.json", ".posttrace/units.spare.json", ".posttrace/complete.json"
+    finished.location.delete([*lost, CHUNKS["activation", LAST]])
+    assert {p.unit for p in verify(finished.url)} == set(finished.units)
+    assert repair(finished.url).forgotten == (LAST,)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "longer", "truncated", "empty", "garbage", "gone"])
+def test_a_damaged_mark_of_completeness_is_named_and_healed(finished, damage):
+    key = ".posttrace/complete.json"
+    change = DAMAGE[damage][0]
+    for mend in (lambda: example.make(finished.url).finalise(), lambda: repair(finished.url)):
+        sound = finished.location.get(key)
+        finished.location.delete([key])
+        if change:
+            finished.location.put(key, change(sound))
+        (problem,) = verify(finished.url)
+        assert problem.path == finished.location.at(key)
+        assert summary(finished.url)["complete"] is False
+        mend()
+        assert verify(finished.url) == []
+        assert summary(finished.url)["complete"] is True
 
 
 def test_markers_of_another_job_do_not_count(tmp_path):
@@ -207,7 +274,7 @@ def test_forget_refuses_unknown_units(tmp_path):
 def test_damaged_metadata_give_a_message_when_opened(tmp_path):
     example.make(tmp_path)
     (tmp_path / "zarr.json").write_text("{")
-    with pytest.raises(StoreError, match=r"the metadata are damaged .*`verify` the store"):
+    with pytest.raises(Damaged, match=r"zarr\.json: changed since creation.*posttrace verify .* --repair`"):
         open_group(tmp_path, example.PATH)
 
 
@@ -224,3 +291,48 @@ def test_problems_are_readable_as_json(finished):
     (problem,) = verify(finished.url)
     assert json.loads(json.dumps(vars(problem)))["what"] == "the chunk is gone (zarr would read fill values)"
     assert Location(finished.url).size(CHUNKS["activation", LAST])
+
+
+@pytest.mark.parametrize("name", ["run", "shard-0-of-2"])
+def test_repair_keeps_away_from_a_store_that_is_being_written(url, name):
+    store = example.make(url)
+    example.run(store, 2)
+    store.writing.begin(LAST)
+    store.location.put(CHUNKS["activation", LAST], b"half")
+    with store.lease(name), pytest.raises(StoreBusy, match="in use by process"):
+        repair(url)
+    assert store.location.size(CHUNKS["activation", LAST]) == 4
+    assert repair(url).found == ()
+    assert store.location.size(CHUNKS["activation", LAST]) is None, "what a stopped run left is deleted"
+    assert len(store.done()) == 2
+
+
+def test_a_lost_marker_is_made_from_the_data_and_a_stopped_run_is_none(url):
+    store = example.make(url)
+    example.run(store)
+    marker = store.location.get(f".posttrace/units/{UNIT}.json")
+    store.location.delete([f".posttrace/units/{UNIT}.json"])
+    store.writing.begin(UNIT)
+    assert verify(url) == [], "stopped between data and marker"
+    store.writing.end(UNIT)
+    (problem,) = verify(url)
+    assert (problem.kind, problem.unit) == ("marker", UNIT)
+    assert repair(url).derived == (UNIT,)
+    assert verify(url, unfinished=True) == []
+    sizes = json.loads(marker)["sizes"]
+    assert Store.open(url).progress.gathered()[UNIT]["sizes"] == sizes
+
+
+def test_reading_a_whole_unit_finds_what_was_swapped(finished):
+    one, other = f"{example.PATH}/activation/c/0/0/0/0/0", f"{example.PATH}/activation/c/1/0/0/0/0"
+    place = finished.location
+    swapped = place.get(one), place.get(other)
+    assert len(swapped[0]) == len(swapped[1]), "their sizes do not tell"
+    place.put(one, swapped[1])
+    place.put(other, swapped[0])
+    with pytest.raises(Damaged, match=r"activation: holds other values than unit .* wrote.*--repair`"):
+        Store.open(finished.url).read(example.PATH, "activation")
+    data = open_group(finished.url, example.PATH).activation
+    for look in (lambda: data.values, lambda: data[0].values, lambda: data.transpose("hidden", ...).values):
+        with pytest.raises(Damaged, match=r"holds other values than unit"):
+            look()

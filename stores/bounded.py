@@ -1,0 +1,64 @@
+"""Codecs that refuse to unpack more than a chunk can hold; apart because it imports zarr.
+
+A chunk says how many bytes or texts it unpacks to, and a damaged or hostile one may say anything: memory is only
+given for what the array declares.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import zarr
+import zarr.codecs
+import zstandard
+from zarr.registry import register_codec
+
+from stores.schema import MAX_TEXT
+
+
+class ZstdCodec(zarr.codecs.ZstdCodec):
+    """zstd, of numbers exactly as many bytes as the chunk has, of texts `MAX_TEXT` at most."""
+
+    def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        given = zstandard.frame_content_size(_head(chunk_bytes))
+        item = getattr(chunk_spec.dtype, "item_size", None)
+        text = item is None or chunk_spec.dtype.to_native_dtype().kind in "OT"
+        most = MAX_TEXT if text else math.prod(chunk_spec.shape) * item
+        if not 0 <= given <= most:
+            raise ValueError(f"the chunk would unpack to {given} bytes, at most {most} are expected")
+        return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
+class VLenUTF8Codec(zarr.codecs.VLenUTF8Codec):
+    """Texts, exactly as many as the chunk has places (zarr wants the codec of texts to have this name)."""
+
+    def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        count, places = int.from_bytes(_head(chunk_bytes)[:4], "little"), math.prod(chunk_spec.shape)
+        if count != places:
+            raise ValueError(f"the chunk claims {count} texts, {places} are expected")
+        return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
+def _head(chunk_bytes: Any) -> bytes:
+    """More than the header of a zstd frame can be long."""
+    return chunk_bytes.as_numpy_array()[:32].tobytes()
+
+
+_LOCK = threading.Lock()
+_OURS = {"zstd": ZstdCodec, "vlen-utf8": VLenUTF8Codec}
+for _name, _codec in _OURS.items():
+    register_codec(_name, _codec)
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Arrays opened inside use the codecs of this module, and write chunks of nothing but fill values too."""
+    names = {f"codecs.{name}": f"{codec.__module__}.{codec.__qualname__}" for name, codec in _OURS.items()}
+    # the configuration is the process's: one thread at a time
+    # chunks of fill values must exist, or they could not be told from lost ones
+    with _LOCK, zarr.config.set({**names, "array.write_empty_chunks": True}):
+        yield

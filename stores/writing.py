@@ -1,0 +1,61 @@
+"""Notes of the units that a process is about to write: what they hold is only known once the note is gone."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+
+from stores.canonical import hash_json, seal, unseal
+from stores.lease import gone, this_process
+from stores.location import Location
+from stores.progress import FOLDER
+
+WRITING = f"{FOLDER}/writing/"
+
+
+class Writing:
+    """One note per unit and writer: there before the data, gone after the marker.
+
+    Two writers of one unit have a note each. The one that is killed, or finds the unit marked by the other with
+    different content, leaves its note, and whoever comes next compares the data with the marker instead of trusting
+    it. Data that have neither marker nor note were finished once: their marker is lost.
+
+    >>> store.writing.begin("demo/clean/0000")
+    >>> list(store.writing.notes(store.units))
+    ['demo/clean/0000']
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self._owner = uuid.uuid4().hex
+
+    def begin(self, unit: str) -> None:
+        """Say that the data of a unit are about to change."""
+        self.location.put(self._key(unit), seal({"unit": unit, **this_process()}))
+
+    def end(self, unit: str) -> None:
+        """Say that the unit is marked, and holds what its marker says as far as this writer is concerned."""
+        self.location.delete([self._key(unit)])
+
+    def notes(self, units: Iterable[str]) -> dict[str, list[str]]:
+        """Unit -> keys of its notes. The key alone counts, so that a torn note is one too."""
+        found = [key for key, _, _ in self.location.list(WRITING)]
+        names = {hash_json(unit): unit for unit in units} if found else {}
+        by_unit: dict[str, list[str]] = {}
+        for key in found:
+            unit = names.get(key.removeprefix(WRITING).split(".")[0])
+            if unit is not None:
+                by_unit.setdefault(unit, []).append(key)
+        return by_unit
+
+    def drop(self, keys: Iterable[str], everybodys: bool = False) -> None:
+        """Remove notes about units that were compared: those of this writer and of dead ones, or all."""
+        keys = list(keys)
+        if not everybodys:
+            owners = {key: unseal(data) for key, data in self.location.get_many(keys).items()}
+            keys = [key for key in keys if f".{self._owner}." in key or gone(owners[key] or {})]
+        self.location.delete(keys)
+
+    def _key(self, unit: str) -> str:
+        # The name of a unit has slashes: as folders, they would stay behind empty.
+        return f"{WRITING}{hash_json(unit)}.{self._owner}.json"
