@@ -1,4 +1,4 @@
-"""Run the command line again and again in one process: a JSON list of arguments in, what came of it out, line by line."""
+"""Run commands one after the other in one process: a JSON list of arguments in, what came of it out, by lines."""
 
 import contextlib
 import io
@@ -31,7 +31,13 @@ def once(arguments: list[str]) -> dict:
         except BaseException:
             said.write(traceback.format_exc())
     seconds = time.monotonic() - begun
-    return {"status": status, "said": said.getvalue(), "seconds": seconds, "peak": peak(), "out": out.getvalue()}
+    return {
+        "status": status,
+        "said": said.getvalue(),
+        "seconds": seconds,
+        "peak": peak(),
+        "out": out.getvalue(),
+    }
 
 
 for line in sys.stdin:

@@ -10,8 +10,6 @@ import shutil
 
 import numpy as np
 
-from tests.pipeline.conftest import write_csv
-
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)
 )
@@ -201,7 +199,7 @@ OPENINGS = {
     "recursive alias": ("refusal: &a [*a]", "contains itself"),
     "exploding aliases": (LAUGHS, "more than 200,000 values"),
     "list": ("[a]", "refusal is None; give two lists of texts"),
-    "text": ("refusal: a\ncompliant: b", "refusal is a; give two lists of texts"),
+    "text": ("refusal: a\ncompliant: b", "refusal is 'a'; give two lists of texts"),
     "numbers": ("refusal: [1]\ncompliant: [2]", "give two lists of texts"),
 }
 for kind, (text, words) in OPENINGS.items():
@@ -225,6 +223,7 @@ def broken(path, content):
     path.write_bytes(content)
 
 
+CODE = b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os').getcwd()".ljust(32)
 ARRAYS = {
     ".npz": (lambda p: np.savez(p.open("wb"), a=np.ones(32)), "is no readable .npy file"),
     "strings": (lambda p: np.save(p, np.array(["a"] * 32)), "not real numbers"),
@@ -244,7 +243,7 @@ ARRAYS = {
     "zero in a block": (lambda p: np.save(p, np.eye(3, 32) * [[1], [0], [1]]), "not zero in any block"),
     "no .npy": (lambda p: broken(p, b"1 2 3"), "is no readable .npy file"),
     "unknown version": (lambda p: broken(p, b"\x93NUMPY\x09\x00" + b" " * 90), "version (9, 0)"),
-    "header that is code": (lambda p: broken(p, b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os').getcwd()".ljust(32)), "is no readable .npy file"),
+    "header that is code": (lambda p: broken(p, CODE), "is no readable .npy file"),
     "deep header": (lambda p: broken(p, b"\x93NUMPY\x01\x00\x00\x20" + b"(" * 8192), "is no readable .npy file"),
 }  # fmt: skip
 for kind, (make, words) in ARRAYS.items():
@@ -258,12 +257,19 @@ for kind, (make, words) in ARRAYS.items():
 # --- numbers -------------------------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
-put("trace: top above the vocabulary", "top: 301 is not in 1-300", {"top": 301}, "trace")
+put(
+    "trace: top above the vocabulary",
+    "top: 301 is not in 1-300",
+    {"top": 301, "operations": [], "directions": {}},
+    "trace",
+)
 for value in (1e300, -1e300, NAN, INF):
     steer = {"op": "steer", "direction": "up", "tokens": "last", "coefficient": value}
     put(f"trace: coefficient {value}", "operations.0", {"operations": [steer]}, "trace")
     put(f"truthfulness: coefficient {value}", "coefficient:", {"coefficient": value}, "truthfulness")
-    put(f"truthfulness: sweep of {value}", "coefficient_sweep", {"coefficient_sweep": [value]}, "truthfulness")
+    put(
+        f"truthfulness: sweep of {value}", "coefficient_sweep", {"coefficient_sweep": [value]}, "truthfulness"
+    )
     put(f"refusal: search of {value}", "coefficient_search", {"coefficient_search": [value]}, "refusal")
     chosen = {"base": {"layer": 1, "position": -1, "coefficient": value}}
     put(f"refusal: coefficient {value}", "selected.base.coefficient", {"selected": chosen}, "refusal")
@@ -311,16 +317,22 @@ def edited(folder, raw, file, **keys):
     path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
 
+def nameless(folder, raw):
+    edited(folder, raw, "tokenizer_config.json", chat_template=[{"name": "rag", "template": "x"}])
+    (folder / "base" / "chat_template.jinja").unlink()
+    raw["templates"] = {"base": "chat"}
+
+
 CHECKPOINTS = {
-    "templates without a default": (lambda f, r: (edited(f, r, "tokenizer_config.json", chat_template=[{"name": "rag", "template": "x"}]), r.update(templates={"base": "chat"})), "no default"),
-    "config of a billion layers": (lambda f, r: edited(f, r, "config.json", num_hidden_layers=10**9), "num_hidden_layers"),
+    "templates without a default": (lambda f, r: nameless(f, r), "no default"),
+    "config of 10^9 layers": (lambda f, r: edited(f, r, "config.json", num_hidden_layers=10**9), "not in 1-1000"),
     "config of -1 layers": (lambda f, r: edited(f, r, "config.json", num_hidden_layers=-1), "num_hidden_layers"),
     "config of no vocabulary": (lambda f, r: edited(f, r, "config.json", vocab_size=0), ""),
     "config of half a layer": (lambda f, r: edited(f, r, "config.json", num_hidden_layers=2.5), ""),
     "config deep": (lambda f, r: (copied(f, r) / "config.json").write_text("[" * 100_000), "cannot be loaded"),
     "config list": (lambda f, r: (copied(f, r) / "config.json").write_text("[]"), "cannot be loaded"),
     "tokenizer garbage": (lambda f, r: (copied(f, r) / "tokenizer.json").write_text("{}"), "cannot be loaded"),
-    "vocabulary smaller than the tokenizer's": (lambda f, r: edited(f, r, "config.json", vocab_size=20), ""),
+    "vocabulary smaller than the tokenizer's": (lambda f, r: edited(f, r, "config.json", vocab_size=20), "the model only 20"),
 }  # fmt: skip
 for kind, (make, words) in CHECKPOINTS.items():
     bad(f"checkpoint: {kind}", words, "refusal")(lambda folder, raw, make=make: make(folder, raw) and None)
@@ -344,15 +356,24 @@ for command in (["show"], ["verify"], ["figures", "--out", "out"], ["report", "-
             return [command[0], folder / "store", *(folder / a if a == "out" else a for a in command[1:])]
 
         bad(f"{command[0]}: {kind}", "")(_)
-    for name, url in (("overlong", "x" * 5000), ("NUL", "a\0b"), ("undecodable", "\udcff"), ("scheme", "ftp://x/y")):
+    for name, url in (
+        ("overlong", "x" * 5000),
+        ("NUL", "a\0b"),
+        ("undecodable", "\udcff"),
+        ("scheme", "ftp://x/y"),
+    ):
 
         def _(folder, raw, command=command, url=url):
             return [command[0], url, *(folder / a if a == "out" else a for a in command[1:])]
 
         bad(f"{command[0]}: {name} URL", "")(_)
-for name, url in (("overlong", "x" * 5000), ("NUL", "a\0b"), ("undecodable", "\udcff"), ("device", "/dev/null")):
+for name, url in (
+    ("overlong", "x" * 5000),
+    ("NUL", "a\0b"),
+    ("undecodable", "\udcff"),
+    ("device", "/dev/null"),
+):
     bad(f"run: {name} store", "")(lambda folder, raw, url=url: ["run", "JOB", "--store", url])
 bad("ls: nonsense", "")(lambda folder, raw: ["ls", "nonsense"])
 bad("run: no job", "")(lambda folder, raw: ["run"])
 bad("run: unknown option", "")(lambda folder, raw: ["run", "JOB", "--colour", "red"])
-write_csv  # used by the test module
