@@ -223,8 +223,8 @@ def load_tokenizer(model: str, revision: str | None = None) -> transformers.PreT
     known = load_config(model, revision).get_text_config().vocab_size
     if tokenizer.vocab_size > known:
         raise TracerError(
-            f"model {model}: its tokenizer has {tokenizer.vocab_size} tokens, the model only {known} (vocab_size); fetch "
-            "both from the same checkpoint"
+            f"model {model}: its tokenizer has {tokenizer.vocab_size} tokens, the model only {known} (vocab_size); "
+            "fetch both from the same checkpoint"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

@@ -67,7 +67,7 @@ SETTINGS = {
     "deep nesting": ("sets=" + "[" * 50_000, "more than 32 levels deep"),
     "deep key": ("a." * 3000 + "b=1", "a job goes 32 deep at most"),
     "number of 5,000 digits": ("seed=" + "9" * 5000, "integer of 5,000 digits"),
-    "undecodable bytes": ("family=\udcff", "no Unicode"),
+    "undecodable bytes": ("family=\udcff", "is no UTF-8 text"),
     "no value": ("max_pairs", "write it as key.path=value"),
     "overlong value": ("site=" + "x" * 100_000, "site: Input should be"),
     "overlong path": ("sets=[" + "x" * 5000 + ".csv]", "is no usable path"),
@@ -95,7 +95,7 @@ def _(folder, raw):
     return ["run", "x" * 5000]
 
 
-@bad("job: undecodable path", "no file")
+@bad("job: undecodable path", "is no UTF-8 text")
 def _(folder, raw):
     return ["run", str(folder / "\udcff.yaml")]
 
@@ -332,7 +332,7 @@ CHECKPOINTS = {
     "config deep": (lambda f, r: (copied(f, r) / "config.json").write_text("[" * 100_000), "cannot be loaded"),
     "config list": (lambda f, r: (copied(f, r) / "config.json").write_text("[]"), "cannot be loaded"),
     "tokenizer garbage": (lambda f, r: (copied(f, r) / "tokenizer.json").write_text("{}"), "cannot be loaded"),
-    "vocabulary smaller than the tokenizer's": (lambda f, r: edited(f, r, "config.json", vocab_size=20), "the model only 20"),
+    "half a vocabulary": (lambda f, r: edited(f, r, "config.json", vocab_size=20), "the model only 20"),
 }  # fmt: skip
 for kind, (make, words) in CHECKPOINTS.items():
     bad(f"checkpoint: {kind}", words, "refusal")(lambda folder, raw, make=make: make(folder, raw) and None)
