@@ -361,6 +361,7 @@ for command in (["show"], ["verify"], ["figures", "--out", "out"], ["report", "-
         ("NUL", "a\0b"),
         ("undecodable", "\udcff"),
         ("scheme", "ftp://x/y"),
+        ("half", "s3://[x"),
     ):
 
         def _(folder, raw, command=command, url=url):
@@ -372,6 +373,7 @@ for name, url in (
     ("NUL", "a\0b"),
     ("undecodable", "\udcff"),
     ("device", "/dev/null"),
+    ("home", "~nobody-here/x"),
 ):
     bad(f"run: {name} store", "")(lambda folder, raw, url=url: ["run", "JOB", "--store", url])
 bad("ls: nonsense", "")(lambda folder, raw: ["ls", "nonsense"])
