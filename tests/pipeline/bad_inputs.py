@@ -200,7 +200,7 @@ OPENINGS = {
     "exploding aliases": (LAUGHS, "more than 200,000 values"),
     "list": ("[a]", "refusal is None; give two lists of texts"),
     "text": ("refusal: a\ncompliant: b", "refusal is 'a'; give two lists of texts"),
-    "numbers": ("refusal: [1]\ncompliant: [2]", "give two lists of texts"),
+    "numbers": ("refusal: [I]\ncompliant: [Yes]", "compliant: YAML reads True as no text; quote it"),
 }
 for kind, (text, words) in OPENINGS.items():
 
