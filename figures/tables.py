@@ -83,14 +83,15 @@ def cell(value: float, low: float, high: float, digits: int) -> Cell:
 
 
 def as_csv(table: Table) -> str:
-    """Return the tidy table as CSV, six significant digits.
+    """Return the tidy table as CSV, six significant digits; text that a spreadsheet would run begins with `'`.
 
     Example
     -------
     >>> as_csv(table).splitlines()[0].startswith("study,set")
     True
     """
-    return table.tidy.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    tidy = table.tidy.map(lambda value: _inert(value) if isinstance(value, str) else value)
+    return tidy.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def as_markdown(table: Table) -> str:
@@ -101,10 +102,10 @@ def as_markdown(table: Table) -> str:
     >>> as_markdown(table).startswith("# ")
     True
     """
-    lines = [f"# {table.heading}", "", _wrapped_for_markdown(table.caption), ""]
+    lines = [f"# {_markdown(table.heading)}", "", _wrapped_for_markdown(table.caption), ""]
     for block in table.blocks:
         rows = [[row.label, *map(str, row.cells)] for row in _ours(block)]
-        rows = [[_bars_escaped(text) for text in row] for row in ([block.heading, *table.columns], *rows)]
+        rows = [[_markdown(text) for text in row] for row in ([block.heading, *table.columns], *rows)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         head, *body = (
             " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows
@@ -158,14 +159,36 @@ def _ours(block: Block) -> Sequence[Row]:
     return [row for row in block.rows if not row.published]
 
 
-def _bars_escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("_", "\\_")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that spreadsheets take for a formula (OWASP, CSV injection)."""
+MARKDOWN = {
+    "\\": "\\\\",
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "|": "\\|",
+    "_": "\\_",
+    "`": "\\`",
+    "](": "]\\(",
+}
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _markdown(text: str) -> str:
+    """Text as it is, on one line: no HTML, links, code or table of its own."""
+    text = " ".join(text.splitlines())
+    for special, escaped in MARKDOWN.items():
+        text = text.replace(special, escaped)
+    return text
 
 
 def _wrapped_for_markdown(text: str) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(text.replace("_", "\\_"), 110))
+    return "\n".join(textwrap.wrap(_markdown(text), 110))
 
 
 LATEX = {

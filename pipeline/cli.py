@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 import stores.errors
 
@@ -259,6 +260,14 @@ def _shown(value) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _check_text(arguments: list[str]) -> None:
+    from pipeline.errors import JobError, shown
+
+    for argument in map(str, arguments):
+        if "\0" in argument or any("\ud800" <= c <= "\udfff" for c in argument):
+            raise JobError(f"argument {shown(repr(argument))} is no UTF-8 text; write it in UTF-8")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: a user's mistake becomes one message and exit status 2, Ctrl-C a resumable store and 130."""
     from figures.errors import FigureError
@@ -269,9 +278,14 @@ def main(arguments: list[str] | None = None) -> None:
     interrupts.listen()
     try:
         with interrupts.noticed():
-            status = app(arguments, result_action="return_value")
+            _check_text(sys.argv[1:] if arguments is None else arguments)
+            status = app(arguments, result_action="return_value", exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        print(f"posttrace: {' '.join(str(error).split())} (posttrace --help says more)", file=sys.stderr)
+        sys.exit(2)
     except (JobError, TracerError, FigureError, stores.errors.StoreError) as error:
-        print(f"posttrace: {error}", file=sys.stderr)
+        text = re.sub(r"\S{400,}", lambda word: f"{word[0][:180]}...{word[0][-180:]}", str(error))
+        print(f"posttrace: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(

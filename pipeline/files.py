@@ -14,7 +14,7 @@ LARGEST = 64 * MB
 
 
 def absolute(text: str, base: Path) -> Path:
-    """A path as a job writes it, made absolute; `~` is the home directory.
+    """A path as a job writes it, made absolute; `~` is the home directory, and a link keeps its own name.
 
     >>> absolute("mine.csv", Path("/data"))
     PosixPath('/data/mine.csv')
@@ -22,8 +22,9 @@ def absolute(text: str, base: Path) -> Path:
     base: what the path is relative to. Raises JobError for text that no path can be.
     """
     try:
-        path = (base / Path(text).expanduser()).resolve()
-        path.exists()  # says what resolve does not: a name that is too long, links that lead in a circle
+        path = base / Path(text).expanduser()
+        path = path.parent.resolve() / path.name
+        path.exists()  # says what resolve does not: a name that is too long
         return path
     except (OSError, RuntimeError, ValueError) as error:
         raise JobError(f"{shown(text)}: is no usable path ({reason(error)}); edit the path") from None
@@ -42,12 +43,15 @@ def read_bytes(path: str | Path, place: str, fix: str, largest: int = LARGEST) -
     try:
         # A pipe without a writer would keep a blocking open waiting for ever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as stream:
+        try:
             about = os.fstat(handle)
             if not stat.S_ISREG(about.st_mode):
                 raise JobError(f"{place}: {name} is no regular file but {_kind(about.st_mode)}; {fix}")
-            content = b"" if about.st_size > largest else stream.read(largest + 1)
+            with open(handle, "rb", closefd=False) as stream:
+                content = b"" if about.st_size > largest else stream.read(largest + 1)
             size = max(about.st_size, len(content))
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         raise JobError(f"{place}: no file {name}; {fix}") from None
     except (OSError, ValueError) as error:

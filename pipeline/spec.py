@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.errors import shown
 from pipeline.files import absolute
 from pipeline.plain_yaml import load_yaml
 
@@ -14,6 +15,9 @@ HERE = Path(__file__).parent
 BUILT_IN_SETS = HERE / "embedded" / "statements"
 FREE_FORM_SETS = ("tulu_extracted",)
 """Built-in and published sets whose pairs stand in consecutive rows instead of sharing a template."""
+
+
+LONGEST_NAME = 100
 
 
 class Spec(BaseModel):
@@ -41,7 +45,7 @@ class Stage(Spec):
 class Family(Spec):
     """A base model and what post-training made of it."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=LONGEST_NAME)
     stages: dict[str, Stage] = Field(min_length=1)
     """Stage name (base, sft, instruct ...) -> checkpoint, the base first."""
 
@@ -57,6 +61,13 @@ class Family(Spec):
                 "`family: {name: ..., stages: {base: FOLDER_OR_HUB_ID, ...}}`"
             )
         return {"name": value, "stages": known[value]}
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name):
+        if not name.isprintable():
+            raise ValueError(f"{name!r} has characters that cannot be printed; take them out")
+        return name
 
     @field_validator("stages")
     @classmethod
@@ -203,8 +214,10 @@ def resolved(text: str, base: Path) -> str:
 def check_names(names: dict):
     """The names, if all of them can be part of a path; raises ValueError for the first that cannot."""
     for name in names:
-        if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+        plain = name.isascii() and all(c.isalnum() or c in "-_." for c in name)
+        if not plain or not 1 <= len(name) <= LONGEST_NAME or name.startswith("."):
             raise ValueError(
-                f"{name!r} is no usable name: letters, digits, '-', '_' and '.' only, no leading '.'"
+                f"{shown(repr(name))} is no usable name: 1 to {LONGEST_NAME} letters (a-z, A-Z), digits, '-', '_' and "
+                "'.', no leading '.'"
             )
     return names

@@ -38,7 +38,12 @@ class Location:
         url = os.fspath(url)
         if not url.strip():
             raise StoreError("the store has an empty URL; give a folder, file:// or s3://bucket/prefix")
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise StoreError(
+                f"{url}: is no URL ({error}); give a folder, file:// or s3://bucket/prefix"
+            ) from None
         self.folder: Path | None = None
         if "@" in parts.netloc:
             raise StoreError(
@@ -72,7 +77,12 @@ class Location:
     def _folder(self, path: Path, create: bool) -> None:
         from obstore.store import LocalStore
 
-        path = path.expanduser().absolute()
+        try:
+            path = path.expanduser().absolute()
+            path.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StoreError(f"{self.url}: is no usable path ({reason}); choose another --store") from None
         if path.exists() and not path.is_dir():
             raise StoreError(f"{self.url}: is a file, not a folder; choose another --store")
         if not path.exists() and not create:

@@ -13,6 +13,9 @@ from nnsight import TransformersModel
 from tracers.architecture import Architecture, recognise
 from tracers.errors import TracerError
 
+MOST_LAYERS = 1000
+"""Blocks of a model."""
+FILES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -172,12 +175,27 @@ def load_config(model: str, revision: str | None = None) -> transformers.Pretrai
 
     Raises TracerError when there is none, or it describes no text-only model.
     """
+    _check_files(model)
     config = _loaded(transformers.AutoConfig, model, revision)
     if not hasattr(config, "num_hidden_layers") or getattr(config, "is_encoder_decoder", False):
         raise TracerError(
             f"model {model}: {type(config).__name__} describes no decoder-only text model; give a causal language model"
         )
+    layers = config.num_hidden_layers
+    if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
+        raise TracerError(
+            f"model {model}: num_hidden_layers in config.json is {str(layers)[:40]}, not in 1-{MOST_LAYERS}; give a "
+            "complete checkpoint"
+        )
     return config
+
+
+def _check_files(model: str) -> None:
+    """Whether what stands for files in the folder of a checkpoint are files: a pipe or device would never end."""
+    folder = Path(model).expanduser()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in FILES and not path.is_file():
+            raise TracerError(f"model {model}: {path.name} is no regular file; fetch the checkpoint again")
 
 
 def empty_model(model: str, revision: str | None = None) -> transformers.PreTrainedModel:
@@ -204,6 +222,12 @@ def load_tokenizer(model: str, revision: str | None = None) -> transformers.PreT
     if not tokenizer.is_fast:
         raise TracerError(
             f"model {model}: its tokenizer is not a fast one, and offsets need one; convert it to a tokenizer.json"
+        )
+    known = load_config(model, revision).get_text_config().vocab_size
+    if tokenizer.vocab_size > known:
+        raise TracerError(
+            f"model {model}: its tokenizer has {tokenizer.vocab_size} tokens, the model only {known} (vocab_size); "
+            "fetch both from the same checkpoint"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

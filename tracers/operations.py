@@ -49,6 +49,13 @@ class Operation(BaseModel):
             raise ValueError("layers are listed once each, in increasing order, at least one")
         return layers
 
+    @field_validator("tokens")
+    @classmethod
+    def _some(cls, tokens):
+        if not tokens:
+            raise ValueError("tokens: statement, last, all, or a list of positions, at least one")
+        return tokens
+
     def layers_of(self, n_layers: int) -> tuple[int, ...]:
         """The block numbers meant for a model with `n_layers` blocks.
 

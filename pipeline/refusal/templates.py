@@ -91,10 +91,15 @@ def openings_after(encode: Encode, prompt: str, path: str, stage: str) -> Openin
     names = ("refusal", "compliant")
     kinds = {kind: known.get(kind) if isinstance(known, dict) else None for kind in names}
     for kind, texts in kinds.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, list):
             raise JobError(
                 f"openings: {shown(path)}: {kind} is {shown(repr(texts))}; give two lists of texts, "
                 f"{' and '.join(names)}"
+            )
+        wrong = [text for text in texts if not isinstance(text, str)]
+        if wrong:
+            raise JobError(
+                f"openings: {shown(path)}: {kind}: YAML reads {shown(repr(wrong[0]))} as no text; quote it"
             )
     before = encode(prompt)
     found: dict[str, set[int]] = {}

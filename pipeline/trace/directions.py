@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from tokenize import TokenError
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def _from_file(name: str, spec: Direction, check: Callable) -> np.ndarray:
         check(shape, dtype)
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, SyntaxError, TokenError) as error:  # the header is Python
         what = f"version {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise JobError(
             f"{place}: {shown(spec.file)} is no readable .npy file ({shown(what)}); save one array with numpy.save"

@@ -12,7 +12,7 @@ from figures import published, tables
 from figures.knowledge.patchgrid import PatchGrid
 from figures.knowledge.tables import comparisons, judgement, statistics
 from figures.statistics import correlation, largest_difference, normalise
-from figures.tables import Block, Cell, Row, Table, cell
+from figures.tables import Block, Cell, Row, Table, as_csv, as_markdown, cell
 from tests.figures.synthetic import free_group, template_group
 
 
@@ -154,3 +154,31 @@ def test_latex_compiles(storage, tmp_path):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_text_of_a_store_stays_text_in_every_form():
+    """What a model or a CSV says is shown, not run: no formula in a spreadsheet, no HTML in Markdown."""
+    said = [
+        "=1+1",
+        "@SUM(A1)",
+        "+1",
+        "-1",
+        "<img src=x onerror=alert(1)>",
+        "[a](http://b)",
+        "plain",
+        "a|b\nc",
+    ]
+    table = Table(
+        name="x",
+        heading="<b>x</b>",
+        caption="<script>alert(1)</script>",
+        columns=("text",),
+        blocks=(Block("b", tuple(Row("r", (Cell(text),)) for text in said)),),
+        tidy=pd.DataFrame({"text": said, "value": [-1.5] * len(said)}),
+        prose=True,
+    )
+    lines = as_csv(table).splitlines()
+    assert [line.split(",")[0] for line in lines[1:5]] == ["'=1+1", "'@SUM(A1)", "'+1", "'-1"]
+    assert lines[1].endswith(",-1.5") and "plain,-1.5" in lines
+    text = as_markdown(table)
+    assert "<" not in text and "](" not in text and "&lt;img src=x" in text and "a\\|b c" in text

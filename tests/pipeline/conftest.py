@@ -10,6 +10,7 @@ import yaml
 
 from tests.models import random_module, word_tokenizer
 
+CHAT = "<user> {{ messages[0].content }} <answer>"
 WORDS = ["The", " city", " of", " is", " in", ".", " This", " statement", ":", "'", " not"]
 
 
@@ -47,6 +48,44 @@ def finished(tmp_path_factory, family, statements):
     done = posttrace("run", write_job(folder, family, statements), "--store", folder / "store")
     assert done.returncode == 0, done.stderr
     return folder / "store"
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory, statements):
+    """A folder with a small family and a good input of every kind."""
+    folder = tmp_path_factory.mktemp("inputs")
+    random_module("llama", 0).save_pretrained(folder / "model")
+    tokenizer = word_tokenizer([*WORDS, "<", ">", "user", " answer", "I", " cannot", "Sure", ","])
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder / "model")
+    write_csv(folder / "cities.csv", statements)
+    write_csv(folder / "other.csv", [(s.replace("city", "statement"), label) for s, label in statements])
+    rows = [(f"w{i} w{i + 1}", ("direction", "validation", "test")[i % 3]) for i in range(24)]
+    write_csv(folder / "harmful.csv", rows, ("instruction", "split"))
+    write_csv(folder / "harmless.csv", [(f"{t} w3", s) for t, s in rows], ("instruction", "split"))
+    (folder / "openings.yaml").write_text("refusal: [I cannot]\ncompliant: [Sure]\n")
+    return folder
+
+
+def good_job(study, inputs):
+    family = {"name": "x", "stages": {"base": str(inputs / "model")}}
+    cities, other = str(inputs / "cities.csv"), str(inputs / "other.csv")
+    return {"study": study, "family": family, "execution": {"device": "cpu"}} | {
+        "knowledge": {"sets": [cities], "max_pairs": 7},
+        "truthfulness": {"sets": [cities, other], "intervene_layer": 1, "probe_layer": 1},
+        "confidence": {"sets": [], "candidates": 2, "top_share": 0.5, "controls": 50},
+        "refusal": {
+            "harmful": str(inputs / "harmful.csv"),
+            "harmless": str(inputs / "harmless.csv"),
+            "openings": str(inputs / "openings.yaml"),
+            "templates": {"base": "User: {instruction}\nAssistant:"},
+        },
+        "trace": {
+            "prompts": ["The city of w1 is in"],
+            "operations": [{"op": "steer", "direction": "up", "tokens": "last"}],
+            "directions": {"up": {"file": str(inputs / "none.npy")}},
+        },
+    }[study]
 
 
 def write_job(folder, family, statements):

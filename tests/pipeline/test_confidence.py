@@ -276,5 +276,5 @@ def test_a_file_is_cut_at_words_and_lines(tmp_path):
     assert list(cut("x" * 95, 40)) == ["x" * 40, "x" * 40, "x" * 15]
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read_documents(Text(file=str(tmp_path / "bom.txt"), documents=2, tokens=10), 0) == pieces[:2]
-    with pytest.raises(JobError, match="cannot be read"):
+    with pytest.raises(JobError, match="is no regular file but a folder"):
         read_documents(Text(file=str(tmp_path)), 0)

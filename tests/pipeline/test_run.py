@@ -72,3 +72,23 @@ def test_ctrl_c_leaves_a_resumable_store(job_file, tmp_path):
     assert 2 <= done < N
     again = posttrace("run", job_file, "--store", tmp_path / "store")
     assert again.returncode == 0 and f"{done} of {N} units were done" in again.stderr
+
+
+def test_no_interrupt_is_lost(job_file, tmp_path):
+    """nnsight, weak references and destructors swallow exceptions; the signal is remembered beside them."""
+    import json
+    import subprocess
+    import sys
+
+    import yaml
+
+    job = yaml.safe_load(job_file.read_text())
+    job_file.write_text(yaml.safe_dump({**job, "sets": job["sets"][:1], "max_pairs": 3}))
+    command = [sys.executable, "-m", "tests.pipeline.interrupted", str(job_file), str(tmp_path), "20", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    came = [run for run in runs if run["fired"]]
+    assert len(runs) == 20 and len(came) >= 8, done.stderr
+    assert {run["status"] for run in came} == {130}, [run for run in came if run["status"] != 130]
+    assert all("goes on from there" in run["said"] for run in came)
+    assert max(run["late"] for run in came) < 5

@@ -203,7 +203,10 @@ def test_the_store_notes_of_every_unit_what_it_took(tmp_path, trace_job):
         ),
         ({"operations": [{"op": "read", "tokens": [-1, 2]}]}, r"prompt 1 has 3 tokens .* each once"),
         ({"prompts": {"csv": "none.csv"}}, r"prompts: no file .*none.csv; edit prompts"),
-        ({"directions": {"up": {"file": "none.npy"}}}, r"directions.up: no file .*none.npy; edit directions.up.file"),
+        (
+            {"directions": {"up": {"file": "none.npy"}}},
+            r"directions.up: no file .*none.npy; edit directions.up.file",
+        ),
         ({"directions": {"up": {"file": "up.npy", "store": "x"}}}, r"give either `file"),
         (
             {"prompts": [{"prompt": "w1 is", "source": "w1"}]},
