@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import nnsight
 import torch
+
 from tracers.operations import Steer
 from tracers.patching import out_of_memory, tokens_that_fit
 from tracers.reading import has_weights

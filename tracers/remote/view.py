@@ -19,7 +19,14 @@ from tracers.architecture import recognise
 from tracers.opening import OpenModel, empty_model, load_config, load_tokenizer
 
 TOLD = (
-    *("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size", "vocab_size"),
+    *(
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "head_dim",
+        "intermediate_size",
+        "vocab_size",
+    ),
     *("sliding_window", "layer_types"),
 )
 """What engines ask of a configuration; nothing in it says where the files of a checkpoint lie."""

@@ -6,7 +6,6 @@ import io
 import json
 import linecache
 import os
-import sys
 import threading
 import traceback
 
@@ -16,9 +15,9 @@ from .sandbox import Sandbox, Told
 class Models:
     """The models that are served; each is loaded when the first request for it comes."""
 
-    def __init__(self, entries: dict[str, dict], *, dtype: str, sandbox: dict | None):
+    def __init__(self, entries: dict[str, dict], *, dtype: str, held: str | None, sandbox: dict | None):
         self._entries = {canonical(key): entry for key, entry in entries.items()}
-        self.dtype = dtype
+        self.dtype, self._held = dtype, held or dtype
         self._sandbox = Sandbox(**sandbox) if sandbox else None
         self._loaded = {}
         self._importing = threading.Lock()
@@ -43,6 +42,9 @@ class Models:
                 "trust_remote_code": False,
                 "deployment_level": "HOT",
                 "application_state": "RUNNING",
+                "dtype": self.dtype,
+                "trusted": False,
+                "execution_timeout_seconds": None,
             }
             for kind, repo, revision, task in self._entries
         ]
@@ -54,7 +56,9 @@ class Models:
             self._loaded[key] = self._load(self._entries[key])
         return self._loaded[key]
 
-    def run(self, key: str, blob: bytes, compress: bool, env: dict, raising: str = "") -> "dict | bytes":
+    def run(
+        self, key: str, blob: bytes, compress: bool, env: dict, trusted: bool, raising: str = ""
+    ) -> "dict | bytes":
         """What a request saved, by name; with NDIF's own code the bytes in which that comes."""
         model = self.get(key)
         if self._sandbox is None:
@@ -62,14 +66,15 @@ class Models:
         import torch
 
         directory = self._entries[canonical(key)]["directory"]
-        return self._sandbox.run(model, directory, getattr(torch, self.dtype), blob, compress, env)
+        dtype = getattr(torch, self._held)
+        return self._sandbox.run(trusted, model, directory, dtype, blob, compress, env)
 
     def _load(self, entry: dict):
         import torch
         from nnsight import TransformersModel
 
         model = TransformersModel(
-            entry["directory"], task="text-generation", dtype=getattr(torch, self.dtype), dispatch=True
+            entry["directory"], task="text-generation", dtype=getattr(torch, self._held), dispatch=True
         )
         model._module.requires_grad_(False)
         return model

@@ -38,6 +38,7 @@ class Job:
     compress: bool
     env: dict
     session_id: str
+    trusted: bool
     faults: dict
     status: dict | None = None
     """The latest response; None until the job is queued."""
@@ -59,7 +60,7 @@ class Jobs:
         self._numbers = itertools.count(1)
         threading.Thread(target=self._work, daemon=True).start()
 
-    def accept(self, envelope: dict, blob: bytes) -> Job:
+    def accept(self, envelope: dict, blob: bytes, *, trusted: bool) -> Job:
         job = Job(
             id=uuid.uuid4().hex,
             model_key=envelope["model_key"],
@@ -67,6 +68,7 @@ class Jobs:
             compress=envelope.get("compress", False),
             env=envelope.get("env", {}),
             session_id=envelope.get("session_id", ""),
+            trusted=trusted,
             faults=self._faults.of_job(),
         )
         if "lost" not in job.faults:
@@ -171,7 +173,7 @@ class Jobs:
 
     def _run(self, job: Job, raising: bool) -> "dict | bytes":
         words = "a fault in the block, armed by a test" if raising else ""
-        return self.models.run(job.model_key, job.blob, job.compress, job.env, words)
+        return self.models.run(job.model_key, job.blob, job.compress, job.env, job.trusted, words)
 
     def url(self, job: Job) -> str:
         """Where the result is fetched without a key; another one each time, as signed ones are."""
