@@ -63,6 +63,13 @@ def test_simulated_gives_the_local_store(tmp_path):
     assert_equal(run("knowledge", "simulated", tmp_path / "simulated", *more), expected)
 
 
+def test_one_prompt_and_its_last_token(tmp_path):
+    more = ["stages=[base]", 'prompts=["The city of Lyon is in"]']
+    more.append("operations=[{op: read, site: resid_post, layers: [0], tokens: last}]")
+    expected = run("trace", "local", tmp_path / "local", *more)
+    assert_equal(run("trace", "simulated", tmp_path / "simulated", *more), expected)
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory):
     """An interpreter whose site-packages hold this project as its wheel would put it there."""

@@ -81,11 +81,11 @@ class Nest:
 
     def __init__(self, directory: str, options: list[str]):
         key = {"repo_id": directory, "revision": None, "task": "text-generation"}
-        self._folder = tempfile.TemporaryDirectory(prefix="runners")
+        self._folder = tempfile.mkdtemp(prefix="runners")  # a short path, which sockets need
         self._lock = threading.Lock()
         self._n = 0
         named = "nnsight.modeling.transformers.TransformersModel:" + json.dumps(key)
-        order = [sys.executable, "-I", "-m", f"{__package__}.runners", named, *options]
+        order = [sys.executable, "-I", "-m", f"{__package__}.runners", named, self._folder, *options]
         self._process = subprocess.Popen(order, stdin=subprocess.PIPE, text=True)
 
     def runner(self):
@@ -94,7 +94,7 @@ class Nest:
 
         with self._lock:
             self._n += 1
-            path = str(Path(self._folder.name) / str(self._n))
+            path = str(Path(self._folder) / str(self._n))
             self._process.stdin.write(path + "\n")
             self._process.stdin.flush()
         deadline = time.monotonic() + PATIENCE
