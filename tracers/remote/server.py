@@ -25,6 +25,9 @@ STATUSES = (
     *("RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED", "RUNNING"),
     *("COMPLETED", "ERROR", "LOG"),
 )
+TOO_LARGE = 413
+GONE = (403, 404, 410)
+"""Of a result: its URL has expired (they are signed for an hour), or the file behind it was removed."""
 KEY_HELP = "set NDIF_API_KEY in the environment (get a key at https://login.ndif.us), or run `nnsight login`"
 
 
@@ -39,8 +42,17 @@ class Trouble(Exception):
         """Whether it says that there are too many requests."""
 
 
+class Gone(Trouble):
+    """A result that is not to be had at its URL any more; another URL may do."""
+
+
 class Refused(Exception):
     """A call that would be refused again: the request is at fault, not the network."""
+
+    def __init__(self, what: str, *, code: int = 0):
+        super().__init__(what)
+        self.code = code
+        """The status that refused it; 0 where none did."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,8 @@ class Server:
         try:
             with self._http.stream("GET", url) as response:
                 if response.status_code != 200:
-                    raise Trouble(f"the result cannot be downloaded (status {response.status_code})")
+                    kind = Gone if response.status_code in GONE else Trouble
+                    raise kind(f"the result cannot be downloaded (status {response.status_code})")
                 for part in response.iter_bytes():
                     parts.append(part)
                     n += len(part)
@@ -155,7 +168,7 @@ class Server:
                 busy=code == 429,
             )
         if not (response.is_success or (missing and code == 404)):
-            raise Refused(f"{self.host} answers {code} ({self._detail(response)})")
+            raise Refused(f"{self.host} answers {code} ({self._detail(response)})", code=code)
         return response
 
     def _reply(self, response) -> Reply:

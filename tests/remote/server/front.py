@@ -203,7 +203,11 @@ class Handler(BaseHTTPRequestHandler):
         fault, options = self.front.faults.take("download_") or (None, {})
         job = self.front.jobs.find(job_id)
         data = job.result if job else None
-        code = options["code"] if fault == "download_status" else 200 if data is not None else 404
+        expired = (job.faults if job else {}).get("expired")
+        if fault == "download_status" or expired:
+            code = (expired or options)["code"]
+        else:
+            code = 200 if data is not None else 404
         self.front.record.write(
             "download", job=job_id, code=code, fault=fault, bytes=len(data or b"") if code == 200 else 0
         )

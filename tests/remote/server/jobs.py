@@ -23,7 +23,7 @@ SAYS = {
 }
 ENDS = {
     "evicted": "Replica was evicted while processing your request. Please try again later.",
-    "preempted": "Your job was cancelled or preempted by the server.",
+    "cancelled": "Your job was cancelled or preempted by the server.",
     "later": "Error submitting request to model deployment. Please try again later. Sorry for the inconvenience.",
     "timeout": "Your job exceeded the execution timeout of 300s.",
     "undeployable": "Could not deploy this model. {repo}: 401 Client Error. Repository Not Found.",
@@ -177,7 +177,8 @@ class Jobs:
 
     def url(self, job: Job) -> str:
         """Where the result is fetched without a key; another one each time, as signed ones are."""
-        return f"{self.address}/results/{job.id}?signature={next(self._numbers)}"
+        number = 0 if "expired" in job.faults else next(self._numbers)
+        return f"{self.address}/results/{job.id}?signature={number}"
 
     def _say(self, job: Job, status: str, description: str | None = None, data=None, meta=None) -> None:
         if description is None:
