@@ -24,7 +24,7 @@ from tracers.operations import Steer
 from tracers.own_run import checked_grid
 from tracers.patching import PatchGrid
 from tracers.reading import read_statements
-from tracers.remote.model import model_key
+from tracers.remote.keys import model_key
 from tracers.remote.request import request
 from tracers.remote.result import rebuilt
 from tracers.remote.serving import checksum, packed, raw

@@ -101,19 +101,33 @@ class Server:
     def submit(self, model_key: str, env: dict[str, Any], blob: bytes) -> Reply:
         """POST a request; raises Trouble, Refused, or Unavailable (the key)."""
         metadata = {"model_key": model_key, "session_id": "", "compress": True, "env": env}
-        headers = {
-            "ndif-timestamp": repr(time.time()),
-            "nnsight-version": version("nnsight"),
-            "python-version": sys.version,
-        }
         response = self._call(
             "POST",
             "/request",
             data={"data": json.dumps(metadata)},
             files={"blob": ("request", blob, "application/octet-stream")},
-            headers=headers,
+            headers=self._versions(),
         )
         return self._reply(response)
+
+    @staticmethod
+    def _versions() -> dict[str, str]:
+        return {
+            "ndif-timestamp": repr(time.time()),
+            "nnsight-version": version("nnsight"),
+            "python-version": sys.version,
+        }
+
+    def knock(self) -> None:
+        """Show the key, with a request that the server refuses as empty once it has taken the key: nothing is run.
+
+        Raises Unavailable for a key that is refused, Trouble.
+        """
+        metadata = {"model_key": "", "session_id": "", "compress": True, "env": {}}
+        try:
+            self._call("POST", "/request", data={"data": json.dumps(metadata)}, headers=self._versions())
+        except Refused:
+            pass
 
     def ask(self, job: str) -> Reply | None:
         """What has become of a job; None when the server does not know it (yet). Raises Trouble, Refused."""
@@ -158,7 +172,7 @@ class Server:
         except httpx.HTTPError as error:
             raise Trouble(f"no answer from {self.host} ({self._said(error)})") from None
         code = response.status_code
-        if code in (401, 403):
+        if code in (401, 403) or (code == 400 and "API key" in response.text):
             why = "no key was sent" if not self._key else f"the key was refused: {self._detail(response)}"
             raise Unavailable(f"{self.host} answers {code}, {why}; {KEY_HELP}")
         if code == 429 or code >= 500:

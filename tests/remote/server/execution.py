@@ -16,7 +16,7 @@ class Models:
     """The models that are served; each is loaded when the first request for it comes."""
 
     def __init__(self, entries: dict[str, dict], *, dtype: str, held: str | None, sandbox: dict | None):
-        self._entries = {canonical(key): entry for key, entry in entries.items()}
+        self._entries = {full_key(key): entry for key, entry in entries.items()}
         self.dtype, self._held = dtype, held or dtype
         self._sandbox = Sandbox(**sandbox) if sandbox else None
         self._loaded = {}
@@ -29,29 +29,26 @@ class Models:
                 importlib.import_module(name)
 
     def __contains__(self, key: str) -> bool:
-        return canonical(key) in self._entries
+        return key in self._entries
 
     def describe(self) -> list[dict]:
         """What /status says of each model."""
         return [
             {
-                "model_key": f"{kind}:" + json.dumps({"repo_id": repo, "revision": revision, "task": task}),
-                "repo_id": repo,
-                "revision": revision or "main",
-                "task": task,
+                "model_key": key,
+                "repo_id": repo(key),
                 "trust_remote_code": False,
                 "deployment_level": "HOT",
                 "application_state": "RUNNING",
                 "dtype": self.dtype,
                 "trusted": False,
-                "execution_timeout_seconds": None,
+                "execution_timeout_seconds": 300.0,
             }
-            for kind, repo, revision, task in self._entries
+            for key in self._entries
         ]
 
     def get(self, key: str):
         self.prepare()
-        key = canonical(key)
         if key not in self._loaded:
             self._loaded[key] = self._load(self._entries[key])
         return self._loaded[key]
@@ -65,7 +62,7 @@ class Models:
             return run(model, blob, compress, env, raising)
         import torch
 
-        directory = self._entries[canonical(key)]["directory"]
+        directory = self._entries[key]["directory"]
         dtype = getattr(torch, self._held)
         return self._sandbox.run(trusted, model, directory, dtype, blob, compress, env)
 
@@ -80,19 +77,17 @@ class Models:
         return model
 
 
-def canonical(key: str) -> tuple:
-    """Class, hub id, revision and task of a model key (`Class:{json}`) or of a bare hub id."""
-    kind, _, rest = key.partition(":{")
-    data = json.loads("{" + rest) if rest else {"repo_id": key}
-    if not rest:
-        kind = "nnsight.modeling.transformers.TransformersModel"
-    revision = data.get("revision")
-    return (
-        kind,
-        data["repo_id"],
-        None if revision == "main" else revision,
-        data.get("task", "text-generation"),
-    )
+def full_key(key: str) -> str:
+    """A model key, or what nnsight makes of a bare hub id; a server compares keys as they are written."""
+    if ":{" in key:
+        return key
+    identity = {"repo_id": key, "revision": None, "task": "text-generation"}
+    return "nnsight.modeling.transformers.TransformersModel:" + json.dumps(identity)
+
+
+def repo(key: str) -> str:
+    """The hub id in a model key."""
+    return json.loads(key.partition(":")[2])["repo_id"]
 
 
 def run(model, blob: bytes, compress: bool, env: dict, raising: str = "") -> dict:

@@ -118,8 +118,7 @@ class Jobs:
     def _proceed(self, job: Job) -> None:
         """From acceptance, or from where it was held, to the worker's queue."""
         if job.model_key not in self.models:
-            repo = execution.canonical(job.model_key)[1]
-            self._say(job, "ERROR", ENDS["undeployable"].format(repo=repo))
+            self._say(job, "ERROR", ENDS["undeployable"].format(repo=execution.repo(job.model_key)))
         elif not any(self._stops(job, at) for at in ("PROVISIONING", "DEPLOYING", "QUEUED")):
             if "QUEUED" not in job.passed and "RUNNING" not in job.passed:
                 self._say(job, "QUEUED")

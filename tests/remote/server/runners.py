@@ -1,7 +1,8 @@
-"""Where runners come from: `python -I -m loopback_server.runners MODEL_KEY FOLDER AUTOCAST META`, a socket's path a line.
+"""Where runners come from: `python -I -m loopback_server.runners MODEL_KEY FOLDER AUTOCAST META`.
 
-NDIF starts a new Python for every runner. Here each is forked from this process, which has imported everything and
-built its model without weights: the same code in the same state, some six seconds of a core earlier.
+Standard input has the path of a socket a line, in FOLDER. NDIF starts a new Python for every runner; here each is
+forked from this process, which has imported everything and built its model without weights: the same code in the same
+state, some six seconds of a core earlier.
 """
 
 import os
