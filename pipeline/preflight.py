@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pipeline.job import Job
 from pipeline.plan import prepare
 from tracers.opening import quiet_libraries, resolve_device
-from tracers.remote.preflight import Finding, examine_model, examine_server
+from tracers.remote.preflight import TRUSTED, Finding, examine_model, examine_server, key_tags
 
 
 def examine(job: Job) -> Iterator[Finding]:
@@ -36,6 +36,10 @@ def _examine_server(job: Job) -> Iterator[Finding]:
     yield from findings
     if any(f.verdict == "wrong" for f in findings):
         return
+    if getattr(job, "method", None) == "attribution" and not _gradients():
+        why = "attribution needs gradients, which this server gives to trusted keys only; set method=exact"
+        yield Finding("wrong", f"method: {why}")
+        return
     runner = runner_of(job)
     for stage in job.stage_names:
         checkpoint = job.family.stages[stage]
@@ -45,3 +49,14 @@ def _examine_server(job: Job) -> Iterator[Finding]:
             revision=checkpoint.revision,
             device=job.execution.device,
         )
+
+
+def _gradients() -> bool:
+    """Whether the server may run this key's code beside the weights, as far as it tells."""
+    from tracers.remote.server import Refused, Trouble, configured
+
+    try:
+        tags = key_tags(configured())
+    except (Trouble, Refused):
+        return True
+    return tags is None or TRUSTED in tags

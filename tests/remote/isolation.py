@@ -55,7 +55,15 @@ def server_package(name: str, version: str) -> Path:
     if not (folder / name).is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
-            order = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-requires-python"]
+            order = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--ignore-requires-python",
+            ]
             order += ["--only-binary=:all:", "--no-compile", "--target", f"{fresh}/it", f"{name}=={version}"]
             done = subprocess.run(order, capture_output=True, text=True, timeout=300)
             if done.returncode:

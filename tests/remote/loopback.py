@@ -11,7 +11,9 @@ from pathlib import Path
 from tests.remote.isolation import make_environment, names_of_project
 
 KEY = "00000000-0000-4000-8000-00000000c0de"
-"""The API key that the server accepts."""
+"""The API key that the server accepts, and trusts."""
+UNTRUSTED = "00000000-0000-4000-8000-0000000070b0"
+"""One that it accepts without the tag `trusted`."""
 _SERVER = Path(__file__).parent / "server"
 
 
@@ -36,7 +38,7 @@ class Loopback:
             "models": {name: {"directory": str(path)} for name, path in models.items()},
             "log": str(self.log_path),
             "absent": names_of_project(),
-            "keys": [KEY],
+            "keys": {KEY: ["trusted"], UNTRUSTED: []},
             **options,
         }
         (folder / "server.json").write_text(json.dumps(config))

@@ -1,10 +1,21 @@
 """`posttrace check`: what it finds before a job is sent."""
 
+import subprocess
+import sys
+
 import pytest
+import torch
 
 from pipeline.job import load_job
 from pipeline.preflight import examine
+from tests.remote.conftest import CHECKPOINTS
+from tests.remote.loopback import UNTRUSTED, Loopback
 from tests.remote.studies import overrides
+from tracers.remote.keys import model_key, same_model
+from tracers.remote.model import open_remote
+from tracers.remote.policy import Flight, Policy
+from tracers.remote.runner import Runner
+from tracers.remote.server import Server
 
 
 def findings(study="knowledge", backend="remote", *more):
@@ -15,9 +26,9 @@ def test_all_is_well(server):
     found = findings()
     assert {verdict for verdict, _ in found} == {"ok"}
     told = "\n".join(text for _, text in found)
-    assert "reachable" in told and "key: known" in told and "nnsight" in told
+    assert "reachable" in told and "key: known to the server, trusted" in told and "nnsight" in told
     for stage in ("base", "instruct"):
-        assert f"posttrace/embedded-{stage}: running" in told
+        assert f"posttrace/embedded-{stage}: running, in float32, 300 s for a request" in told
         assert f"posttrace/embedded-{stage}: probe answered" in told
     assert told.count("the weights here") == 2
     assert len(server.since("post")) == 2
@@ -38,6 +49,52 @@ def test_another_model_behind_the_key_is_found_by_the_probe(server):
 def test_another_dtype_on_the_server(server):
     found = findings("knowledge", "remote", "stages=[base]", "dtype=bfloat16")
     assert found[-1][0] == "wrong" and "set dtype=float32" in found[-1][1]
+    assert server.since("post") == [], "what the server says of itself is enough"
+
+
+THERE = model_key("gpt2").replace("null", '"main"')
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A server that has base under a key of its own spelling, in another dtype than it says."""
+    models = {THERE: CHECKPOINTS / "base"}
+    with Loopback(tmp_path_factory.mktemp("other"), models, dtype="bfloat16", held="float32") as server:
+        yield server
+
+
+def test_the_dtype_that_counts_is_the_one_in_which_the_model_runs(other, monkeypatch):
+    """Neither what its configuration says (bfloat16) nor, here, what the server says of it."""
+    monkeypatch.setenv("NDIF_HOST", other.url)
+    monkeypatch.setenv("NDIF_API_KEY", other.key)
+    found = findings(
+        "knowledge", "remote", "stages=[base]", "family.stages.base.remote_key=gpt2", "dtype=bfloat16"
+    )
+    assert found[-1][0] == "wrong" and "set dtype=float32" in found[-1][1]
+    assert [post["model_key"] for post in other.log("post")] == [THERE]
+
+
+@pytest.mark.parametrize("spelled", ["gpt2", "openai-community/gpt2", "openai-community/GPT2"])
+def test_a_model_is_asked_for_as_the_server_spells_it(spelled, other):
+    runner = Runner(Server(other.url, other.key), Policy(), Flight(1))
+    base = str(CHECKPOINTS / "base")
+    assert open_remote(base, revision=None, key=spelled, dtype=torch.float32, runner=runner).key == THERE
+
+
+def test_a_key_that_is_not_trusted_is_told_what_it_cannot_do(server, monkeypatch):
+    monkeypatch.setenv("NDIF_API_KEY", UNTRUSTED)
+    found = findings("knowledge", "remote", "stages=[base]")
+    assert any("without the tag trusted" in text for _, text in found) and {v for v, _ in found} == {"ok"}
+    found = findings("knowledge", "remote", "stages=[base]", "method=attribution")
+    assert found[-1][0] == "wrong" and "set method=exact" in found[-1][1]
+
+
+def test_keys_are_those_of_nnsight():
+    assert model_key("gpt2") == model_key("openai-community/gpt2", "main")
+    assert model_key("gpt2").endswith(
+        ':{"repo_id": "openai-community/gpt2", "revision": null, "task": "text-generation"}'
+    )
+    assert same_model(model_key("a/b", "v1")) != same_model(model_key("a/b"))
 
 
 def test_a_model_that_is_not_deployed_is_not_woken(server):
@@ -48,15 +105,28 @@ def test_a_model_that_is_not_deployed_is_not_woken(server):
     assert server.since("post") == []
 
 
-@pytest.mark.parametrize("key", ["", "00000000-0000-4000-8000-0000000bad00"])
-def test_a_key_that_is_missing_or_wrong(key, server, monkeypatch):
+@pytest.mark.parametrize("model", ["posttrace/embedded-base", "someone/elsewhere"], ids=["running", "cold"])
+@pytest.mark.parametrize("key", ["", "00000000-0000-4000-8000-0000000bad00", "no-uuid-at-all"])
+def test_a_key_that_is_missing_or_wrong(key, model, server, monkeypatch):
     from nnsight import CONFIG
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", None)
     monkeypatch.setenv("NDIF_API_KEY", key)
-    found = findings("knowledge", "remote", "stages=[base]")
+    found = findings("knowledge", "remote", "stages=[base]", f"family.stages.base.remote_key={model}")
     assert found[-1][0] == "wrong" and "NDIF_API_KEY" in found[-1][1]
     assert not key or key not in found[-1][1]
+
+
+def test_the_command_s_exit_status_for_a_wrong_key_and_a_cold_model(server, monkeypatch):
+    monkeypatch.setenv("NDIF_API_KEY", "00000000-0000-4000-8000-0000000bad00")
+    cold = overrides(
+        "knowledge", "remote", "stages=[base]", "family.stages.base.remote_key=someone/elsewhere"
+    )
+    line = [sys.executable, "-m", "pipeline", "check", "knowledge"]
+    ran = subprocess.run(
+        [*line, *(part for one in cold for part in ("--set", one))], capture_output=True, timeout=120
+    )
+    assert ran.returncode == 1
 
 
 def test_a_host_that_does_not_answer(server, monkeypatch):

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.job import load_job
+from pipeline.run import run_job
 from stores import Store
 from tests.remote.scenarios import SCENARIOS, table
 from tests.remote.server.faults import OF_JOBS, OF_REQUESTS
 from tests.remote.sweep import accepted, check_complete, folder, local, remotely
+from tracers.remote.errors import Unavailable
 
 __all__ = ["folder", "local", "remotely"]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "remote.md"
@@ -44,6 +47,13 @@ def test_scenario(scenario, server, remotely, local, tmp_path):
         shown += "\n".join(lines)
     check_complete(tmp_path / "store", local, server)
     assert len(accepted(server)) == scenario.jobs, shown
+
+
+def test_a_dtype_that_the_server_does_not_hold_ends_the_run_at_once(server, folder, tmp_path):
+    overrides = ["execution.backend=remote", "execution.in_flight=1", "dtype=bfloat16"]
+    with pytest.raises(Unavailable, match=r"holds it in torch.float32.* set dtype=float32"):
+        run_job(load_job(str(folder / "job.yaml"), overrides), str(tmp_path / "store"), say=lambda line: None)
+    assert len(server.since("post")) == 1
 
 
 def test_the_sweep_has_every_fault_that_the_server_knows():

@@ -180,7 +180,7 @@ def test_a_job_can_be_held_for_a_time(client):
     [
         ("code", "Traceback (most recent call last)"),
         ("evicted", "try again later"),
-        ("preempted", "preempted"),
+        ("cancelled", "cancelled or preempted"),
         ("later", "try again later"),
         ("timeout", "execution timeout"),
         ("undeployable", "Could not deploy"),

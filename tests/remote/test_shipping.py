@@ -24,12 +24,13 @@ from tracers.operations import Steer
 from tracers.own_run import checked_grid
 from tracers.patching import PatchGrid
 from tracers.reading import read_statements
-from tracers.remote.model import model_key, weightless
+from tracers.remote.keys import model_key
 from tracers.remote.request import request
 from tracers.remote.result import rebuilt
-from tracers.remote.serving import packed
+from tracers.remote.serving import checksum, packed, raw
 from tracers.remote.shipping import shipped
 from tracers.remote.simulated import simulated
+from tracers.remote.view import weightless
 
 NOT_ENGINES = {"tracers.opening", "tracers.selfcheck"}
 
@@ -124,7 +125,7 @@ def test_a_request_holds_no_path_of_this_machine_and_no_key(view, monkeypatch, t
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
-    opened = weightless(str(tmp_path), None, model_key(str(tmp_path), key="some/model"))
+    opened = weightless(str(tmp_path), None, model_key(str(tmp_path), key="some/model"), torch.float32)
     options = dict(site="resid_post", layers=(0, 1), answers=(5, 6))
     asked = request(
         opened, read_statements, (some_prompts(opened.tokenizer),), options, dtype="torch.float32"
@@ -182,6 +183,29 @@ def test_results_of_every_kind_come_back_as_they_were():
     assert torch.equal(back["list"][0], result["list"][0]) and back["list"][1] == result["list"][1]
 
 
+def odd_strides():
+    """Tensors of one value or column with strides that no fresh tensor has, all of them contiguous to torch."""
+    values = torch.arange(24, dtype=torch.float32).view(4, 6)
+    yield values[:1, :1]
+    yield values[:, :1][2:3]
+    yield values[:1, :1].expand(1, 1).as_strided((1, 1, 1), (5, 7, 9), 3)
+    yield values.bfloat16()[1:2, 1:2]
+    yield values[:, 2]  # not contiguous
+    yield values.T
+    yield values[:0]
+
+
+@pytest.mark.parametrize("tensor", list(odd_strides()), ids=lambda t: f"{tuple(t.shape)}-{t.stride()}")
+def test_tensors_travel_whatever_their_strides(tensor, view):
+    plain = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+    assert raw(tensor) == raw(plain) and checksum("", [tensor]) == checksum("", [plain])
+    outcome = packed({"x": tensor})
+    assert outcome["checksum"] == packed({"x": plain})["checksum"]
+    assert torch.equal(rebuilt(outcome)["x"], plain)
+    asked = [request(view, read_statements, (one,), {}, dtype="torch.float32") for one in (tensor, plain)]
+    assert asked[0].digest == asked[1].digest
+
+
 def test_a_server_cannot_name_a_class_of_its_choice():
     outcome = packed({"x": torch.zeros(1)})
     for name in ("subprocess:Popen", "tracers.opening:open_model", "tracers.remote.server:Server"):
@@ -210,7 +234,8 @@ def test_a_batch_of_an_8b_model_is_small_both_ways(tmp_path):
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
-    opened = weightless(str(tmp_path), None, model_key(str(tmp_path), key="meta-llama/Llama-3.1-8B"))
+    key = model_key(str(tmp_path), key="meta-llama/Llama-3.1-8B")
+    opened = weightless(str(tmp_path), None, key, torch.bfloat16)
     words = [f" w{i}" for i in range(90)]
     rng = torch.Generator().manual_seed(0)
 

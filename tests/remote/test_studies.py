@@ -57,31 +57,17 @@ def test_estimates_of_the_patch_grid_too(server, tmp_path):
     assert_equal(run("knowledge", "remote", tmp_path / "remote", *more), expected)
 
 
-@pytest.mark.parametrize(
-    ("study", "more"),
-    [
-        ("knowledge", ["sets=[cities]", "max_pairs=2"]),
-        ("confidence", ["sets=[cities]", "max_statements=4", "text={documents: 2, tokens: 16}"]),
-    ],
-)
-def test_without_weights_on_the_server_s_side_of_the_code(study, more, tmp_path, monkeypatch):
-    """A key that is not trusted: shipped code gets modules that it can call, and no values of their weights."""
-    from tests.remote.loopback import Loopback
-
-    more = ["stages=[base]", *more]
-    expected = run(study, "local", tmp_path / "local", *more)
-    models = {"posttrace/embedded-base": CHECKPOINTS / "base"}
-    (tmp_path / "loopback").mkdir()
-    with Loopback(tmp_path / "loopback", models, weightless=True) as server:
-        monkeypatch.setenv("NDIF_HOST", server.url)
-        monkeypatch.setenv("NDIF_API_KEY", server.key)
-        assert_equal(run(study, "remote", tmp_path / "remote", *more), expected)
-
-
 def test_simulated_gives_the_local_store(tmp_path):
     more = ["sets=[cities]", "max_pairs=2"]
     expected = run("knowledge", "local", tmp_path / "local", *more)
     assert_equal(run("knowledge", "simulated", tmp_path / "simulated", *more), expected)
+
+
+def test_one_prompt_and_its_last_token(tmp_path):
+    more = ["stages=[base]", 'prompts=["The city of Lyon is in"]']
+    more.append("operations=[{op: read, site: resid_post, layers: [0], tokens: last}]")
+    expected = run("trace", "local", tmp_path / "local", *more)
+    assert_equal(run("trace", "simulated", tmp_path / "simulated", *more), expected)
 
 
 @pytest.fixture(scope="session")

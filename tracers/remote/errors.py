@@ -10,7 +10,7 @@ class JobFailed(TracerError):
 
 
 class Unavailable(TracerError):
-    """The server cannot be used at all (key, host, network): going on with other requests is of no use."""
+    """Going on with other requests is of no use: key, host, network, or what all of a job's requests have in common."""
 
 
 class Stopped(TracerError):

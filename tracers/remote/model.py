@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from tracers.architecture import Architecture
-from tracers.errors import TracerError
 from tracers.remote.errors import JobFailed, Unavailable
+from tracers.remote.keys import model_key, spelled_there
 from tracers.remote.request import Request, request
 from tracers.remote.result import rebuilt
 from tracers.remote.runner import Facts, Note, Runner, Unkept
+from tracers.remote.server import Refused, Trouble
 from tracers.remote.view import View, weightless
-
-CLASS = "nnsight.modeling.transformers.TransformersModel"
-"""What a server wraps a causal language model in; the first part of its key."""
 
 
 class Carrier(Protocol):
@@ -125,28 +121,13 @@ def open_remote(
     model: a hub id, or a folder with config.json and tokenizer files. key: how the server knows it (`model_key`).
     """
     full = model_key(model, revision, key)
+    try:
+        full = spelled_there(runner.server.get("/status"), full)
+    except (Trouble, Refused, Unavailable):
+        pass  # what is wrong with the server is said when it matters: as the first request goes there
     return RemoteModel(
         name=model, key=full, view=weightless(model, revision, full, dtype), dtype=dtype, runner=runner
     )
-
-
-def model_key(model: str, revision: str | None = None, key: str | None = None) -> str:
-    """How a server knows a model, without asking anyone.
-
-    >>> model_key("meta-llama/Llama-3.1-8B").partition(":")[2]
-    '{"repo_id": "meta-llama/Llama-3.1-8B", "revision": null, "task": "text-generation"}'
-
-    key: a hub id, or a whole key (`import.path.Class:{...}`), instead of what `model` says; needed for a folder.
-    Raises TracerError for a folder without one.
-    """
-    if key and ":{" in key:
-        return key
-    if key is None and Path(model).expanduser().is_dir():
-        raise TracerError(
-            f"model {model}: a folder is no name that a server knows; give the hub id of the model there, e.g. "
-            "family.stages.base={model: FOLDER, remote_key: meta-llama/Llama-3.1-8B}"
-        )
-    return f"{CLASS}:{json.dumps({'repo_id': key or model, 'revision': revision, 'task': 'text-generation'})}"
 
 
 def _check_size(asked: Request, limit: int) -> None:

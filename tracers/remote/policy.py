@@ -20,13 +20,14 @@ class Policy:
     deadline: float = 3600.0
     """From submission to result, the time of a model's deployment aside."""
     silence: float = 300.0
-    """Without one sensible answer about a job: then it counts as lost and is submitted again."""
+    """Without one sensible answer: about a job, then it counts as lost and is submitted again; to a submission, then
+    the server counts as unreachable."""
     deploy: float = 1800.0
     """For a server to load a model that is not running."""
     attempts: int = 3
     """Submissions of one request: after a job was evicted, preempted or lost."""
     retries: int = 6
-    """Tries of one HTTP call before a server counts as unreachable (or a result as not to be had)."""
+    """Tries of fetching one result before it counts as not to be had."""
     first_wait: float = 1.0
     """Before the first retry, doubled each time, with jitter."""
     longest_wait: float = 60.0

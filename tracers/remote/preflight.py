@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -13,14 +12,17 @@ from typing import Literal
 
 from tracers.alignment import encode
 from tracers.errors import TracerError
-from tracers.opening import open_model
+from tracers.opening import DTYPES, open_model
 from tracers.oracle import naive_run
 from tracers.remote.errors import JobFailed, Unavailable
+from tracers.remote.keys import deployments
 from tracers.remote.model import RemoteModel
 from tracers.remote.server import KEY_HELP, Refused, Server, Trouble
 from tracers.selfcheck import tolerance
 
 PROBE = "The city of Paris is in France."
+TRUSTED = "trusted"
+"""The tag of keys whose code runs beside the weights."""
 TRIES = 3
 """Of a question that a server does not answer."""
 
@@ -51,8 +53,10 @@ def examine_server(server: Server) -> Iterator[Finding]:
         yield Finding("wrong", f"host {server.host}: {error}")
         return
     yield Finding("ok", f"host {server.host}: reachable")
-    yield _key(server)
-    yield _versions(server)
+    key = _key(server)
+    yield key
+    if key.verdict != "wrong":
+        yield _versions(server)
 
 
 def examine_model(
@@ -66,14 +70,32 @@ def examine_model(
 
     One small request. A cold model is not woken: its first request will wait until the server has loaded it.
     """
-    state = deployment(model)
+    try:
+        listed = deployments(_get(model.runner.server, "/status"), model.key)
+        state = _state(listed)
+    except (Trouble, Refused):
+        listed, state = [], "UNKNOWN"
     if state != "RUNNING":
         limit = f"{model.runner.policy.deploy:.0f} s (execution.remote.deploy)"
         yield Finding(
             "note", f"{model.view.name}: {_COLD.get(state, state)}; the first request waits up to {limit}"
         )
         return
-    yield Finding("ok", f"{model.view.name}: running")
+    wanted, held = str(model.dtype).removeprefix("torch."), listed[0].get("dtype")
+    if held in DTYPES and held != wanted:
+        yield Finding(
+            "wrong",
+            f"{model.view.name}: the server holds it in {held}, the job wants {wanted}; set dtype={held}",
+        )
+        return
+    seconds = listed[0].get("execution_timeout_seconds")
+    yield Finding(
+        "ok",
+        f"{model.view.name}: running"
+        + (f", in {held}" if held else "")
+        + (f", {seconds:g} s for a request" if isinstance(seconds, int | float) else "")
+        + (", with its repository's own code" if listed[0].get("trusted") else ""),
+    )
     prompt = encode(model.tokenizer, "", PROBE)
     answers = (prompt.ids[-1], prompt.ids[-2])
     begun = time.monotonic()
@@ -103,48 +125,56 @@ def examine_model(
     )
 
 
-def deployment(model: RemoteModel) -> str:
-    """What the server says of a model: RUNNING, DEPLOYING, ..., or COLD when it does not name it."""
-    try:
-        known = _get(model.runner.server, "/status").get("deployments", {})
-    except (Trouble, Refused, AttributeError):
-        return "UNKNOWN"
-    wanted = _parts(model.key)
-    states = {
-        one.get("application_state", "UNHEALTHY")
-        for name, one in known.items()
-        if isinstance(one, dict) and _parts(one.get("model_key") or name) == wanted
-    }
+def _state(listed: list[dict]) -> str:
+    """Of what a server lists of a model: RUNNING, DEPLOYING, WARM, ..., or COLD when it does not list it."""
+    states = [
+        str(one.get("application_state") or one.get("deployment_level") or "UNHEALTHY") for one in listed
+    ]
     return "RUNNING" if "RUNNING" in states else min(states, default="COLD")
 
 
-_COLD = {"COLD": "not deployed", "UNKNOWN": "the server does not say whether it is deployed"}
+_COLD = {
+    "COLD": "not deployed",
+    "WARM": "not running",
+    "UNKNOWN": "the server does not say whether it is deployed",
+}
 
 
-def _parts(key: str) -> tuple:
-    """What in a model key tells models apart; revision `main` is the same as none."""
-    kind, _, rest = key.partition(":")
-    try:
-        named = json.loads(rest)
-        return kind, named["repo_id"], named.get("revision") or "main", named.get("task")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return (key,)
+def key_tags(server: Server) -> list[str] | None:
+    """The tags of the key, as the server tells them; None where it does not know the key by name.
+
+    >>> "trusted" in key_tags(configured())                            # doctest: +SKIP
+    True
+
+    Raises Trouble, Refused, Unavailable.
+    """
+    known = _get(server, "/whoami")
+    if not isinstance(known, dict) or not known.get("email"):
+        return None
+    return [str(tag) for tag in known.get("tags") or ()]
 
 
 def _key(server: Server) -> Finding:
     try:
-        known = _get(server, "/whoami")
+        tags = key_tags(server)
     except Unavailable as error:
         return Finding("wrong", f"key: {error}")
     except (Trouble, Refused):
+        tags = None
+    if tags is not None and TRUSTED in tags:
+        return Finding("ok", f"key: known to the server, {TRUSTED}")
+    if tags is not None:
         return Finding(
-            "note", "key: there is one; this server does not say whether it is good, a probe will tell"
+            "ok",
+            f"key: known to the server, without the tag {TRUSTED}: code runs apart from the weights, slower",
         )
-    if isinstance(known, dict) and known.get("email"):
-        return Finding("ok", "key: known to the server")
-    return Finding(
-        "note", "key: the server does not know it by name (it may not check keys); a probe will tell"
-    )
+    try:
+        server.knock()
+    except Unavailable as error:
+        return Finding("wrong", f"key: {error}")
+    except Trouble as trouble:
+        return Finding("note", f"key: there is one; whether it is good is not known ({trouble})")
+    return Finding("ok", "key: accepted")
 
 
 def _versions(server: Server) -> Finding:

@@ -21,7 +21,7 @@ from nnsight.tracing.util import SerializedFrame
 from pydantic import BaseModel
 
 from tracers.errors import TracerError
-from tracers.remote.serving import answer
+from tracers.remote.serving import answer, raw
 from tracers.remote.shipping import Shipper, code_hash
 
 FORMAT = 1
@@ -98,7 +98,7 @@ class _Capture(Backend):
 def _compact(value):
     """The same value, its tensors in memory of their own: a view would take all that it looks into along."""
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().contiguous().clone()
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -126,7 +126,7 @@ def _identify(value: Any, update) -> None:
     kind = type(value).__name__
     if isinstance(value, torch.Tensor):
         update(f"{kind} {tuple(value.shape)} {value.dtype}".encode())
-        update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        update(raw(value))
     elif isinstance(value, np.ndarray):
         update(f"{kind} {value.shape} {value.dtype}".encode() + value.tobytes())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):

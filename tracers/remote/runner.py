@@ -22,14 +22,18 @@ from tracers.remote.errors import JobFailed, Unavailable
 from tracers.remote.policy import Flight, Policy
 from tracers.remote.request import Request
 from tracers.remote.result import Spoiled, loaded
-from tracers.remote.server import Refused, Reply, Server, Trouble, client_versions
+from tracers.remote.server import TOO_LARGE, Gone, Refused, Reply, Server, Trouble, client_versions
 
 TRANSIENT = re.compile(
-    r"evict|preempt|try again later|resubmit|temporarily|(actor|replica|worker|node) (has )?(died|crashed|restarted)|"
-    r"cancelled by the server|server (is )?shutting down",
+    r"evict|preempted|try again later|resubmit|temporarily|(actor|replica|worker|node) (has )?(died|crashed|restarted)|"
+    r"server (is )?shutting down",
     re.IGNORECASE,
 )
 """Words of a server by which a job ended for a reason of its own, and may be submitted again."""
+CANCELLED = re.compile(r"cancelled (or preempted )?by the server", re.IGNORECASE)
+"""Somebody there ended the job on purpose: a server that needs the room for another one keeps the job."""
+UNDEPLOYED = re.compile(r"could not deploy this model", re.IGNORECASE)
+"""No job for this model will do better."""
 
 
 class Note(Protocol):
@@ -159,21 +163,28 @@ class _Course:
 
     def _submit(self) -> str:
         self._keep("intended")
-        retry = 0
+        retry, heard = 0, time.monotonic()
         while True:
             self._check_deadline("it was not accepted")
             try:
                 reply = self.server.submit(self.model_key, self.env, self.request.blob)
                 break
             except Refused as error:
-                raise self._failed(str(error)) from None
+                if error.code == TOO_LARGE:
+                    raise self._failed(str(error)) from None
+                # Versions, the envelope, the address: every other request says the same of them.
+                raise Unavailable(f"{self.request.operation}: {error}") from None
             except Trouble as trouble:
                 if trouble.busy:
                     self.flight.slow_down()
+                    heard = time.monotonic()
                 else:
                     retry += 1
-                if retry >= self.policy.retries:
-                    raise Unavailable(f"{trouble}; tried {retry} times, try again later") from None
+                away = time.monotonic() - heard
+                if away > self.policy.silence:
+                    raise Unavailable(
+                        f"{trouble}; tried {retry} times in {away:.0f} s (execution.remote.silence), try again later"
+                    ) from None
                 seconds = self.policy.wait_before(max(retry - 1, 0), trouble.wait)
                 self.report(f"{trouble}; trying again in {seconds:.0f} s")
                 self.flight.sleep(seconds)
@@ -187,9 +198,11 @@ class _Course:
 
     def _result(self, job: str) -> dict[str, Any]:
         """Ask until the job is completed, fetch its result, and check it; ask again when it is not whole."""
-        failures = 0
+        failures, gone = 0, None
         while True:
             url = self._completed(job)
+            if url == gone:
+                raise _Lost(f"job {job}: its result is no longer there")
             try:
                 content = self.server.download(url, self.policy.max_result)
                 outcome = loaded(content, self.policy.max_result)
@@ -197,6 +210,7 @@ class _Course:
                 raise self._failed(str(error)) from None
             except (Trouble, Spoiled) as trouble:
                 failures += 1
+                gone = url if isinstance(trouble, Gone) else None
                 if failures >= self.policy.retries:
                     raise _Lost(f"job {job}: {trouble}, {failures} times") from None
                 self.report(f"job {job}: {trouble}; asking for it again")
@@ -243,9 +257,12 @@ class _Course:
         """Sort an ERROR: the server's own trouble is submitted again, a fault of the code is not."""
         if reply.status != "ERROR":
             return
-        if TRANSIENT.search(reply.text.strip().rpartition("\n")[2]):
+        last = reply.text.strip().rpartition("\n")[2]
+        if TRANSIENT.search(last) and not CANCELLED.search(last):
             raise _Lost(f"job {reply.job}: {_line(reply.text)}")
         self._keep("failed")
+        if UNDEPLOYED.search(last):
+            raise Unavailable(f"{self.request.operation}: job {reply.job}: {_line(reply.text)}")
         raise self._failed(f"job {reply.job} ended in an error on the server:\n{reply.text.strip()[-4000:]}")
 
     def _deploying(self, now: bool) -> None:

@@ -25,6 +25,9 @@ STATUSES = (
     *("RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED", "RUNNING"),
     *("COMPLETED", "ERROR", "LOG"),
 )
+TOO_LARGE = 413
+GONE = (403, 404, 410)
+"""Of a result: its URL has expired (they are signed for an hour), or the file behind it was removed."""
 KEY_HELP = "set NDIF_API_KEY in the environment (get a key at https://login.ndif.us), or run `nnsight login`"
 
 
@@ -39,8 +42,17 @@ class Trouble(Exception):
         """Whether it says that there are too many requests."""
 
 
+class Gone(Trouble):
+    """A result that is not to be had at its URL any more; another URL may do."""
+
+
 class Refused(Exception):
     """A call that would be refused again: the request is at fault, not the network."""
+
+    def __init__(self, what: str, *, code: int = 0):
+        super().__init__(what)
+        self.code = code
+        """The status that refused it; 0 where none did."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +101,33 @@ class Server:
     def submit(self, model_key: str, env: dict[str, Any], blob: bytes) -> Reply:
         """POST a request; raises Trouble, Refused, or Unavailable (the key)."""
         metadata = {"model_key": model_key, "session_id": "", "compress": True, "env": env}
-        headers = {
-            "ndif-timestamp": repr(time.time()),
-            "nnsight-version": version("nnsight"),
-            "python-version": sys.version,
-        }
         response = self._call(
             "POST",
             "/request",
             data={"data": json.dumps(metadata)},
             files={"blob": ("request", blob, "application/octet-stream")},
-            headers=headers,
+            headers=self._versions(),
         )
         return self._reply(response)
+
+    @staticmethod
+    def _versions() -> dict[str, str]:
+        return {
+            "ndif-timestamp": repr(time.time()),
+            "nnsight-version": version("nnsight"),
+            "python-version": sys.version,
+        }
+
+    def knock(self) -> None:
+        """Show the key, with a request that the server refuses as empty once it has taken the key: nothing is run.
+
+        Raises Unavailable for a key that is refused, Trouble.
+        """
+        metadata = {"model_key": "", "session_id": "", "compress": True, "env": {}}
+        try:
+            self._call("POST", "/request", data={"data": json.dumps(metadata)}, headers=self._versions())
+        except Refused:
+            pass
 
     def ask(self, job: str) -> Reply | None:
         """What has become of a job; None when the server does not know it (yet). Raises Trouble, Refused."""
@@ -118,7 +144,8 @@ class Server:
         try:
             with self._http.stream("GET", url) as response:
                 if response.status_code != 200:
-                    raise Trouble(f"the result cannot be downloaded (status {response.status_code})")
+                    kind = Gone if response.status_code in GONE else Trouble
+                    raise kind(f"the result cannot be downloaded (status {response.status_code})")
                 for part in response.iter_bytes():
                     parts.append(part)
                     n += len(part)
@@ -145,7 +172,7 @@ class Server:
         except httpx.HTTPError as error:
             raise Trouble(f"no answer from {self.host} ({self._said(error)})") from None
         code = response.status_code
-        if code in (401, 403):
+        if code in (401, 403) or (code == 400 and "API key" in response.text):
             why = "no key was sent" if not self._key else f"the key was refused: {self._detail(response)}"
             raise Unavailable(f"{self.host} answers {code}, {why}; {KEY_HELP}")
         if code == 429 or code >= 500:
@@ -155,7 +182,7 @@ class Server:
                 busy=code == 429,
             )
         if not (response.is_success or (missing and code == 404)):
-            raise Refused(f"{self.host} answers {code} ({self._detail(response)})")
+            raise Refused(f"{self.host} answers {code} ({self._detail(response)})", code=code)
         return response
 
     def _reply(self, response) -> Reply:

@@ -79,8 +79,19 @@ def checksum(structure, tensors):
     """SHA-256 (hex) of a result: its structure, then the bytes of its tensors."""
     total = hashlib.sha256(structure.encode())
     for tensor in tensors:
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(raw(tensor))
     return total.hexdigest()
+
+
+def raw(tensor):
+    """The bytes of a tensor on the CPU, its values in row order.
+
+    >>> raw(torch.ones(3, 1)[:1].as_strided((1, 1), (7, 7)))
+    b'\\x00\\x00\\x80?'
+    """
+    # Where an axis has one entry its stride may be anything, also in a tensor that counts as contiguous.
+    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def finite(tensor):
@@ -93,7 +104,7 @@ def _described(value, tensors):
         if value.is_meta:
             # It would come back as memory that nobody wrote: wrong, and no error.
             raise TracerError("a result depends on weights, which the server does not show to this key")
-        own = value.detach().to("cpu", copy=True).contiguous()
+        own = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         tensors.append(own)
         return {"tensor": [list(own.shape), str(own.dtype), finite(own)]}
     if dataclasses.is_dataclass(value):

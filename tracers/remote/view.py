@@ -66,7 +66,7 @@ def weightless(model: str, revision: str | None, key: str, dtype: torch.dtype) -
 
     >>> weightless("path/to/checkpoint", None, model_key("path", key="someone/model"), torch.float32)  # doctest: +SKIP
 
-    key: as `tracers.remote.model.model_key` gives it. Raises TracerError as `open_model` does.
+    key: as `tracers.remote.keys.model_key` gives it. Raises TracerError as `open_model` does.
     """
     load_config(model, revision)
     tokenizer = load_tokenizer(model, revision)

@@ -1,8 +1,9 @@
 """Start the server: `python -I -m loopback_server CONFIG.json`; prints its port on one line when it listens.
 
 CONFIG: `models` (hub id -> {"directory", "revision"}), `log` (file for JSON lines), `absent` (names that must not be
-importable), and optionally `port`, `keys` (accepted API keys), `dtype`, `threads`, and `sandbox`: run requests with
-NDIF's own code, the keys `trusted`, with `autocast` as on a GPU, `meta`: runners have a model without weights.
+importable), and optionally `port`, `keys` (accepted API key -> its tags), `dtype` (which /status tells), `held` (in
+which models really are, if another), `threads`, and `sandbox`: run requests with NDIF's own code, `autocast`: as on a
+GPU, `meta`: runners have a model without weights.
 """
 
 import importlib.metadata
@@ -37,10 +38,13 @@ def main(path: str) -> None:
         sys.exit(f"the server can import {', '.join(importable)}, so it would prove nothing")
     faults = Faults()
     models = Models(
-        config["models"], dtype=config.get("dtype", "float32"), sandbox=config.get("sandbox")
+        config["models"],
+        dtype=config.get("dtype", "float32"),
+        held=config.get("held"),
+        sandbox=config.get("sandbox"),
     )
     jobs = Jobs(models, faults, record)
-    front = Front(jobs, faults, record, keys=config.get("keys", []), port=config.get("port", 0))
+    front = Front(jobs, faults, record, keys=config.get("keys", {}), port=config.get("port", 0))
     print(front.port, flush=True)
     models.prepare()
     front.join()

@@ -6,7 +6,6 @@ import io
 import json
 import linecache
 import os
-import sys
 import threading
 import traceback
 
@@ -16,9 +15,9 @@ from .sandbox import Sandbox, Told
 class Models:
     """The models that are served; each is loaded when the first request for it comes."""
 
-    def __init__(self, entries: dict[str, dict], *, dtype: str, sandbox: dict | None):
-        self._entries = {canonical(key): entry for key, entry in entries.items()}
-        self.dtype = dtype
+    def __init__(self, entries: dict[str, dict], *, dtype: str, held: str | None, sandbox: dict | None):
+        self._entries = {full_key(key): entry for key, entry in entries.items()}
+        self.dtype, self._held = dtype, held or dtype
         self._sandbox = Sandbox(**sandbox) if sandbox else None
         self._loaded = {}
         self._importing = threading.Lock()
@@ -30,64 +29,65 @@ class Models:
                 importlib.import_module(name)
 
     def __contains__(self, key: str) -> bool:
-        return canonical(key) in self._entries
+        return key in self._entries
 
     def describe(self) -> list[dict]:
         """What /status says of each model."""
         return [
             {
-                "model_key": f"{kind}:" + json.dumps({"repo_id": repo, "revision": revision, "task": task}),
-                "repo_id": repo,
-                "revision": revision or "main",
-                "task": task,
+                "model_key": key,
+                "repo_id": repo(key),
                 "trust_remote_code": False,
                 "deployment_level": "HOT",
                 "application_state": "RUNNING",
+                "dtype": self.dtype,
+                "trusted": False,
+                "execution_timeout_seconds": 300.0,
             }
-            for kind, repo, revision, task in self._entries
+            for key in self._entries
         ]
 
     def get(self, key: str):
         self.prepare()
-        key = canonical(key)
         if key not in self._loaded:
             self._loaded[key] = self._load(self._entries[key])
         return self._loaded[key]
 
-    def run(self, key: str, blob: bytes, compress: bool, env: dict, raising: str = "") -> "dict | bytes":
+    def run(
+        self, key: str, blob: bytes, compress: bool, env: dict, trusted: bool, raising: str = ""
+    ) -> "dict | bytes":
         """What a request saved, by name; with NDIF's own code the bytes in which that comes."""
         model = self.get(key)
         if self._sandbox is None:
             return run(model, blob, compress, env, raising)
         import torch
 
-        directory = self._entries[canonical(key)]["directory"]
-        return self._sandbox.run(model, directory, getattr(torch, self.dtype), blob, compress, env)
+        directory = self._entries[key]["directory"]
+        dtype = getattr(torch, self._held)
+        return self._sandbox.run(trusted, model, directory, dtype, blob, compress, env)
 
     def _load(self, entry: dict):
         import torch
         from nnsight import TransformersModel
 
         model = TransformersModel(
-            entry["directory"], task="text-generation", dtype=getattr(torch, self.dtype), dispatch=True
+            entry["directory"], task="text-generation", dtype=getattr(torch, self._held), dispatch=True
         )
         model._module.requires_grad_(False)
         return model
 
 
-def canonical(key: str) -> tuple:
-    """Class, hub id, revision and task of a model key (`Class:{json}`) or of a bare hub id."""
-    kind, _, rest = key.partition(":{")
-    data = json.loads("{" + rest) if rest else {"repo_id": key}
-    if not rest:
-        kind = "nnsight.modeling.transformers.TransformersModel"
-    revision = data.get("revision")
-    return (
-        kind,
-        data["repo_id"],
-        None if revision == "main" else revision,
-        data.get("task", "text-generation"),
-    )
+def full_key(key: str) -> str:
+    """A model key, or what nnsight makes of a bare hub id; a server compares keys as they are written."""
+    if ":{" in key:
+        return key
+    identity = {"repo_id": key, "revision": None, "task": "text-generation"}
+    return "nnsight.modeling.transformers.TransformersModel:" + json.dumps(identity)
+
+
+def repo(key: str) -> str:
+    """The hub id in a model key."""
+    return json.loads(key.partition(":")[2])["repo_id"]
 
 
 def run(model, blob: bytes, compress: bool, env: dict, raising: str = "") -> dict:

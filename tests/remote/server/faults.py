@@ -28,7 +28,8 @@ OF_REQUESTS = {
 OF_JOBS = {
     "lost": "accept the job and know nothing of it afterwards: 404 for ever",
     "hold": "stop at status `at` (PROVISIONING, DEPLOYING, QUEUED, RUNNING) for `seconds`, or until released",
-    "fail": "end in ERROR: `why` is code (it raises while it runs), evicted, preempted, later, timeout, undeployable",
+    "fail": "end in ERROR: `why` is code (it raises while it runs), evicted, cancelled, later, timeout, undeployable",
+    "expired": "the result's URL is refused with `code` for ever, and no other one is given",
     "result": "spoil the result: `how` is missing, extra, shape, dtype, nan, flip (a value), bytes (of the file)",
 }
 

@@ -18,7 +18,7 @@ from .wire import CLOSING, accept_header, break_off, form, frame
 class Front:
     """Listens on the loopback interface; can go away for a while, as a server that is restarted does."""
 
-    def __init__(self, jobs: Jobs, faults: Faults, record: Record, *, keys: list[str], port: int):
+    def __init__(self, jobs: Jobs, faults: Faults, record: Record, *, keys: dict[str, list[str]], port: int):
         self.jobs, self.faults, self.record, self.keys = jobs, faults, record, keys
         self._connections: set[socket.socket] = set()
         self._gone = threading.Event()
@@ -142,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self._send(200, b"<html>busy</html>", {"Content-Type": "text/html"})
             described = options.get("description", "Error starting model. Please try again later.")
             return self._json(200, {"id": uuid.uuid4().hex, "status": "ERROR", "description": described})
-        job = self.front.jobs.accept(envelope, blob)
+        job = self.front.jobs.accept(envelope, blob, trusted="trusted" in self._tags())
         self.front.record.write(**note, code=200, job=job.id)
         if fault == "post_drop":
             return self._break_off()
@@ -160,6 +160,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(
                     401, "Missing or invalid API key. Please visit https://login.ndif.us/ to create one."
                 )
+            try:
+                uuid.UUID(key)
+            except ValueError:
+                raise Refused(400, f"Invalid API key format: '{key}'.") from None
             if key not in self.front.keys:
                 raise Refused(403, "Invalid API key.")
         if not self.headers.get("nnsight-version") or not self.headers.get("python-version"):
@@ -199,7 +203,11 @@ class Handler(BaseHTTPRequestHandler):
         fault, options = self.front.faults.take("download_") or (None, {})
         job = self.front.jobs.find(job_id)
         data = job.result if job else None
-        code = options["code"] if fault == "download_status" else 200 if data is not None else 404
+        expired = (job.faults if job else {}).get("expired")
+        if fault == "download_status" or expired:
+            code = (expired or options)["code"]
+        else:
+            code = 200 if data is not None else 404
         self.front.record.write(
             "download", job=job_id, code=code, fault=fault, bytes=len(data or b"") if code == 200 else 0
         )
@@ -263,7 +271,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _about_whoami(self):
         known = self.headers.get("ndif-api-key") in self.front.keys
-        return {"email": "someone@example.org" if known else None, "tags": []}
+        return {"email": "someone@example.org" if known else None, "tags": self._tags()}
+
+    def _tags(self) -> list[str]:
+        return self.front.keys.get(self.headers.get("ndif-api-key"), [])
 
     def _about_status(self):
         described = self.front.jobs.models.describe()

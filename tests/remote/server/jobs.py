@@ -23,7 +23,7 @@ SAYS = {
 }
 ENDS = {
     "evicted": "Replica was evicted while processing your request. Please try again later.",
-    "preempted": "Your job was cancelled or preempted by the server.",
+    "cancelled": "Your job was cancelled or preempted by the server.",
     "later": "Error submitting request to model deployment. Please try again later. Sorry for the inconvenience.",
     "timeout": "Your job exceeded the execution timeout of 300s.",
     "undeployable": "Could not deploy this model. {repo}: 401 Client Error. Repository Not Found.",
@@ -38,6 +38,7 @@ class Job:
     compress: bool
     env: dict
     session_id: str
+    trusted: bool
     faults: dict
     status: dict | None = None
     """The latest response; None until the job is queued."""
@@ -59,7 +60,7 @@ class Jobs:
         self._numbers = itertools.count(1)
         threading.Thread(target=self._work, daemon=True).start()
 
-    def accept(self, envelope: dict, blob: bytes) -> Job:
+    def accept(self, envelope: dict, blob: bytes, *, trusted: bool) -> Job:
         job = Job(
             id=uuid.uuid4().hex,
             model_key=envelope["model_key"],
@@ -67,6 +68,7 @@ class Jobs:
             compress=envelope.get("compress", False),
             env=envelope.get("env", {}),
             session_id=envelope.get("session_id", ""),
+            trusted=trusted,
             faults=self._faults.of_job(),
         )
         if "lost" not in job.faults:
@@ -116,8 +118,7 @@ class Jobs:
     def _proceed(self, job: Job) -> None:
         """From acceptance, or from where it was held, to the worker's queue."""
         if job.model_key not in self.models:
-            repo = execution.canonical(job.model_key)[1]
-            self._say(job, "ERROR", ENDS["undeployable"].format(repo=repo))
+            self._say(job, "ERROR", ENDS["undeployable"].format(repo=execution.repo(job.model_key)))
         elif not any(self._stops(job, at) for at in ("PROVISIONING", "DEPLOYING", "QUEUED")):
             if "QUEUED" not in job.passed and "RUNNING" not in job.passed:
                 self._say(job, "QUEUED")
@@ -171,11 +172,12 @@ class Jobs:
 
     def _run(self, job: Job, raising: bool) -> "dict | bytes":
         words = "a fault in the block, armed by a test" if raising else ""
-        return self.models.run(job.model_key, job.blob, job.compress, job.env, words)
+        return self.models.run(job.model_key, job.blob, job.compress, job.env, job.trusted, words)
 
     def url(self, job: Job) -> str:
         """Where the result is fetched without a key; another one each time, as signed ones are."""
-        return f"{self.address}/results/{job.id}?signature={next(self._numbers)}"
+        number = 0 if "expired" in job.faults else next(self._numbers)
+        return f"{self.address}/results/{job.id}?signature={number}"
 
     def _say(self, job: Job, status: str, description: str | None = None, data=None, meta=None) -> None:
         if description is None:

@@ -1,15 +1,17 @@
-"""Where runners come from: `python -I -m loopback_server.runners MODEL_KEY AUTOCAST META`, a socket's path a line.
+"""Where runners come from: `python -I -m loopback_server.runners MODEL_KEY FOLDER AUTOCAST META`.
 
-NDIF starts a new Python for every runner. Here each is forked from this process, which has imported everything and
-built its model without weights: the same code in the same state, some six seconds of a core earlier.
+Standard input has the path of a socket a line, in FOLDER. NDIF starts a new Python for every runner; here each is
+forked from this process, which has imported everything and built its model without weights: the same code in the same
+state, some six seconds of a core earlier.
 """
 
 import os
+import shutil
 import signal
 import sys
 
 
-def main(key: str, autocast: str, meta: str) -> None:
+def main(key: str, folder: str, autocast: str, meta: str) -> None:
     from ndif.services.ray.sandbox import nns, runner
 
     if autocast == "1":
@@ -25,6 +27,7 @@ def main(key: str, autocast: str, meta: str) -> None:
         if os.fork() == 0:
             runner.die_with_parent()
             _serve_one(runner, line.strip())
+    shutil.rmtree(folder)
 
 
 def _serve_one(runner, path: str) -> None:

@@ -6,7 +6,6 @@ which asks this one over a socket for every value (see runners.py, and ndif's se
 
 import io
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,16 +24,17 @@ class Told(Exception):
 
 
 class Sandbox:
-    """Runs blocks as NDIF does; `trusted`, `autocast`, `meta`: see the server's CONFIG."""
+    """Runs blocks as NDIF does; `autocast`, `meta`: see the server's CONFIG."""
 
-    def __init__(self, *, trusted: bool, autocast: bool, meta: bool):
-        self.trusted = trusted
+    def __init__(self, *, autocast: bool, meta: bool):
         self._options = [str(int(autocast)), str(int(meta))]
         self._nests: dict[str, Nest] = {}
         if autocast:
             as_on_cuda()
 
-    def run(self, model, directory: str, dtype, blob: bytes, compress: bool, env: dict) -> bytes:
+    def run(
+        self, trusted: bool, model, directory: str, dtype, blob: bytes, compress: bool, env: dict
+    ) -> bytes:
         """What the block saved, as the server puts it into its object store (before compression)."""
         from ndif.common.errors import RequestError
         from ndif.services.ray.deployments.modeling.nns import block_scope
@@ -43,14 +43,15 @@ class Sandbox:
         with block_scope():
             model._remoteable_set_env(env)
             try:
-                how = self._beside if self.trusted else self._in_runner
-                return how(model, directory, dtype, blob, compress, env)
+                if trusted:
+                    return self._beside(model, dtype, blob, compress)
+                return self._in_runner(model, directory, dtype, blob, compress, env)
             except (RunnerError, RequestError) as error:
                 raise Told(str(error)) from error
             finally:
                 model.interleaver.cancel()
 
-    def _beside(self, model, directory, dtype, blob, compress, env) -> bytes:
+    def _beside(self, model, dtype, blob, compress) -> bytes:
         import torch
         from ndif.common.schema.request import BackendRequestModel
         from ndif.services.ray.deployments.modeling.nns import execute_traced_block, prepare_traced_block
@@ -80,15 +81,12 @@ class Nest:
 
     def __init__(self, directory: str, options: list[str]):
         key = {"repo_id": directory, "revision": None, "task": "text-generation"}
-        self._folder = tempfile.TemporaryDirectory(prefix="runners")
+        self._folder = tempfile.mkdtemp(prefix="runners")  # a short path, which sockets need
         self._lock = threading.Lock()
         self._n = 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-m", f"{__package__}.runners"]
-            + ["nnsight.modeling.transformers.TransformersModel:" + json.dumps(key), *options],
-            stdin=subprocess.PIPE,
-            text=True,
-        )
+        named = "nnsight.modeling.transformers.TransformersModel:" + json.dumps(key)
+        order = [sys.executable, "-I", "-m", f"{__package__}.runners", named, self._folder, *options]
+        self._process = subprocess.Popen(order, stdin=subprocess.PIPE, text=True)
 
     def runner(self):
         """A connection to a fresh runner."""
@@ -96,15 +94,12 @@ class Nest:
 
         with self._lock:
             self._n += 1
-            path = str(Path(self._folder.name) / str(self._n))
+            path = str(Path(self._folder) / str(self._n))
             self._process.stdin.write(path + "\n")
             self._process.stdin.flush()
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                probe.connect(path)
-                probe.close()
                 return Connection.open(path)
             except OSError:
                 if time.monotonic() > deadline or self._process.poll() is not None:

@@ -1,0 +1,182 @@
+"""NDIF's own server code (PyPI `ndif`): every study gives the local store, whether or not the key is trusted.
+
+Without the tag `trusted` a block runs in another process, whose modules have no weights and where everything that
+goes to the model or comes from it is a copy.
+"""
+
+import random
+
+import pytest
+import torch
+
+from pipeline.errors import JobError
+from tests.remote.conftest import CHECKPOINTS
+from tests.remote.isolation import NotInstalled, server_package
+from tests.remote.loopback import KEY, UNTRUSTED, Loopback
+from tests.remote.studies import SMALL
+from tests.remote.test_studies import assert_equal, run
+from tracers.ablation import ablate_neurons
+from tracers.alignment import Prompt
+from tracers.answering import answer
+from tracers.certainty import read_answers
+from tracers.generation import Openings, Steering
+from tracers.neurons import find_neurons
+from tracers.opening import empty_model, open_model
+from tracers.operations import Steer
+from tracers.own_run import checked_grid
+from tracers.pushing import Push, pushed_answers
+from tracers.reading import read_statements
+from tracers.remote.errors import Unavailable
+from tracers.remote.model import open_remote
+from tracers.remote.policy import Flight, Policy
+from tracers.remote.runner import Runner
+from tracers.remote.server import Server
+from tracers.steering import ablation
+
+NDIF = "0.1.2"
+KEYS = {"trusted": KEY, "untrusted": UNTRUSTED}
+ANSWERS = (5, 6)
+
+
+@pytest.fixture(scope="session")
+def package():
+    try:
+        return server_package("ndif", NDIF)
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
+
+
+def sandboxed(folder, package, models, **options):
+    """A server that runs requests with NDIF's own code."""
+    how = {"autocast": False, "meta": True, **options.pop("sandbox", {})}
+    return Loopback(folder, models, {"ndif": package}, sandbox=how, **options)
+
+
+@pytest.fixture(scope="session")
+def ndif(package, tmp_path_factory):
+    models = {f"posttrace/embedded-{stage}": CHECKPOINTS / stage for stage in ("base", "instruct")}
+    with sandboxed(tmp_path_factory.mktemp("ndif"), package, models) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory):
+    """What a study gives here, run once."""
+    stores = {}
+
+    def of(study):
+        if study not in stores:
+            stores[study] = run(study, "local", tmp_path_factory.mktemp("local") / study)
+        return stores[study]
+
+    return of
+
+
+@pytest.fixture
+def as_key(ndif, monkeypatch):
+    """Let jobs go to NDIF's code with a key, on one thread as there: others add up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def chosen(name):
+        monkeypatch.setenv("NDIF_HOST", ndif.url)
+        monkeypatch.setenv("NDIF_API_KEY", KEYS[name])
+
+    yield chosen
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("study", SMALL)
+def test_a_study_gives_the_local_store(study, key, ndif, local, as_key, tmp_path):
+    as_key(key)
+    expected = local(study)
+    ndif.mark()
+    assert_equal(run(study, "remote", tmp_path / "store"), expected)
+    ran = ndif.since("run")
+    assert ran and not any(one["error"] or one["foreign"] for one in ran)
+
+
+def test_estimates_by_gradients_are_for_keys_that_are_trusted(ndif, as_key, tmp_path):
+    more = ["method=attribution", "exact_share=0.5", "sets=[cities]", "stages=[base]", "max_pairs=3"]
+    as_key("trusted")
+    expected = run("knowledge", "local", tmp_path / "local", *more)
+    assert_equal(run("knowledge", "remote", tmp_path / "trusted", *more), expected)
+    as_key("untrusted")
+    ndif.mark()
+    with pytest.raises((JobError, Unavailable), match=r"attribution needs gradients.* set method=exact"):
+        run("knowledge", "remote", tmp_path / "untrusted", *more, "execution.in_flight=1")
+    assert len(ndif.since("post")) <= 3, "the run goes on although every estimate is refused"
+
+
+def prompts():
+    ids = ((1, 20, 21, 30, 31, 32), (1, 20, 21, 33, 34), (1, 20, 21, 35, 30))
+    return [Prompt(text="", ids=row, start=3, spans=((0, 0),) * (len(row) - 3)) for row in ids]
+
+
+def everything(model):
+    """The engines of all studies on a few prompts: name -> tensor."""
+    options = dict(site="resid_post", layers=(0, 3, 7), answers=ANSWERS)
+    found = {}
+    reading = model.run(read_statements, prompts(), **options)
+    found["activations"], found["logit differences"] = reading.values, reading.logit_diff
+    for site in ("resid_pre", "resid_mid", "head_out"):
+        chosen = {**options, "site": site}
+        source = model.run(read_statements, prompts(), **chosen).values.flip(0)[None].nan_to_num()
+        checked = model.run(checked_grid, prompts(), source, share=0.1, rng=random.Random(0), **chosen)
+        found[f"grid of {site}"] = checked.grid.patched
+    vector = torch.linspace(-1, 1, model.hidden_size)
+    pushes = [
+        [None, Push("resid_post", (1, 2), (-2, -1), vector), Push("resid_pre", (3,), (-1,), vector, "ablate")]
+    ]
+    found["pushed"] = model.run(pushed_answers, prompts(), pushes * 3, answers=ANSWERS)
+    found["sureness"] = model.run(read_answers, prompts(), answers=ANSWERS).entropy
+    out = Steering(ablation("up", model.architecture.sites), (("up", vector),))
+    added = Steering((Steer(site="resid_pre", layers=(2,), tokens="all", direction="up"),), (("up", vector),))
+    ids = [prompt.ids for prompt in prompts()]
+    for name, steering in {"plain": Steering(), "ablated": out, "added": added}.items():
+        answers = model.run(
+            answer, ids, steering, Openings((5,), (6,)), max_new_tokens=4, share=0.5, rng=random.Random(0)
+        )
+        found[f"{name} log-odds"], found[f"{name} surprise"] = answers.log_odds, answers.unlikelihood
+        found[f"{name} answers"] = torch.tensor(answers.ids)
+    for layer in (3, 7):
+        neurons = find_neurons(empty_model(str(CHECKPOINTS / "base")), layer)
+        effects = model.run(
+            ablate_neurons, ids, neurons=neurons, mean=torch.zeros(neurons.n_neurons), ablations=[[1], [2, 3]]
+        )
+        for name, value in vars(effects).items():
+            found[f"{name} of block {layer}"] = value
+    return found
+
+
+def there(server, key, dtype):
+    runner = Runner(Server(server.url, KEYS[key]), Policy(poll=0.02), Flight(1))
+    name = "posttrace/embedded-base"
+    return open_remote(str(CHECKPOINTS / "base"), revision=None, key=name, dtype=dtype, runner=runner)
+
+
+def test_where_the_server_cannot_build_a_model_without_weights(package, tmp_path):
+    """With transformers 5.23 nnsight 0.8.1 cannot, and every module is None: nothing is asked of one."""
+    here = everything(open_model(str(CHECKPOINTS / "base"), device="cpu"))
+    models = {"posttrace/embedded-base": CHECKPOINTS / "base"}
+    with sandboxed(tmp_path, package, models, sandbox={"meta": False}) as server:
+        found = everything(there(server, "untrusted", torch.float32))
+        assert "no meta model" in (tmp_path / "server.err").read_text()
+    for name, value in here.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)
+
+
+def test_half_precision_within_autocast(package, tmp_path):
+    """NDIF's default: bfloat16, a region of autocast around the request."""
+    here = everything(open_model(str(CHECKPOINTS / "base"), device="cpu", dtype="bfloat16"))
+    models = {"posttrace/embedded-base": CHECKPOINTS / "base"}
+    with sandboxed(tmp_path, package, models, dtype="bfloat16", sandbox={"autocast": True}) as server:
+        found = {key: everything(there(server, key, torch.bfloat16)) for key in KEYS}
+    for name, value in here.items():
+        if "answers" in name:
+            continue  # two tokens that are as likely up to rounding may change places
+        scale = value.nan_to_num().abs().max().clamp(min=1)
+        for key in KEYS:
+            off = (found[key][name] - value).nan_to_num().abs().max()
+            assert off <= 0.05 * scale, f"{name}, {key}: off by {off:.3g} of {scale:.3g}"
