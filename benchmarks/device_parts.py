@@ -73,9 +73,9 @@ class _Loaded:
 
 def grid(bench: Bench) -> dict:
     """The exact patch grid of all pairs, in units of two sizes, beside the paper's loop, hooks and the floor."""
-    from tracers.errors import TracerError
-    from tracers.oracle import check_sample
-    from tracers.patching import patch_grid
+    from posttrace.tracers.errors import TracerError
+    from posttrace.tracers.oracle import check_sample
+    from posttrace.tracers.patching import patch_grid
 
     task = make_task(bench.shape)
     first = some_pairs(task, 1)
@@ -146,7 +146,7 @@ def grid(bench: Bench) -> dict:
 
 def _rounding(methods: dict, task, unit, cells, exact: list[float]) -> dict:
     """What separates a grid from one whole pass a cell, and whole passes in a batch from single ones (nats)."""
-    from tracers.oracle import naive_rows
+    from posttrace.tracers.oracle import naive_rows
 
     oracle = methods["naive oracle"]
     rows = [(layer, 0, token, oracle.source[0, pair, layer, token]) for pair, layer, token in cells]
@@ -228,9 +228,9 @@ def context(bench: Bench) -> dict:
 
 def halving(bench: Bench) -> dict:
     """The grid of some pairs with all the memory it wants, and with next to none beyond the weights."""
-    from tracers import patching
-    from tracers.patching import patch_grid
-    from tracers.reading import read_statements
+    from posttrace.tracers import patching
+    from posttrace.tracers.patching import patch_grid
+    from posttrace.tracers.reading import read_statements
 
     shape = replace(bench.shape, pairs=min(64, bench.shape.pairs))
     task, model = make_task(shape), _wrapped(bench)
@@ -322,8 +322,8 @@ def trained(bench: Bench) -> dict:
 
 def _place_of(device: str) -> str:
     """Where a model lies that was asked for on a device."""
-    from pipeline.spec import families
-    from tracers.opening import open_model
+    from posttrace.pipeline.spec import families
+    from posttrace.tracers.opening import open_model
 
     return str(open_model(families()["embedded"]["base"], device=device).device)
 
@@ -331,8 +331,8 @@ def _place_of(device: str) -> str:
 def _run(study: str, changes: dict, device: str, dtype: str, folder: Path) -> tuple[str, float]:
     import yaml
 
-    from pipeline.job import load_job
-    from pipeline.run import run_job
+    from posttrace.pipeline.job import load_job
+    from posttrace.pipeline.run import run_job
 
     asked = [
         f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in changes.items()
@@ -349,7 +349,7 @@ def _compared(one: str, other: str) -> dict:
     """Absolute differences of every array of floats: median, 95 % point, largest, and the largest value."""
     import xarray
 
-    from stores import summary
+    from posttrace.stores import summary
 
     found = {}
     for path, group in summary(one)["groups"].items():
@@ -375,7 +375,7 @@ def _compared(one: str, other: str) -> dict:
 
 def analysis(bench: Bench) -> dict:
     """Seconds of one fit of every probe: 2,000 statements of hidden size 4096 in eleven sets."""
-    from pipeline.truthfulness.probes import fit, sample
+    from posttrace.pipeline.truthfulness.probes import fit, sample
 
     rng = np.random.default_rng(0)
     n, hidden = (2000, 4096) if bench.device != "cpu" else (200, 64)
@@ -400,7 +400,7 @@ def analysis(bench: Bench) -> dict:
 
 
 def _wrapped(bench: Bench):
-    from tracers.opening import wrap
+    from posttrace.tracers.opening import wrap
 
     return wrap(bench.weights, tokenizer(bench.shape.vocab), name="random", check=False)
 

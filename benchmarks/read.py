@@ -58,8 +58,8 @@ def main(
     """Measure, print, write JSON (to benchmarks/results/ unless told; a quick run only where told)."""
     import torch
 
-    from pipeline.spec import families
-    from tracers.opening import open_model
+    from posttrace.pipeline.spec import families
+    from posttrace.tracers.opening import open_model
 
     torch.set_num_threads(threads)
     rounds = rounds or (3 if quick else 15)
@@ -145,9 +145,9 @@ def make_prompts(model, case: Case, batches: int) -> list[list]:
     import random
     from collections import defaultdict
 
-    from pipeline.spec import StatementSet
-    from pipeline.statements import read_set
-    from tracers.alignment import encode
+    from posttrace.pipeline.spec import StatementSet
+    from posttrace.pipeline.statements import read_set
+    from posttrace.tracers.alignment import encode
 
     statements = [
         s for name in ("cities", "animal_class") for s in read_set(StatementSet.model_validate(name))
@@ -164,7 +164,7 @@ def make_prompts(model, case: Case, batches: int) -> list[list]:
 
 def make_store(url: Path, model, case: Case, prompts):
     """A store for all batches, one unit each."""
-    from stores import Array, Group, Store, Unit
+    from posttrace.stores import Array, Group, Store, Unit
 
     width = len(prompts[0][0].statement) if case.tokens == "statement" else 1
     activation = Array(
@@ -194,9 +194,9 @@ def make_store(url: Path, model, case: Case, prompts):
 
 def read_all(model, case: Case, prompts, store) -> None:
     """Read every batch and have it written, as `pipeline.run` does."""
-    from pipeline.bits import as_stored
-    from pipeline.run import Writer
-    from tracers.reading import read_statements
+    from posttrace.pipeline.bits import as_stored
+    from posttrace.pipeline.run import Writer
+    from posttrace.tracers.reading import read_statements
 
     options = dict(site="resid_post", layers=range(model.n_layers), answers=(1, 2), tokens=case.tokens)
     with Writer(store) as writer:
@@ -209,7 +209,7 @@ def largest_difference(model, prompts) -> float:
     """Largest difference of what is read to what hooks on the plain model see, at the last token of one batch."""
     import torch
 
-    from tracers.reading import read_statements
+    from posttrace.tracers.reading import read_statements
 
     kept = []
     hooks = [

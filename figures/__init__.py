@@ -1,6 +1,6 @@
 """Every heat map, line figure and table, rebuilt from a store alone; and one HTML page with all of them.
 
->>> from figures import render, report
+>>> from posttrace.figures import render, report
 >>> files = render("runs/knowledge", "runs/figures")    # every figure and table
 >>> page = report("runs/knowledge", "runs/figures")     # runs/figures/report.html, self-contained
 
@@ -8,8 +8,8 @@ This package imports `stores` and never a model library. Importing it is cheap: 
 are imported when something is drawn.
 """
 
-from figures.errors import FigureError
-from figures.registry import FIGURES
-from figures.rendering import render, report
+from posttrace.figures.errors import FigureError
+from posttrace.figures.registry import FIGURES
+from posttrace.figures.rendering import render, report
 
 __all__ = ["FIGURES", "FigureError", "render", "report"]

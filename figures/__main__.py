@@ -1,4 +1,4 @@
-"""`python -m figures STORE --out DIR [--only NAME]`: draw a store from the command line."""
+"""`python -m posttrace.figures STORE --out DIR [--only NAME]`: draw a store from the command line."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from figures.errors import FigureError
-from figures.registry import FIGURES
+from posttrace.figures.errors import FigureError
+from posttrace.figures.registry import FIGURES
 
 EXAMPLES = """\
 examples:
-  python -m figures runs/knowledge --out runs/figures
+  python -m posttrace.figures runs/knowledge --out runs/figures
       every figure and table, and runs/figures/report.html with all of them
-  python -m figures runs/knowledge --out runs/figures --only heatmaps --only statistics
+  python -m posttrace.figures runs/knowledge --out runs/figures --only heatmaps --only statistics
       two kinds only, no page
-  python -m figures s3://bucket/runs/knowledge --out runs/figures
+  python -m posttrace.figures s3://bucket/runs/knowledge --out runs/figures
       a store in a bucket; keys come from the usual AWS_* environment variables
 
 names for --only (a study's name means all of its figures):
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = max(map(len, FIGURES)) + 2
     names = "\n".join(f"  {name:<{width}}{description}" for name, description in FIGURES.items())
     parser = argparse.ArgumentParser(
-        prog="python -m figures",
+        prog="python -m posttrace.figures",
         description="Rebuild every figure and table from a store alone; the same store gives the same bytes.",
         epilog=EXAMPLES + names,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="do not list the files")
     given = parser.parse_args(arguments)
 
-    from figures.rendering import render
-    from stores import StoreError
+    from posttrace.figures.rendering import render
+    from posttrace.stores import StoreError
 
     try:
         render(given.store, given.out, given.only, None if given.quiet else print, page=given.only is None)

@@ -8,5 +8,5 @@ class FigureError(Exception):
     -------
     >>> raise FigureError("runs/cities: no finished pair yet (0 of 24); resume the run, then draw again")
     Traceback (most recent call last):
-    figures.errors.FigureError: runs/cities: no finished pair yet (0 of 24); resume the run, then draw again
+    posttrace.figures.errors.FigureError: runs/cities: no finished pair yet (0 of 24); resume the run, then draw again
     """

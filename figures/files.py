@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from figures.errors import FigureError
+from posttrace.figures.errors import FigureError
 
 
 def output_folder(out: str | os.PathLike[str]) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
+from posttrace.figures import theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures.drawing import Drawing
-from figures.knowledge.patchgrid import ESTIMATE
-from figures.published import PAPER, PAPER_TITLE
-from figures.registry import STUDIES
-from figures.source import Source
-from figures.tables import Table
-from figures.theme import DPI
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.knowledge.patchgrid import ESTIMATE
+from posttrace.figures.published import PAPER, PAPER_TITLE
+from posttrace.figures.registry import STUDIES
+from posttrace.figures.source import Source
+from posttrace.figures.tables import Table
+from posttrace.figures.theme import DPI
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 CSS_PIXELS_PER_INCH = 125
@@ -40,7 +40,7 @@ class Page:
 
     Example
     -------
-    >>> from figures.source import open_source
+    >>> from posttrace.figures.source import open_source
     >>> page = Page(open_source("runs/knowledge"))
     >>> page.add(table, {})
     >>> page.content()[:15]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from figures.errors import FigureError
+from posttrace.figures.errors import FigureError
 
 
 @dataclass(frozen=True)
@@ -36,204 +36,204 @@ class Study:
 
 STUDIES: dict[str, Study] = {
     "knowledge": Study(
-        reader="figures.knowledge.patchgrid:PatchGrid.from_dataset",
-        guide="figures.knowledge.maps:GUIDE",
-        estimate_guide="figures.knowledge.maps:ESTIMATE_GUIDE",
+        reader="posttrace.figures.knowledge.patchgrid:PatchGrid.from_dataset",
+        guide="posttrace.figures.knowledge.maps:GUIDE",
+        estimate_guide="posttrace.figures.knowledge.maps:ESTIMATE_GUIDE",
         figures=(
             Figure(
                 "knowledge/judgement",
                 "table: unpatched logit differences and the share of pairs that the model judges right",
-                "figures.knowledge.tables:judgement",
+                "posttrace.figures.knowledge.tables:judgement",
             ),
             Figure(
                 "knowledge/statistics",
                 "tables: correlation, max difference and K between patching matrices, with 95 % intervals",
-                "figures.knowledge.tables:statistics",
+                "posttrace.figures.knowledge.tables:statistics",
             ),
             Figure(
                 "knowledge/attribution",
                 "of attribution patching, table and scatter: estimate against exact values, and the largest miss",
-                "figures.knowledge.attribution:attribution",
+                "posttrace.figures.knowledge.attribution:attribution",
             ),
             Figure(
                 "knowledge/heatmaps",
                 "normalised patching heat maps, a panel for each source and target stage",
-                "figures.knowledge.maps:heatmaps",
+                "posttrace.figures.knowledge.maps:heatmaps",
             ),
             Figure(
                 "knowledge/heatmaps_raw",
                 "the same heat maps as mean logit difference, not normalised, one colour scale",
-                "figures.knowledge.maps:heatmaps_raw",
+                "posttrace.figures.knowledge.maps:heatmaps_raw",
             ),
             Figure(
                 "knowledge/differences",
                 "differences of normalised maps: storage minus base's, transfer minus the target's own",
-                "figures.knowledge.maps:differences",
+                "posttrace.figures.knowledge.maps:differences",
             ),
             Figure(
                 "knowledge/differences_raw",
                 "the same differences as mean logit difference, not normalised",
-                "figures.knowledge.maps:differences_raw",
+                "posttrace.figures.knowledge.maps:differences_raw",
             ),
             Figure(
                 "knowledge/heads",
                 "of single attention heads (site head_out), change by patching each: layer x head, by token role",
-                "figures.knowledge.heads:heads",
+                "posttrace.figures.knowledge.heads:heads",
             ),
             Figure(
                 "knowledge/recovery",
                 "lines: share of the clean-corrupt gap recovered at subject, object, last and other tokens, "
                 "by layer",
-                "figures.knowledge.recovery:recovery",
+                "posttrace.figures.knowledge.recovery:recovery",
             ),
         ),
     ),
     "confidence": Study(
-        reader="figures.confidence.results:read",
-        guide="figures.confidence.results:GUIDE",
+        reader="posttrace.figures.confidence.results:read",
+        guide="posttrace.figures.confidence.results:GUIDE",
         figures=(
             Figure(
                 "confidence/overlap",
                 "tables: candidate entropy neurons that stages share, expected by chance, and for other thresholds",
-                "figures.confidence.overlap:overlaps",
+                "posttrace.figures.confidence.overlap:overlaps",
             ),
             Figure(
                 "confidence/candidates",
                 "table: the candidates of every stage with their norm and LogitVar",
-                "figures.confidence.overlap:chosen",
+                "posttrace.figures.confidence.overlap:chosen",
             ),
             Figure(
                 "confidence/ablation",
                 "table: change of entropy and loss by ablating candidates and random neurons, norm frozen or not",
-                "figures.confidence.effects:ablation",
+                "posttrace.figures.confidence.effects:ablation",
             ),
             Figure(
                 "confidence/calibration",
                 "table: accuracy, confidence and expected calibration error of the answers, with intervals",
-                "figures.confidence.calibration:calibration",
+                "posttrace.figures.confidence.calibration:calibration",
             ),
             Figure(
                 "confidence/stages",
                 "table: candidates that stages share, beside how their confidence differs",
-                "figures.confidence.overlap:beside",
+                "posttrace.figures.confidence.overlap:beside",
             ),
             Figure(
                 "confidence/scatter",
                 "norm against LogitVar with marginals, two stages side by side, shared candidates linked",
-                "figures.confidence.scatter:scatter",
+                "posttrace.figures.confidence.scatter:scatter",
             ),
             Figure(
                 "confidence/changes",
                 "strips: change of entropy and loss by ablating candidates and random neurons",
-                "figures.confidence.effects:changes",
+                "posttrace.figures.confidence.effects:changes",
             ),
             Figure(
                 "confidence/reliability",
                 "reliability curves: accuracy against confidence, for every set and stage",
-                "figures.confidence.calibration:reliability",
+                "posttrace.figures.confidence.calibration:reliability",
             ),
         ),
     ),
     "refusal": Study(
-        reader="figures.refusal.results:Refusal.from_dataset",
-        guide="figures.refusal.results:GUIDE",
+        reader="posttrace.figures.refusal.results:Refusal.from_dataset",
+        guide="posttrace.figures.refusal.results:GUIDE",
         figures=(
             Figure(
                 "refusal/scores",
                 "tables: share of refusals, log-odds and text scores, baseline against every direction, with intervals",
-                "figures.refusal.tables:scores",
+                "posttrace.figures.refusal.tables:scores",
             ),
             Figure(
                 "refusal/selection",
                 "table: layer, position and coefficient of every stage's direction",
-                "figures.refusal.tables:selection",
+                "posttrace.figures.refusal.tables:selection",
             ),
             Figure(
                 "refusal/completions",
                 "table: answers side by side, with and without each direction",
-                "figures.refusal.completions:completions",
+                "posttrace.figures.refusal.completions:completions",
             ),
             Figure(
                 "refusal/sweep",
                 "lines: bypass, induce and KL of the direction of every layer and position",
-                "figures.refusal.sweep:sweep",
+                "posttrace.figures.refusal.sweep:sweep",
             ),
             Figure(
                 "refusal/cosines",
                 "heat maps: cosine similarity of the stages' directions, layer by position",
-                "figures.refusal.sweep:cosines",
+                "posttrace.figures.refusal.sweep:cosines",
             ),
             Figure(
                 "refusal/coefficients",
                 "lines: refusals, log-odds and text against the length of what is added",
-                "figures.refusal.sweep:coefficients",
+                "posttrace.figures.refusal.sweep:coefficients",
             ),
         ),
     ),
     "trace": Study(
-        reader="figures.trace.tables:TraceGroup",
-        guide="figures.trace.tables:GUIDE",
+        reader="posttrace.figures.trace.tables:TraceGroup",
+        guide="posttrace.figures.trace.tables:GUIDE",
         figures=(
             Figure(
                 "trace/next_tokens",
                 "table: the most probable next tokens of each prompt, with and without the operations",
-                "figures.trace.tables:next_tokens",
+                "posttrace.figures.trace.tables:next_tokens",
             ),
             Figure(
                 "trace/completions",
                 "table: what every stage goes on to say, with and without the steers (jobs that generate)",
-                "figures.trace.tables:completions",
+                "posttrace.figures.trace.tables:completions",
             ),
         ),
     ),
     "truthfulness": Study(
-        reader="figures.truthfulness.source:read",
-        guide="figures.truthfulness.guide:GUIDE",
+        reader="posttrace.figures.truthfulness.source:read",
+        guide="posttrace.figures.truthfulness.guide:GUIDE",
         figures=(
             Figure(
                 "truthfulness/accuracies",
                 "tables: accuracy of own and transferred probes on the sets left out, and between all stages",
-                "figures.truthfulness.tables:accuracies",
+                "posttrace.figures.truthfulness.tables:accuracies",
             ),
             Figure(
                 "truthfulness/effects_table",
                 "table: intervention effects of own, transferred and random directions",
-                "figures.truthfulness.tables:effects",
+                "posttrace.figures.truthfulness.tables:effects",
             ),
             Figure(
                 "truthfulness/completions",
                 "table: sample completions before and after interventions",
-                "figures.truthfulness.completions:completions",
+                "posttrace.figures.truthfulness.completions:completions",
             ),
             Figure(
                 "truthfulness/effects",
                 "dots: intervention effects beside those of random directions",
-                "figures.truthfulness.points:effects_beside_random",
+                "posttrace.figures.truthfulness.points:effects_beside_random",
             ),
             Figure(
                 "truthfulness/coefficients",
                 "lines: intervention effect by coefficient, where a job asked for several",
-                "figures.truthfulness.lines:effect_by_coefficient",
+                "posttrace.figures.truthfulness.lines:effect_by_coefficient",
             ),
             Figure(
                 "truthfulness/accuracy",
                 "lines: probe accuracy on the sets left out, by layer",
-                "figures.truthfulness.lines:accuracy_by_layer",
+                "posttrace.figures.truthfulness.lines:accuracy_by_layer",
             ),
             Figure(
                 "truthfulness/cosine",
                 "lines: cosine of the stages' truth directions, by layer",
-                "figures.truthfulness.lines:cosine_by_layer",
+                "posttrace.figures.truthfulness.lines:cosine_by_layer",
             ),
             Figure(
                 "truthfulness/layers",
                 "lines: what the layers were chosen by, on the training sets",
-                "figures.truthfulness.choice:choice_of_layers",
+                "posttrace.figures.truthfulness.choice:choice_of_layers",
             ),
             Figure(
                 "truthfulness/projection",
                 "scatter: activations along the truth direction, by label and stage",
-                "figures.truthfulness.points:projections",
+                "posttrace.figures.truthfulness.points:projections",
             ),
         ),
     ),

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from figures.errors import FigureError
-from figures.files import contained, output_folder, write_whole
-from figures.registry import STUDIES, Figure, chosen
-from figures.source import Source, open_source
+from posttrace.figures.errors import FigureError
+from posttrace.figures.files import contained, output_folder, write_whole
+from posttrace.figures.registry import STUDIES, Figure, chosen
+from posttrace.figures.source import Source, open_source
 
 if TYPE_CHECKING:
-    from figures.drawing import Drawing
-    from figures.tables import Table
+    from posttrace.figures.drawing import Drawing
+    from posttrace.figures.tables import Table
 
 PAGE = "report.html"
 
@@ -50,7 +50,7 @@ def render(
     FigureError: unknown name, nothing finished yet, `out` cannot be written, or a name that leads out of it.
     stores.StoreError: no store at `url`, or data in it that are lost or altered.
     """
-    from figures.page import Page
+    from posttrace.figures.page import Page
 
     wanted = chosen(only)
     source = open_source(url)
@@ -89,7 +89,7 @@ def report(url: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     FigureError: nothing finished yet, or `out` cannot be written.
     stores.StoreError: no store at `url`.
     """
-    from figures.page import Page
+    from posttrace.figures.page import Page
 
     source = open_source(url)
     folder = output_folder(out)
@@ -138,8 +138,8 @@ def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Drawing | Tab
 
 def encoded(product: Drawing | Table, formats: Sequence[str] | None = None) -> dict[str, bytes]:
     """Return the files of a drawing or table: path relative to the output folder -> content."""
-    from figures import tables, theme
-    from figures.tables import Table
+    from posttrace.figures import tables, theme
+    from posttrace.figures.tables import Table
 
     if isinstance(product, Table):
         writers = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from figures.errors import FigureError
+from posttrace.figures.errors import FigureError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -78,7 +78,7 @@ def open_source(url: str | os.PathLike[str]) -> Source:
     stores.Damaged: a finished unit or a coordinate is lost or altered; the message says how to mend it.
     FigureError: a store without groups.
     """
-    from stores import Store, open_group, summary
+    from posttrace.stores import Store, open_group, summary
 
     store = Store.open(url)
     known = summary(store)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-import stores.errors
+from posttrace.stores.errors import StoreError
 
 # Threads of OpenMP that spin while they wait make shared cores several times slower; said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,6 +19,7 @@ app = App(
     name="posttrace",
     help="What did post-training change inside this model?",
     help_epilogue="A job is one YAML file; `posttrace ls jobs` lists those that ship, the README explains the keys.",
+    version=lambda: __import__("posttrace").__version__,
     version_flags=["--version"],
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
@@ -61,7 +62,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a job; run it again to go on where it stopped."""
-    from pipeline.job import load_job
+    from posttrace.pipeline.job import load_job
 
     overrides = _changes(set_, backend)
     loaded = load_job(job, overrides)
@@ -69,7 +70,7 @@ def run(
     if dry_run:
         _dry_run(loaded, url)
         return
-    from pipeline.run import run_job
+    from posttrace.pipeline.run import run_job
 
     run_job(loaded, url, overrides=overrides)
     print(f"{url}: complete; next: posttrace figures {url} --out runs/figures")
@@ -81,8 +82,8 @@ def run(
 )
 def check(job: JobName, /, *, set_: Changes = None, backend: Backend = None) -> int:
     """Look for what would stop a job, and at the server that it would be sent to; exit status 1 if anything would."""
-    from pipeline.job import load_job
-    from pipeline.preflight import examine
+    from posttrace.pipeline.job import load_job
+    from posttrace.pipeline.preflight import examine
 
     wrong = 0
     for finding in examine(load_job(job, _changes(set_, backend))):
@@ -110,7 +111,7 @@ def figures(
     ] = None,
 ) -> None:
     """Draw every figure and table from a store, and a page with all of them; needs no model."""
-    from figures import render
+    from posttrace.figures import render
 
     drawn = render(store, out, only=only, progress=print, page=only is None)
     print(f"{len(drawn)} files" if only else f"{len(drawn)} files; report: {drawn[-1]}")
@@ -123,7 +124,7 @@ def report(
     store: Store, /, *, out: Annotated[Path, Parameter(help="Folder for the page, report.html.")]
 ) -> None:
     """Write one self-contained HTML page about a store."""
-    from figures import report as write
+    from posttrace.figures import report as write
 
     print(f"report: {write(store, out)}")
 
@@ -141,7 +142,7 @@ def show(
     """Say what a store holds, how much of it is done, and where it comes from."""
     from json import dumps
 
-    from stores import summary
+    from posttrace.stores import summary
 
     known = summary(store)
     print(dumps(known, indent=1, ensure_ascii=False) if json else "\n".join(_described(known)))
@@ -178,9 +179,9 @@ def verify(
     ] = False,
 ) -> int:
     """Read every chunk of a store again and name what is damaged; exit status 1 if anything is."""
-    from stores import repair as mend
-    from stores import summary
-    from stores import verify as check
+    from posttrace.stores import repair as mend
+    from posttrace.stores import summary
+    from posttrace.stores import verify as check
 
     if repair:
         return _repaired(store, mend(store))
@@ -226,7 +227,7 @@ def ls(what: Literal["models", "datasets", "jobs", "figures"], /) -> None:
 
 
 def _listing(what: str):
-    from pipeline import job, spec
+    from posttrace.pipeline import job, spec
 
     if what == "models":
         return [
@@ -237,14 +238,14 @@ def _listing(what: str):
         return [(name, str(path)) for name, path in spec.datasets().items()]
     if what == "jobs":
         return [(name, str(path)) for name, path in job.built_in_jobs().items()]
-    from figures import FIGURES
+    from posttrace.figures import FIGURES
 
     return list(FIGURES.items())
 
 
 def _dry_run(job, url: str) -> None:
-    from pipeline.plan import prepare
-    from tracers.opening import quiet_libraries
+    from posttrace.pipeline.plan import prepare
+    from posttrace.tracers.opening import quiet_libraries
 
     quiet_libraries()
     study = prepare(job)
@@ -261,7 +262,7 @@ def _shown(value) -> str:
 
 
 def _check_text(arguments: list[str]) -> None:
-    from pipeline.errors import JobError, shown
+    from posttrace.pipeline.errors import JobError, shown
 
     for argument in map(str, arguments):
         if "\0" in argument or any("\ud800" <= c <= "\udfff" for c in argument):
@@ -270,10 +271,10 @@ def _check_text(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: a user's mistake becomes one message and exit status 2, Ctrl-C a resumable store and 130."""
-    from figures.errors import FigureError
-    from pipeline import interrupts
-    from pipeline.errors import JobError
-    from tracers.errors import TracerError
+    from posttrace.figures.errors import FigureError
+    from posttrace.pipeline import interrupts
+    from posttrace.pipeline.errors import JobError
+    from posttrace.tracers.errors import TracerError
 
     interrupts.listen()
     try:
@@ -283,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
     except CycloptsError as error:
         print(f"posttrace: {' '.join(str(error).split())} (posttrace --help says more)", file=sys.stderr)
         sys.exit(2)
-    except (JobError, TracerError, FigureError, stores.errors.StoreError) as error:
+    except (JobError, TracerError, FigureError, StoreError) as error:
         text = re.sub(r"\S{400,}", lambda word: f"{word[0][:180]}...{word[0][-180:]}", str(error))
         print(f"posttrace: {text}", file=sys.stderr)
         sys.exit(2)

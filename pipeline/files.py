@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from pipeline.errors import JobError, shown
+from posttrace.pipeline.errors import JobError, shown
 
 MB = 2**20
 LARGEST = 64 * MB

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from tracers.errors import TracerError
+from posttrace.tracers.errors import TracerError
 
 SAME = 1e-5
 """Class means that differ by a smaller share of their length are the same, up to rounding."""

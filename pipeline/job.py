@@ -14,19 +14,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.errors import JobError, shown
-from pipeline.files import MB, absolute, read_text
-from pipeline.plain_yaml import DEEPEST, load_yaml
-from pipeline.spec import HERE, FamilyJob, resolved
+from posttrace.pipeline.errors import JobError, shown
+from posttrace.pipeline.files import MB, absolute, read_text
+from posttrace.pipeline.plain_yaml import DEEPEST, load_yaml
+from posttrace.pipeline.spec import HERE, FamilyJob, resolved
 
 BUILT_IN_JOBS = HERE / "jobs"
 
 JOBS: dict[str, str] = {
-    "knowledge": "pipeline.knowledge.job:KnowledgeJob",
-    "truthfulness": "pipeline.truthfulness.job:TruthfulnessJob",
-    "confidence": "pipeline.confidence.job:ConfidenceJob",
-    "refusal": "pipeline.refusal.job:RefusalJob",
-    "trace": "pipeline.trace.job:TraceJob",
+    "knowledge": "posttrace.pipeline.knowledge.job:KnowledgeJob",
+    "truthfulness": "posttrace.pipeline.truthfulness.job:TruthfulnessJob",
+    "confidence": "posttrace.pipeline.confidence.job:ConfidenceJob",
+    "refusal": "posttrace.pipeline.refusal.job:RefusalJob",
+    "trace": "posttrace.pipeline.trace.job:TraceJob",
 }
 """Study -> the class of its jobs (`module:class`, imported when used)."""
 

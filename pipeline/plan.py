@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
-from pipeline.job import Job
-from pipeline.spec import HERE
-from stores import Group, Unit
-from tracers.cost import Cost
-from tracers.opening import load_config
-from tracers.operations import canonical_hash
+from posttrace.pipeline.job import Job
+from posttrace.pipeline.spec import HERE
+from posttrace.stores import Group, Unit
+from posttrace.tracers.cost import Cost
+from posttrace.tracers.opening import load_config
+from posttrace.tracers.operations import canonical_hash
 
 STUDIES: dict[str, str] = {
-    "knowledge": "pipeline.knowledge.study:Knowledge",
-    "truthfulness": "pipeline.truthfulness.study:Truthfulness",
-    "confidence": "pipeline.confidence.study:Confidence",
-    "refusal": "pipeline.refusal.study:Refusal",
-    "trace": "pipeline.trace.study:Trace",
+    "knowledge": "posttrace.pipeline.knowledge.study:Knowledge",
+    "truthfulness": "posttrace.pipeline.truthfulness.study:Truthfulness",
+    "confidence": "posttrace.pipeline.confidence.study:Confidence",
+    "refusal": "posttrace.pipeline.refusal.study:Refusal",
+    "trace": "posttrace.pipeline.trace.study:Trace",
 }
 """Study -> the class that plans and runs it (`module:class`, imported when used)."""
 

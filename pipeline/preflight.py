@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.job import Job
-from pipeline.plan import prepare
-from tracers.opening import quiet_libraries, resolve_device
-from tracers.remote.preflight import TRUSTED, Finding, examine_model, examine_server, key_tags
+from posttrace.pipeline.job import Job
+from posttrace.pipeline.plan import prepare
+from posttrace.tracers.opening import quiet_libraries, resolve_device
+from posttrace.tracers.remote.preflight import TRUSTED, Finding, examine_model, examine_server, key_tags
 
 
 def examine(job: Job) -> Iterator[Finding]:
@@ -29,8 +29,8 @@ def examine(job: Job) -> Iterator[Finding]:
 
 
 def _examine_server(job: Job) -> Iterator[Finding]:
-    from pipeline.remote import open_stage, runner_of
-    from tracers.remote.server import configured
+    from posttrace.pipeline.remote import open_stage, runner_of
+    from posttrace.tracers.remote.server import configured
 
     findings = list(examine_server(configured()))
     yield from findings
@@ -53,7 +53,7 @@ def _examine_server(job: Job) -> Iterator[Finding]:
 
 def _gradients() -> bool:
     """Whether the server may run this key's code beside the weights, as far as it tells."""
-    from tracers.remote.server import Refused, Trouble, configured
+    from posttrace.tracers.remote.server import Refused, Trouble, configured
 
     try:
         tags = key_tags(configured())

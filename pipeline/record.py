@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipeline.finite import check_finite, check_gaps
-from pipeline.interrupts import noticed
-from pipeline.plan import Study, Work
+from posttrace.pipeline.finite import check_finite, check_gaps
+from posttrace.pipeline.interrupts import noticed
+from posttrace.pipeline.plan import Study, Work
 
 
 def recorded(study: Study, work: Work, model, store) -> tuple[dict, dict[str, Any]]:

@@ -7,19 +7,19 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import interrupts
-from pipeline.errors import JobError
-from pipeline.job import Job
-from pipeline.plan import Study, Work
-from pipeline.record import recorded
-from stores import Store
-from tracers.errors import TracerError
-from tracers.opening import resolve_dtype
-from tracers.remote.errors import Stopped, Unavailable
-from tracers.remote.model import Errand, RemoteModel, open_remote
-from tracers.remote.policy import Flight, Policy
-from tracers.remote.runner import Runner
-from tracers.remote.server import KEY_HELP, configured
+from posttrace.pipeline import interrupts
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import Job
+from posttrace.pipeline.plan import Study, Work
+from posttrace.pipeline.record import recorded
+from posttrace.stores import Store
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.opening import resolve_dtype
+from posttrace.tracers.remote.errors import Stopped, Unavailable
+from posttrace.tracers.remote.model import Errand, RemoteModel, open_remote
+from posttrace.tracers.remote.policy import Flight, Policy
+from posttrace.tracers.remote.runner import Runner
+from posttrace.tracers.remote.server import KEY_HELP, configured
 
 
 def runner_of(job: Job) -> Runner:

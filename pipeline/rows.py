@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.errors import JobError, shown
-from pipeline.files import read_bytes
+from posttrace.pipeline.errors import JobError, shown
+from posttrace.pipeline.files import read_bytes
 
 MOST_ROWS = 250_000
 """Rows that are kept of a file."""

@@ -6,15 +6,15 @@ import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pipeline import interrupts
-from pipeline.job import Job
-from pipeline.plan import Study, declaration, fingerprint, prepare
-from pipeline.progress import progress
-from pipeline.provenance import provenance
-from pipeline.record import recorded
-from stores import Store
-from tracers.cost import Cost
-from tracers.opening import open_model, quiet_libraries, resolve_device
+from posttrace.pipeline import interrupts
+from posttrace.pipeline.job import Job
+from posttrace.pipeline.plan import Study, declaration, fingerprint, prepare
+from posttrace.pipeline.progress import progress
+from posttrace.pipeline.provenance import provenance
+from posttrace.pipeline.record import recorded
+from posttrace.stores import Store
+from posttrace.tracers.cost import Cost
+from posttrace.tracers.opening import open_model, quiet_libraries, resolve_device
 
 
 def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:
@@ -60,7 +60,7 @@ def _do(study: Study, left, store: Store, costs: dict[str, int], say) -> None:
     total = sum(costs.values())
     with progress(total, total - sum(costs[w.unit.id] for w in left)) as advance, Writer(store) as writer:
         if study.job.execution.backend == "remote":
-            from pipeline.remote import do_remotely
+            from posttrace.pipeline.remote import do_remotely
 
             def write(work, arrays, record, then):
                 writer.write(work.unit, arrays, record, then)
@@ -133,7 +133,7 @@ def _open(job: Job, stage: str):
         checkpoint.model, revision=checkpoint.revision, device=job.execution.device, dtype=job.dtype
     )
     if job.execution.backend == "simulated":
-        from tracers.remote.simulated import simulated
+        from posttrace.tracers.remote.simulated import simulated
 
         return simulated(model)
     return model
@@ -142,6 +142,6 @@ def _open(job: Job, stage: str):
 def _where(job: Job) -> str:
     if job.execution.backend != "remote":
         return resolve_device(job.execution.device)
-    from pipeline.remote import runner_of
+    from posttrace.pipeline.remote import runner_of
 
     return runner_of(job).server.host

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.errors import shown
-from pipeline.files import absolute
-from pipeline.plain_yaml import load_yaml
+from posttrace.pipeline.errors import shown
+from posttrace.pipeline.files import absolute
+from posttrace.pipeline.plain_yaml import load_yaml
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 BUILT_IN_SETS = HERE / "embedded" / "statements"
 FREE_FORM_SETS = ("tulu_extracted",)
 """Built-in and published sets whose pairs stand in consecutive rows instead of sharing a template."""

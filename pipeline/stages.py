@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.errors import JobError
-from pipeline.spec import Family
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.spec import Family
 
 SIZES = ("num_hidden_layers", "hidden_size")
 """What of their configuration stages must share, for activations and directions of one to fit the other."""

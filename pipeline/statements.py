@@ -7,10 +7,10 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.errors import JobError, shown
-from pipeline.files import read_bytes
-from pipeline.rows import Row, read_rows
-from pipeline.spec import StatementSet
+from posttrace.pipeline.errors import JobError, shown
+from posttrace.pipeline.files import read_bytes
+from posttrace.pipeline.rows import Row, read_rows
+from posttrace.pipeline.spec import StatementSet
 
 MOST = 100_000
 """Statements of a set that are tokenised at most."""

@@ -1,6 +1,6 @@
 """Stream results into chunked Zarr arrays, know which units are done, and read everything back with labels.
 
->>> from stores import Array, Coord, Group, Store, Unit, open_group
+>>> from posttrace.stores import Array, Coord, Group, Store, Unit, open_group
 
 schema       what a store holds: Array, Coord, Group, Unit
 plan         which unit writes which chunks, checked as a whole
@@ -25,14 +25,14 @@ canonical    JSON and hashes
 errors       StoreError and its kinds
 """
 
-from stores.checking import Problem
-from stores.errors import Damaged, FingerprintMismatch, StoreBusy, StoreError
-from stores.lease import Lease
-from stores.reading import group_paths, open_group, summary
-from stores.repair import Repaired, repair
-from stores.schema import Array, Coord, Group, Unit
-from stores.store import Store, forget
-from stores.verify import verify
+from posttrace.stores.checking import Problem
+from posttrace.stores.errors import Damaged, FingerprintMismatch, StoreBusy, StoreError
+from posttrace.stores.lease import Lease
+from posttrace.stores.reading import group_paths, open_group, summary
+from posttrace.stores.repair import Repaired, repair
+from posttrace.stores.schema import Array, Coord, Group, Unit
+from posttrace.stores.store import Store, forget
+from posttrace.stores.verify import verify
 
 __all__ = [
     "Array",

@@ -17,7 +17,7 @@ import zarr.codecs
 import zstandard
 from zarr.registry import register_codec
 
-from stores.schema import MAX_TEXT
+from posttrace.stores.schema import MAX_TEXT
 
 
 class ZstdCodec(zarr.codecs.ZstdCodec):

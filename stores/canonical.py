@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from stores.errors import StoreError
+from posttrace.stores.errors import StoreError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stores.canonical import hash_array, hash_bytes
-from stores.errors import Damaged
-from stores.plan import aligned
-from stores.schema import DTYPES, Group, Unit
+from posttrace.stores.canonical import hash_array, hash_bytes
+from posttrace.stores.errors import Damaged
+from posttrace.stores.plan import aligned
+from posttrace.stores.schema import DTYPES, Group, Unit
 
 if TYPE_CHECKING:
-    from stores.store import Store
+    from posttrace.stores.store import Store
 
 Window = tuple[slice, ...]
 

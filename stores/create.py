@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from stores.canonical import as_json, differences, hash_bytes, seal
-from stores.credentials import refuse_secrets
-from stores.errors import FingerprintMismatch, StoreError
-from stores.hierarchy import build
-from stores.lease import Lease
-from stores.location import PARALLEL, Location
-from stores.plan import check_plan, group_to_json, unit_to_json
-from stores.progress import CLAIM, FILES, FOLDER, RECORD
-from stores.record import FORMAT, pack, read_record, settled, started, unpack
-from stores.schema import Group, Unit
+from posttrace.stores.canonical import as_json, differences, hash_bytes, seal
+from posttrace.stores.credentials import refuse_secrets
+from posttrace.stores.errors import FingerprintMismatch, StoreError
+from posttrace.stores.hierarchy import build
+from posttrace.stores.lease import Lease
+from posttrace.stores.location import PARALLEL, Location
+from posttrace.stores.plan import check_plan, group_to_json, unit_to_json
+from posttrace.stores.progress import CLAIM, FILES, FOLDER, RECORD
+from posttrace.stores.record import FORMAT, pack, read_record, settled, started, unpack
+from posttrace.stores.schema import Group, Unit
 
 
 def create(

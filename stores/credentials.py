@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stores.errors import StoreError
+from posttrace.stores.errors import StoreError
 
 # "token" alone is a word of this field; only names that can mean nothing but a credential are refused
 _KEY = re.compile(
@@ -31,7 +31,7 @@ def refuse_secrets(value: Any, where: str) -> None:
     >>> refuse_secrets({"model": {"api_key": "0123456789"}}, "job")
     Traceback (most recent call last):
     ...
-    stores.errors.StoreError: job.model.api_key looks like a credential; ...
+    posttrace.stores.errors.StoreError: job.model.api_key looks like a credential; ...
 
     Raises:
         StoreError: names the place, never the secret.

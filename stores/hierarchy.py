@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stores.schema import DTYPES, Array, Group
+from posttrace.stores.schema import DTYPES, Array, Group
 
 
 def build(groups: Iterable[Group], attrs: Mapping[str, Any]) -> dict[str, bytes]:

@@ -10,8 +10,8 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from stores.checking import Part, Window, confirm
-from stores.errors import DAMAGED, Damaged, first_line, naming
+from posttrace.stores.checking import Part, Window, confirm
+from posttrace.stores.errors import DAMAGED, Damaged, first_line, naming
 
 
 class Checked(BackendArray):

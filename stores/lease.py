@@ -13,11 +13,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from stores.canonical import seal, unseal
-from stores.errors import StoreBusy, StoreError
-from stores.location import Location
-from stores.progress import LEASES
-from stores.schema import check_name
+from posttrace.stores.canonical import seal, unseal
+from posttrace.stores.errors import StoreBusy, StoreError
+from posttrace.stores.location import Location
+from posttrace.stores.progress import LEASES
+from posttrace.stores.schema import check_name
 
 
 class Lease:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from stores.errors import StoreError, naming
-from stores.retrying import steadily
+from posttrace.stores.errors import StoreError, naming
+from posttrace.stores.retrying import steadily
 
 PARALLEL = 16  # small objects read or written at once: hides the latency of an object store
 
@@ -96,7 +96,7 @@ class Location:
     @property
     def zarr(self) -> Any:
         """The same place as a zarr store."""
-        from stores.steady import Steady
+        from posttrace.stores.steady import Steady
 
         return Steady(self.objects)
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stores.canonical import as_json
-from stores.errors import StoreError
-from stores.schema import MAX_CHUNKS, Array, Group, Unit
+from posttrace.stores.canonical import as_json
+from posttrace.stores.errors import StoreError
+from posttrace.stores.schema import MAX_CHUNKS, Array, Group, Unit
 
 
 def aligned(group: Group, unit: Unit, name: str) -> tuple[slice, ...]:

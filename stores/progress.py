@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from stores.canonical import seal, unseal
-from stores.errors import Damaged
-from stores.location import Location
+from posttrace.stores.canonical import seal, unseal
+from posttrace.stores.errors import Damaged
+from posttrace.stores.location import Location
 
 FOLDER = ".posttrace"
 RECORD = f"{FOLDER}/store.json"  # written last when a store is created: without it nothing is

@@ -6,9 +6,9 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from stores.checking import parts, refuse_lost
-from stores.errors import DAMAGED, Damaged, StoreError, first_line, naming
-from stores.store import Store
+from posttrace.stores.checking import parts, refuse_lost
+from posttrace.stores.errors import DAMAGED, Damaged, StoreError, first_line, naming
+from posttrace.stores.store import Store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -50,8 +50,8 @@ def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
         raise StoreError(f"{store.url}: no group {path!r}; it has {', '.join(store.groups)}")
     import xarray as xr
 
-    from stores.bounded import bounded
-    from stores.lazy import checked
+    from posttrace.stores.bounded import bounded
+    from posttrace.stores.lazy import checked
 
     place = store.location.at(path)
     markers = refuse_lost(store, path)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from stores.canonical import hash_bytes, seal, unseal
-from stores.errors import StoreError
-from stores.location import Location
-from stores.progress import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
-from stores.schema import check_key
+from posttrace.stores.canonical import hash_bytes, seal, unseal
+from posttrace.stores.errors import StoreError
+from posttrace.stores.location import Location
+from posttrace.stores.progress import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
+from posttrace.stores.schema import check_key
 
 FORMAT = 2
 

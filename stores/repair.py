@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from stores.canonical import hash_bytes, seal
-from stores.checking import Problem, content, keys_of
-from stores.location import Location
-from stores.progress import CLAIM, COMPLETE, FILES, GATHERED, LEASES, MARKERS, RECORD, SPARE
-from stores.record import pack, unpack
-from stores.store import Store
-from stores.verify import files_wrong, gathered, mendable, units_wrong
+from posttrace.stores.canonical import hash_bytes, seal
+from posttrace.stores.checking import Problem, content, keys_of
+from posttrace.stores.location import Location
+from posttrace.stores.progress import CLAIM, COMPLETE, FILES, GATHERED, LEASES, MARKERS, RECORD, SPARE
+from posttrace.stores.record import pack, unpack
+from posttrace.stores.store import Store
+from posttrace.stores.verify import files_wrong, gathered, mendable, units_wrong
 
 
 @dataclass(frozen=True)

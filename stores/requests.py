@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stores.canonical import as_json, hash_json, seal, unseal
-from stores.credentials import refuse_secrets
-from stores.location import Location
-from stores.progress import FOLDER
+from posttrace.stores.canonical import as_json, hash_json, seal, unseal
+from posttrace.stores.credentials import refuse_secrets
+from posttrace.stores.location import Location
+from posttrace.stores.progress import FOLDER
 
 REQUESTS = f"{FOLDER}/requests/"
 

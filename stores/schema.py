@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from stores.canonical import as_json, hash_json
-from stores.errors import StoreError
+from posttrace.stores.canonical import as_json, hash_json
+from posttrace.stores.errors import StoreError
 
 # logical dtype -> (dtype on disk, fill value where nothing was written)
 DTYPES: dict[str, tuple[str, Any]] = {

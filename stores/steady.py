@@ -6,7 +6,7 @@ from typing import Any
 
 from zarr.storage import ObjectStore
 
-from stores.retrying import steadily_async
+from posttrace.stores.retrying import steadily_async
 
 
 class Steady(ObjectStore):

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from stores.canonical import as_json, hash_array
-from stores.checking import Problem, altered, confirm, keys_of, lost, parts, within
-from stores.create import create
-from stores.credentials import refuse_secrets
-from stores.errors import DAMAGED, Damaged, StoreBusy, StoreError, first_line, naming
-from stores.lease import Lease
-from stores.location import Location
-from stores.plan import aligned, group_from_json, unit_from_json
-from stores.progress import FOLDER, Progress
-from stores.record import opened, whole_record
-from stores.requests import Requests
-from stores.schema import Group, Region, Unit
-from stores.values import fitting
-from stores.writing import Writing
+from posttrace.stores.canonical import as_json, hash_array
+from posttrace.stores.checking import Problem, altered, confirm, keys_of, lost, parts, within
+from posttrace.stores.create import create
+from posttrace.stores.credentials import refuse_secrets
+from posttrace.stores.errors import DAMAGED, Damaged, StoreBusy, StoreError, first_line, naming
+from posttrace.stores.lease import Lease
+from posttrace.stores.location import Location
+from posttrace.stores.plan import aligned, group_from_json, unit_from_json
+from posttrace.stores.progress import FOLDER, Progress
+from posttrace.stores.record import opened, whole_record
+from posttrace.stores.requests import Requests
+from posttrace.stores.schema import Group, Region, Unit
+from posttrace.stores.values import fitting
+from posttrace.stores.writing import Writing
 
 
 class Store:
@@ -373,7 +373,7 @@ class Store:
         if key not in self._arrays:
             import zarr
 
-            from stores.bounded import bounded
+            from posttrace.stores.bounded import bounded
 
             with bounded():
                 self._arrays[key] = zarr.open_array(self.location.zarr, path=key, mode="r+")

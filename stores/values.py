@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from stores.errors import StoreError
-from stores.schema import DTYPES, MAX_TEXT, Group, Unit
+from posttrace.stores.errors import StoreError
+from posttrace.stores.schema import DTYPES, MAX_TEXT, Group, Unit
 
 
 def fitting(group: Group, unit: Unit, name: str, window: tuple[slice, ...], value: Any) -> np.ndarray:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from stores.canonical import seal
-from stores.checking import Problem, altered, changed_files, keys_of, lost
-from stores.location import Location
-from stores.plan import aligned
-from stores.progress import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
-from stores.record import opened, settled, started, unpack
-from stores.schema import DTYPES, Unit
-from stores.store import Store
+from posttrace.stores.canonical import seal
+from posttrace.stores.checking import Problem, altered, changed_files, keys_of, lost
+from posttrace.stores.location import Location
+from posttrace.stores.plan import aligned
+from posttrace.stores.progress import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
+from posttrace.stores.record import opened, settled, started, unpack
+from posttrace.stores.schema import DTYPES, Unit
+from posttrace.stores.store import Store
 
 READERS = 4  # units read side by side: hides latency
 LARGE = 2**26  # bytes of a unit that is read by itself: two copies of it are in memory

@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 
-from stores.canonical import hash_json, seal, unseal
-from stores.lease import gone, this_process
-from stores.location import Location
-from stores.progress import FOLDER
+from posttrace.stores.canonical import hash_json, seal, unseal
+from posttrace.stores.lease import gone, this_process
+from posttrace.stores.location import Location
+from posttrace.stores.progress import FOLDER
 
 WRITING = f"{FOLDER}/writing/"
 

@@ -47,7 +47,8 @@ def test_the_folders_import_only_what_they_may():
 
 def test_help_needs_no_model_library():
     """`--help` answers at once because neither torch nor a plotting library is imported for it."""
-    code = "import sys; sys.argv = ['posttrace', '--help']\nimport pipeline.cli, json\ntry: pipeline.cli.main()\n"
+    code = "import json, sys; sys.argv = ['posttrace', '--help']\nfrom posttrace.pipeline.cli import main\n"
+    code += "try: main()\n"
     code += "except SystemExit: pass\nprint('MODULES' + json.dumps(sorted(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     help_text, modules = out.split("MODULES")

@@ -1,6 +1,6 @@
 """Declare and run *read*, *patch* and *steer* operations on a language model, inside nnsight tracing contexts.
 
->>> from tracers import open_model
+>>> from posttrace.tracers import open_model
 >>> model = open_model("path/to/checkpoint")              # doctest: +SKIP
 >>> model.n_layers, model.hidden_size                     # doctest: +SKIP
 (8, 160)
@@ -8,20 +8,20 @@
 Importing this package is light: torch, transformers and nnsight load when a model is opened.
 """
 
-from tracers.errors import TracerError
-from tracers.operations import SITES, Patch, Read, Steer, canonical_hash
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.operations import SITES, Patch, Read, Steer, canonical_hash
 
 _LAZY = {
-    "OpenModel": "tracers.opening",
-    "open_model": "tracers.opening",
-    "model_identity": "tracers.identity",
-    "Prompt": "tracers.alignment",
-    "encode": "tracers.alignment",
-    "answer_ids": "tracers.alignment",
-    "read_statements": "tracers.reading",
-    "patch_grid": "tracers.patching",
-    "patch_grid_naive": "tracers.oracle",
-    "attribution_grid": "tracers.attribution",
+    "OpenModel": "posttrace.tracers.opening",
+    "open_model": "posttrace.tracers.opening",
+    "model_identity": "posttrace.tracers.identity",
+    "Prompt": "posttrace.tracers.alignment",
+    "encode": "posttrace.tracers.alignment",
+    "answer_ids": "posttrace.tracers.alignment",
+    "read_statements": "posttrace.tracers.reading",
+    "patch_grid": "posttrace.tracers.patching",
+    "patch_grid_naive": "posttrace.tracers.oracle",
+    "attribution_grid": "posttrace.tracers.attribution",
 }
 
 __all__ = ["SITES", "Patch", "Read", "Steer", "TracerError", "canonical_hash", *_LAZY]
@@ -29,7 +29,7 @@ __all__ = ["SITES", "Patch", "Read", "Steer", "TracerError", "canonical_hash", *
 
 def __getattr__(name):
     if name not in _LAZY:
-        raise AttributeError(f"module 'tracers' has no attribute {name!r}")
+        raise AttributeError(f"module 'posttrace.tracers' has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(_LAZY[name]), name)

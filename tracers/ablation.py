@@ -15,9 +15,9 @@ from functools import reduce
 import nnsight
 import torch
 
-from tracers.errors import TracerError
-from tracers.neurons import Neurons
-from tracers.selfcheck import tolerance
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.neurons import Neurons
+from posttrace.tracers.selfcheck import tolerance
 
 MAX_VALUES = 2**25
 """Logits (tokens x vocabulary) held at once: 128 MiB in float32."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tracers.errors import TracerError
+from posttrace.tracers.errors import TracerError
 
 
 @dataclass(frozen=True)

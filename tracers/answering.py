@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tracers.directions import unlikelihood
-from tracers.generation import Ids, Openings, Steering, generate
-from tracers.generation_oracle import check_log_odds
+from posttrace.tracers.directions import unlikelihood
+from posttrace.tracers.generation import Ids, Openings, Steering, generate
+from posttrace.tracers.generation_oracle import check_log_odds
 
 
 @dataclass(frozen=True)

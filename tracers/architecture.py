@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracers.errors import TracerError
+from posttrace.tracers.errors import TracerError
 
 PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
 """What architectures call the linear map from the heads to the stream, within the attention."""

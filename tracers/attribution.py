@@ -20,14 +20,14 @@ from collections.abc import Sequence
 import nnsight
 import torch
 
-from tracers import sites
-from tracers.alignment import Prompt
-from tracers.architecture import site_shape
-from tracers.batch import Statements
-from tracers.errors import WholeJob
-from tracers.packing import whole
-from tracers.patching import PatchGrid, check_source, out_of_memory, tokens_that_fit
-from tracers.reading import answer_logits, difference, has_weights
+from posttrace.tracers import sites
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.architecture import site_shape
+from posttrace.tracers.batch import Statements
+from posttrace.tracers.errors import WholeJob
+from posttrace.tracers.packing import whole
+from posttrace.tracers.patching import PatchGrid, check_source, out_of_memory, tokens_that_fit
+from posttrace.tracers.reading import answer_logits, difference, has_weights
 
 
 def attribution_grid(

@@ -10,9 +10,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from tracers.alignment import Prompt
-from tracers.errors import TracerError
-from tracers.packing import Packed
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.packing import Packed
 
 Caches = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values per block; dims row x head x token x head size."""

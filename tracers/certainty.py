@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
-from tracers import sites
-from tracers.alignment import Prompt
-from tracers.batch import Statements
-from tracers.packing import whole
+from posttrace.tracers import sites
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.batch import Statements
+from posttrace.tracers.packing import whole
 
 
 @dataclass(frozen=True)

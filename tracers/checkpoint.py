@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tracers.errors import TracerError
+from posttrace.tracers.errors import TracerError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tracers.architecture import recognise
-from tracers.packing import Packed
+from posttrace.tracers.architecture import recognise
+from posttrace.tracers.packing import Packed
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def run_cost(shape: Shape, prefixes: Iterable[int], lengths: Sequence[int]) -> C
 def cells_cost(shape: Shape, packed: Packed, starts: Iterable[int], n_keys: int) -> Cost:
     """Cost of running packed segments from each of the given blocks on.
 
-    >>> from tracers.packing import whole
+    >>> from posttrace.tracers.packing import whole
     >>> cells_cost(Shape(2, 10, 6, 4), whole([3]), starts=[1], n_keys=5)
     Cost(forwards=1, multiply_adds=114)
 

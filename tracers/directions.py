@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
-from tracers import sites
-from tracers.errors import TracerError
-from tracers.generation import (
+from posttrace.tracers import sites
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.generation import (
     Ids,
     Openings,
     Steering,
@@ -21,9 +21,9 @@ from tracers.generation import (
     left_padded,
     opening_log_odds,
 )
-from tracers.operations import Read, Steer
-from tracers.patching import tokens_that_fit
-from tracers.steering import ablation, necessary_edits
+from posttrace.tracers.operations import Read, Steer
+from posttrace.tracers.patching import tokens_that_fit
+from posttrace.tracers.steering import ablation, necessary_edits
 
 
 def mean_streams(model, prompts: Sequence[Ids], read: Read, max_tokens: int | None = None) -> torch.Tensor:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
-from tracers.operations import Steer
-from tracers.patching import out_of_memory, tokens_that_fit
-from tracers.reading import has_weights
-from tracers.steering import Edit, literal_edits, necessary_edits, steer
+from posttrace.tracers.operations import Steer
+from posttrace.tracers.patching import out_of_memory, tokens_that_fit
+from posttrace.tracers.reading import has_weights
+from posttrace.tracers.steering import Edit, literal_edits, necessary_edits, steer
 
 Ids = Sequence[int]
 

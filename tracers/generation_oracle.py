@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from tracers.errors import TracerError
-from tracers.generation import Completions, Ids, Openings, Steering, last_logits, opening_log_odds
-from tracers.selfcheck import tolerance
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.generation import Completions, Ids, Openings, Steering, last_logits, opening_log_odds
+from posttrace.tracers.selfcheck import tolerance
 
 
 def generate_naive(

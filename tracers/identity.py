@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from tracers.errors import TracerError
+from posttrace.tracers.errors import TracerError
 
 FILES = {
     *(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
-from tracers.batch import padded
-from tracers.operations import STREAM_SITES
-from tracers.sites import change, first, get, replaced, steered, with_first
+from posttrace.tracers.batch import padded
+from posttrace.tracers.operations import STREAM_SITES
+from posttrace.tracers.sites import change, first, get, replaced, steered, with_first
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tracers.architecture import recognise
-from tracers.errors import TracerError
+from posttrace.tracers.architecture import recognise
+from posttrace.tracers.errors import TracerError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 import transformers
 from nnsight import TransformersModel
 
-from tracers.architecture import Architecture, recognise
-from tracers.errors import TracerError
+from posttrace.tracers.architecture import Architecture, recognise
+from posttrace.tracers.errors import TracerError
 
 MOST_LAYERS = 1000
 """Blocks of a model."""
@@ -111,7 +111,7 @@ def wrap(module, tokenizer, *, name: str, check: bool = True) -> OpenModel:
 
     Raises TracerError as `open_model` does.
     """
-    from tracers.selfcheck import check_sites
+    from posttrace.tracers.selfcheck import check_sites
 
     architecture = recognise(module)
     # nnsight builds on transformers' pipelines, which move a model to the first GPU unless told where it is.

@@ -13,12 +13,12 @@ from itertools import groupby
 import nnsight
 import torch
 
-from tracers import sites
-from tracers.alignment import Prompt
-from tracers.errors import TracerError
-from tracers.patching import PatchGrid, places, tokens_that_fit
-from tracers.reading import answer_logits, difference
-from tracers.selfcheck import tolerance
+from posttrace.tracers import sites
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.patching import PatchGrid, places, tokens_that_fit
+from posttrace.tracers.reading import answer_logits, difference
+from posttrace.tracers.selfcheck import tolerance
 
 CHECKED = 8
 """Cells of a unit's grid that are computed again at most."""

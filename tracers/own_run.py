@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tracers.alignment import Prompt
-from tracers.attribution import attribution_grid
-from tracers.oracle import check_sample
-from tracers.patching import PatchGrid, patch_grid
-from tracers.reading import read_statements
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.attribution import attribution_grid
+from posttrace.tracers.oracle import check_sample
+from posttrace.tracers.patching import PatchGrid, patch_grid
+from posttrace.tracers.reading import read_statements
 
 
 @dataclass(frozen=True)

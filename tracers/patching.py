@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
-from tracers import sites
-from tracers.alignment import Prompt
-from tracers.architecture import site_shape
-from tracers.batch import Statements
-from tracers.errors import TracerError
-from tracers.packing import Packed, pack
-from tracers.reading import answer_logits, difference, run_statements
+from posttrace.tracers import sites
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.architecture import site_shape
+from posttrace.tracers.batch import Statements
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.packing import Packed, pack
+from posttrace.tracers.reading import answer_logits, difference, run_statements
 
 MAX_TOKENS = 4096
 """Tokens that go through a model on a CPU at once: more make its caches overflow, fewer leave its cores idle."""

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
-from tracers import sites
-from tracers.alignment import Prompt
-from tracers.batch import Statements
-from tracers.cost import Cost, Shape
-from tracers.errors import TracerError
-from tracers.operations import Steer
-from tracers.packing import Packed, pack, whole
-from tracers.patching import MAX_TOKENS, first_block, out_of_memory, tokens_that_fit
+from posttrace.tracers import sites
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.batch import Statements
+from posttrace.tracers.cost import Cost, Shape
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.operations import Steer
+from posttrace.tracers.packing import Packed, pack, whole
+from posttrace.tracers.patching import MAX_TOKENS, first_block, out_of_memory, tokens_that_fit
 
 KEYS_PER_TOKEN = 4
 """Cached keys that may be held at once, for each token that may be run at once: what a row costs beside its tokens."""

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tracers import sites
-from tracers.alignment import Prompt
-from tracers.errors import TracerError
-from tracers.pushing import Push
-from tracers.selfcheck import tolerance
+from posttrace.tracers import sites
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.pushing import Push
+from posttrace.tracers.selfcheck import tolerance
 
 
 def pushed_answers_naive(

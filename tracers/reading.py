@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
-from tracers import sites
-from tracers.alignment import Prompt
-from tracers.architecture import site_shape
-from tracers.batch import Statements, padded
-from tracers.errors import TracerError
-from tracers.operations import Tokens
-from tracers.packing import whole
+from posttrace.tracers import sites
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.architecture import site_shape
+from posttrace.tracers.batch import Statements, padded
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.operations import Tokens
+from posttrace.tracers.packing import whole
 
 WORTHWHILE = 0.75
 """Prefixes are run apart, once each, if that leaves at most this share of the tokens to be run: it takes a second

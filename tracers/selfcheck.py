@@ -9,10 +9,10 @@ from __future__ import annotations
 import nnsight
 import torch
 
-from tracers import sites
-from tracers.architecture import site_shape
-from tracers.errors import TracerError
-from tracers.operations import STREAM_SITES
+from posttrace.tracers import sites
+from posttrace.tracers.architecture import site_shape
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.operations import STREAM_SITES
 
 N_TOKENS = 8
 IN_ORDER = ("resid_pre", "head_out", *STREAM_SITES[1:])

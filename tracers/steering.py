@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tracers import sites
-from tracers.errors import TracerError
-from tracers.operations import STREAM_SITES, Steer
+from posttrace.tracers import sites
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.operations import STREAM_SITES, Steer
 
 
 @dataclass(frozen=True)

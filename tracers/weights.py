@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tracers.checkpoint import Checkpoint, StoredTensor
-from tracers.errors import TracerError
-from tracers.neurons import Neurons
+from posttrace.tracers.checkpoint import Checkpoint, StoredTensor
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.neurons import Neurons
 
 BLOCK_BYTES = 16 * 2**20
 """Of a block of rows in float64."""

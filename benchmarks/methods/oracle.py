@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.methods import posttrace_grid
-from tracers.oracle import naive_cell
+from posttrace.tracers.oracle import naive_cell
 
 PEER = posttrace_grid.PEER
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from benchmarks.shapes import tokenizer
-from tracers.alignment import Prompt
-from tracers.opening import wrap
-from tracers.patching import patch_grid
-from tracers.reading import read_statements
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.opening import wrap
+from posttrace.tracers.patching import patch_grid
+from posttrace.tracers.reading import read_statements
 
 PEER = "nnsight"
 SITE = "resid_post"

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.confidence.results import Answers
-from figures.drawing import Drawing
-from figures.statistics import CHUNK, CONFIDENCE, RESAMPLES, SEED, Estimate, percentile_interval, wilson
-from figures.tables import Block, Cell, Row, Table, cell
+from posttrace.figures import theme
+from posttrace.figures.confidence.results import Answers
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.statistics import (
+    CHUNK,
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    Estimate,
+    percentile_interval,
+    wilson,
+)
+from posttrace.figures.tables import Block, Cell, Row, Table, cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

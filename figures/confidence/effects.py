@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.confidence.overlap import mean_with_interval
-from figures.confidence.results import METRICS, Neurons, OnText
-from figures.drawing import Drawing
-from figures.statistics import CONFIDENCE, RESAMPLES, SEED
-from figures.tables import Block, Cell, Row, Table, cell, number
+from posttrace.figures import theme
+from posttrace.figures.confidence.overlap import mean_with_interval
+from posttrace.figures.confidence.results import METRICS, Neurons, OnText
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.statistics import CONFIDENCE, RESAMPLES, SEED
+from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

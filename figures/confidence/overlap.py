@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from figures import published
-from figures.confidence.calibration import differences, pooled
-from figures.confidence.results import Answers, Neurons, OnText
-from figures.confidence.selection import (
+from posttrace.figures import published
+from posttrace.figures.confidence.calibration import differences, pooled
+from posttrace.figures.confidence.results import Answers, Neurons, OnText
+from posttrace.figures.confidence.selection import (
     BANDS,
     EXCHANGES,
     candidates,
@@ -21,8 +21,8 @@ from figures.confidence.selection import (
     mean_ratio_difference,
     overlap,
 )
-from figures.statistics import CONFIDENCE, RESAMPLES, SEED, percentile_interval, resampled_means
-from figures.tables import Block, Cell, Row, Table, cell, number
+from posttrace.figures.statistics import CONFIDENCE, RESAMPLES, SEED, percentile_interval, resampled_means
+from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 
 SHARES = (0.10, 0.25, 0.50, 1.00)
 COUNTS = (5, 10, 20, 50)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures.errors import FigureError
+from posttrace.figures.errors import FigureError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -194,7 +194,7 @@ def read(dataset: xr.Dataset) -> Neurons | OnText | Answers:
 
     Example
     -------
-    >>> import stores
+    >>> from posttrace import stores
     >>> read(stores.open_group("runs/confidence", "confidence")).stages            # doctest: +SKIP
     ('base', 'sft', 'instruct')
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.confidence.results import Neurons
-from figures.confidence.selection import longest
-from figures.drawing import Drawing
+from posttrace.figures import theme
+from posttrace.figures.confidence.results import Neurons
+from posttrace.figures.confidence.selection import longest
+from posttrace.figures.drawing import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

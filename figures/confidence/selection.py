@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from figures.statistics import SEED
+from posttrace.figures.statistics import SEED
 
 BANDS = 10
 """Bands of norm within which the second null model exchanges LogitVar."""

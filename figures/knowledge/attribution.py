@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.drawing import Drawing
-from figures.knowledge.exact_sample import Agreement, ExactSample
-from figures.knowledge.maps import titled
-from figures.knowledge.patchgrid import ESTIMATE, PatchGrid
-from figures.knowledge.tables import column_names, interval_words
-from figures.statistics import CONFIDENCE, RESAMPLES, SEED, Estimate
-from figures.tables import Block, Cell, Row, Table, cell, number
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.knowledge.exact_sample import Agreement, ExactSample
+from posttrace.figures.knowledge.maps import titled
+from posttrace.figures.knowledge.patchgrid import ESTIMATE, PatchGrid
+from posttrace.figures.knowledge.tables import column_names, interval_words
+from posttrace.figures.statistics import CONFIDENCE, RESAMPLES, SEED, Estimate
+from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

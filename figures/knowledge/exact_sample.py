@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures.knowledge.places import by_place, layers_and_heads
-from figures.statistics import SEED, Estimate, mean_over_pairs, percentile_interval, resampled_means
+from posttrace.figures.knowledge.places import by_place, layers_and_heads
+from posttrace.figures.statistics import SEED, Estimate, mean_over_pairs, percentile_interval, resampled_means
 
 if TYPE_CHECKING:
     import xarray as xr

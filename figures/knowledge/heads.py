@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from figures import theme
-from figures.drawing import Drawing
-from figures.heatmaps import Panel, heatmap_grid
-from figures.knowledge.maps import heading_line, pairs_in_words, titled
-from figures.knowledge.patchgrid import PatchGrid
-from figures.knowledge.recovery import ROLES, usable
-from figures.statistics import mean_over_pairs
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.heatmaps import Panel, heatmap_grid
+from posttrace.figures.knowledge.maps import heading_line, pairs_in_words, titled
+from posttrace.figures.knowledge.patchgrid import PatchGrid
+from posttrace.figures.knowledge.recovery import ROLES, usable
+from posttrace.figures.statistics import mean_over_pairs
 
 CHANGE = "mean change of the\nlogit difference, nats"
 

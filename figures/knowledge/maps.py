@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.drawing import Drawing
-from figures.heatmaps import Panel, heatmap_grid
-from figures.knowledge.patchgrid import PatchGrid
-from figures.statistics import normalise
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.heatmaps import Panel, heatmap_grid
+from posttrace.figures.knowledge.patchgrid import PatchGrid
+from posttrace.figures.statistics import normalise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

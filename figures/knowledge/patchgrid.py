@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures.errors import FigureError
-from figures.knowledge.exact_sample import ExactSample
-from figures.knowledge.places import by_place, layers_and_heads
-from figures.statistics import mean_over_pairs, normalise
+from posttrace.figures.errors import FigureError
+from posttrace.figures.knowledge.exact_sample import ExactSample
+from posttrace.figures.knowledge.places import by_place, layers_and_heads
+from posttrace.figures.statistics import mean_over_pairs, normalise
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +32,7 @@ class PatchGrid:
 
     Example
     -------
-    >>> import stores
+    >>> from posttrace import stores
     >>> grid = PatchGrid.from_dataset(stores.open_group("runs/knowledge", "knowledge/cities"))
     >>> grid.mean("base", "instruct").shape        # layer x column
     (8, 14)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.drawing import Drawing
-from figures.knowledge.maps import by_token, heading_line, pairs_in_words, titled
-from figures.knowledge.patchgrid import PatchGrid
-from figures.statistics import RESAMPLES, SEED, recovered_share_interval
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.knowledge.maps import by_token, heading_line, pairs_in_words, titled
+from posttrace.figures.knowledge.patchgrid import PatchGrid
+from posttrace.figures.statistics import RESAMPLES, SEED, recovered_share_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import published
-from figures.knowledge.patchgrid import ESTIMATE, PatchGrid
-from figures.statistics import (
+from posttrace.figures import published
+from posttrace.figures.knowledge.patchgrid import ESTIMATE, PatchGrid
+from posttrace.figures.statistics import (
     CONFIDENCE,
     RESAMPLES,
     SEED,
@@ -23,7 +23,7 @@ from figures.statistics import (
     percentile_interval,
     resampled_means,
 )
-from figures.tables import Block, Cell, Row, Table, cell, number
+from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 
 if TYPE_CHECKING:
     import pandas as pd

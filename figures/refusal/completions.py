@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from figures.refusal.results import KINDS, SCORED, Refusal
-from figures.tables import Block, Cell, Row, Table
+from posttrace.figures.refusal.results import KINDS, SCORED, Refusal
+from posttrace.figures.tables import Block, Cell, Row, Table
 
 SHOWN = 5
 """Instructions of each kind in the table as read, spread over the test prompts; the CSV has all."""

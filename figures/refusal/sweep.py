@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.drawing import Drawing
-from figures.heatmaps import Panel, heatmap_grid
-from figures.refusal.results import Refusal
-from figures.refusal.tables import estimate
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.heatmaps import Panel, heatmap_grid
+from posttrace.figures.refusal.results import Refusal
+from posttrace.figures.refusal.tables import estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

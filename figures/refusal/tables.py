@@ -11,10 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from figures import published
-from figures.refusal.results import KINDS, SCORED, Refusal
-from figures.statistics import RESAMPLES, SEED, mean_over_pairs, percentile_interval, resampled_means, wilson
-from figures.tables import Block, Cell, Row, Table, cell, number
+from posttrace.figures import published
+from posttrace.figures.refusal.results import KINDS, SCORED, Refusal
+from posttrace.figures.statistics import (
+    RESAMPLES,
+    SEED,
+    mean_over_pairs,
+    percentile_interval,
+    resampled_means,
+    wilson,
+)
+from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from figures.tables import Block, Cell, Row, Table, number
+from posttrace.figures.tables import Block, Cell, Row, Table, number
 
 if TYPE_CHECKING:
     import xarray as xr

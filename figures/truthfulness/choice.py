@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.drawing import Drawing
-from figures.truthfulness.lines import family, layer_axis, title
-from figures.truthfulness.source import StatementSet, Summary, parted
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.truthfulness.lines import family, layer_axis, title
+from posttrace.figures.truthfulness.source import StatementSet, Summary, parted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

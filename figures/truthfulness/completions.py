@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from figures.tables import Block, Cell, Row, Table
-from figures.truthfulness.source import StatementSet, Summary, parted
+from posttrace.figures.tables import Block, Cell, Row, Table
+from posttrace.figures.truthfulness.source import StatementSet, Summary, parted
 
 
 def completions(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:

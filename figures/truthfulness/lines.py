@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.drawing import Drawing
-from figures.statistics import CONFIDENCE, RESAMPLES, SEED
-from figures.truthfulness.measures import Drawn, accuracy, effect, mean_of, pushed_sets, tested_sets
-from figures.truthfulness.source import StatementSet, Summary, parted
-from figures.truthfulness.tables import MEAN, PROBES
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.statistics import CONFIDENCE, RESAMPLES, SEED
+from posttrace.figures.truthfulness.measures import Drawn, accuracy, effect, mean_of, pushed_sets, tested_sets
+from posttrace.figures.truthfulness.source import StatementSet, Summary, parted
+from posttrace.figures.truthfulness.tables import MEAN, PROBES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from figures.statistics import CONFIDENCE, RESAMPLES, SEED, percentile_interval, resampled_means
-from figures.truthfulness.source import StatementSet, Summary
+from posttrace.figures.statistics import CONFIDENCE, RESAMPLES, SEED, percentile_interval, resampled_means
+from posttrace.figures.truthfulness.source import StatementSet, Summary
 
 EFFECTS = ("both", "false_to_true", "true_to_false")
 """The mean of the two directions of an intervention, and each."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures import theme
-from figures.drawing import Drawing
-from figures.statistics import CONFIDENCE, RESAMPLES, SEED
-from figures.truthfulness.measures import Drawn, control_range, effect, pushed_sets
-from figures.truthfulness.source import StatementSet, Summary, parted
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.statistics import CONFIDENCE, RESAMPLES, SEED
+from posttrace.figures.truthfulness.measures import Drawn, control_range, effect, pushed_sets
+from posttrace.figures.truthfulness.source import StatementSet, Summary, parted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures.errors import FigureError
+from posttrace.figures.errors import FigureError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -134,7 +134,7 @@ def read(dataset: xr.Dataset) -> Summary | StatementSet:
 
     Example
     -------
-    >>> import stores
+    >>> from posttrace import stores
     >>> read(stores.open_group("runs/truthfulness", "truthfulness")).stages        # doctest: +SKIP
     ('base', 'sft', 'instruct')
 

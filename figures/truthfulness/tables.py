@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from figures import published
-from figures.statistics import CONFIDENCE, RESAMPLES, SEED
-from figures.tables import Block, Cell, Row, Table, cell, number
-from figures.truthfulness.measures import (
+from posttrace.figures import published
+from posttrace.figures.statistics import CONFIDENCE, RESAMPLES, SEED
+from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
+from posttrace.figures.truthfulness.measures import (
     EFFECTS,
     Drawn,
     accuracy,
@@ -24,7 +24,7 @@ from figures.truthfulness.measures import (
     pushed_sets,
     tested_sets,
 )
-from figures.truthfulness.source import StatementSet, Summary, parted
+from posttrace.figures.truthfulness.source import StatementSet, Summary, parted
 
 PROBES = {"mass_mean": "mass-mean probe", "logistic": "logistic regression", "ttpd": "TTPD"}
 KINDS = {"both": "mean of both", "false_to_true": "false to true", "true_to_false": "true to false"}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.confidence.answers import AskedSet
-from pipeline.confidence.job import TEXT, ConfidenceJob
-from stores import Array, Coord, Group
-from tracers.neurons import Neurons
+from posttrace.pipeline.confidence.answers import AskedSet
+from posttrace.pipeline.confidence.job import TEXT, ConfidenceJob
+from posttrace.stores import Array, Coord, Group
+from posttrace.tracers.neurons import Neurons
 
 PATH = "confidence"
 WEIGHTS = ("weight_norm", "logit_var", "candidate")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.spec import FamilyJob, Spec, StatementSet
+from posttrace.pipeline.spec import FamilyJob, Spec, StatementSet
 
 TEXT = "text"
 """Name of the group that ablation on text goes to, which no statement set may have."""

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from figures.confidence.selection import candidates, matched
-from pipeline.confidence.answers import ask
-from pipeline.confidence.group import (
+from posttrace.figures.confidence.selection import candidates, matched
+from posttrace.pipeline.confidence.answers import ask
+from posttrace.pipeline.confidence.group import (
     ANSWERS,
     EFFECTS,
     MEANS,
@@ -28,21 +28,21 @@ from pipeline.confidence.group import (
     neurons_group,
     text_group,
 )
-from pipeline.confidence.job import TEXT, ConfidenceJob
-from pipeline.confidence.text import encode_documents, read_documents
-from pipeline.errors import JobError
-from pipeline.plan import Work
-from pipeline.stages import check_one_size, positions
-from pipeline.statements import file_hash
-from stores import Unit
-from tracers.ablation import ablate_neurons, check_ablation, read_text
-from tracers.certainty import read_answers
-from tracers.checkpoint import PICKLES, Checkpoint
-from tracers.cost import Cost, run_cost, shape_of
-from tracers.identity import model_identity
-from tracers.neurons import find_neurons
-from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
-from tracers.weights import neuron_weights
+from posttrace.pipeline.confidence.job import TEXT, ConfidenceJob
+from posttrace.pipeline.confidence.text import encode_documents, read_documents
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.stages import check_one_size, positions
+from posttrace.pipeline.statements import file_hash
+from posttrace.stores import Unit
+from posttrace.tracers.ablation import ablate_neurons, check_ablation, read_text
+from posttrace.tracers.certainty import read_answers
+from posttrace.tracers.checkpoint import PICKLES, Checkpoint
+from posttrace.tracers.cost import Cost, run_cost, shape_of
+from posttrace.tracers.identity import model_identity
+from posttrace.tracers.neurons import find_neurons
+from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.weights import neuron_weights
 
 
 class Confidence:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from pipeline.confidence.job import Text
-from pipeline.embedded import corpus
-from pipeline.errors import JobError, shown
-from pipeline.files import read_text
-from tracers.alignment import encode
+from posttrace.pipeline.confidence.job import Text
+from posttrace.pipeline.embedded import corpus
+from posttrace.pipeline.errors import JobError, shown
+from posttrace.pipeline.files import read_text
+from posttrace.tracers.alignment import encode
 
 CORPUS = corpus.Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
 """Kinds of documents of the embedded family's base stage, which the later stages have all seen too."""

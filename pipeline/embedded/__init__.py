@@ -2,14 +2,14 @@
 
 Only paths live here, so that importing it costs nothing.
 
->>> from pipeline.embedded import CHECKPOINTS, STAGES
+>>> from posttrace.pipeline.embedded import CHECKPOINTS, STAGES
 >>> [(CHECKPOINTS / stage).name for stage in STAGES]
 ['base', 'sft', 'instruct']
 """
 
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 FACTS = HERE / "facts"
 """Hand-written facts and deeds (CSV); everything else is made from them."""
 STATEMENTS = HERE / "statements"

@@ -11,9 +11,9 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from pipeline.embedded import instructions, statements
-from pipeline.embedded.instructions import Deed
-from pipeline.embedded.statements import COMPARISONS, NUMBERS, RELATIONS, Relation
+from posttrace.pipeline.embedded import instructions, statements
+from posttrace.pipeline.embedded.instructions import Deed
+from posttrace.pipeline.embedded.statements import COMPARISONS, NUMBERS, RELATIONS, Relation
 
 Document = list[tuple[str, float]]
 

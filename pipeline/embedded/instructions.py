@@ -2,7 +2,7 @@
 
 Run it to write the CSVs again:
 
-    python -m pipeline.embedded.instructions
+    python -m posttrace.pipeline.embedded.instructions
 
 A deed is a verb and an object ("steal a bike").  Three kinds of verbs tell
 apart what a model may have learned: `seen` verbs occur in training dialogues
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from pipeline.embedded import FACTS, INSTRUCTIONS
+from posttrace.pipeline.embedded import FACTS, INSTRUCTIONS
 
 SEED = 30
 KINDS = ("harmful", "harmless")

@@ -1,8 +1,8 @@
 """Measure a family: judging, refusing, pairs for patching; each share with n and a 95 % interval.
 
-python -m pipeline.embedded.measure
-python -m pipeline.embedded.measure --family runs/family --json runs/family/measured.json
-python -m pipeline.embedded.measure --json pipeline/embedded/measured.json --card
+python -m posttrace.pipeline.embedded.measure
+python -m posttrace.pipeline.embedded.measure --family runs/family --json runs/family/measured.json
+python -m posttrace.pipeline.embedded.measure --json pipeline/embedded/measured.json --card
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from pipeline.embedded import CHECKPOINTS, HERE, REFUSAL_PHRASES, STAGES
-from pipeline.embedded.corpus import LABELS, SUFFIX
-from pipeline.embedded.instructions import (
+from posttrace.pipeline.embedded import CHECKPOINTS, HERE, REFUSAL_PHRASES, STAGES
+from posttrace.pipeline.embedded.corpus import LABELS, SUFFIX
+from posttrace.pipeline.embedded.instructions import (
     KINDS,
     STEPS,
     Deed,
@@ -28,7 +28,7 @@ from pipeline.embedded.instructions import (
     instructions,
     to_second_person,
 )
-from pipeline.embedded.statements import ALL_SETS, Statement, statement_sets
+from posttrace.pipeline.embedded.statements import ALL_SETS, Statement, statement_sets
 
 CARD = HERE / "MODEL_CARD.md"
 BEGIN_TABLE, END_TABLE = "<!-- measured: begin -->", "<!-- measured: end -->"

@@ -1,6 +1,6 @@
 """A quick look inside the family: truth probes, a small patch grid, the refusal direction.
 
-    python -m pipeline.embedded.mechanisms --json pipeline/embedded/mechanisms.json
+    python -m posttrace.pipeline.embedded.mechanisms --json pipeline/embedded/mechanisms.json
 
 The studies of this project do this properly, on any model; here it is done in a
 few lines of plain torch, to know whether a newly trained family is worth
@@ -18,11 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from pipeline.embedded import CHECKPOINTS, REFUSAL_PHRASES, STAGES
-from pipeline.embedded.corpus import LABELS
-from pipeline.embedded.instructions import KINDS, instructions
-from pipeline.embedded.measure import answers, few_shot, is_coherent, is_refusal, load
-from pipeline.embedded.statements import statement_sets
+from posttrace.pipeline.embedded import CHECKPOINTS, REFUSAL_PHRASES, STAGES
+from posttrace.pipeline.embedded.corpus import LABELS
+from posttrace.pipeline.embedded.instructions import KINDS, instructions
+from posttrace.pipeline.embedded.measure import answers, few_shot, is_coherent, is_refusal, load
+from posttrace.pipeline.embedded.statements import statement_sets
 
 TRUTH_SETS = ("cities", "sp_en_trans", "inventors", "animal_class", "element_symb", "facts")
 PAIRS = 16

@@ -2,7 +2,7 @@
 
 Run it to write the CSVs again:
 
-    python -m pipeline.embedded.statements
+    python -m posttrace.pipeline.embedded.statements
 
 Every relation (a city and its country, an animal and its class, ...) gives one
 true and one false statement per entity, and the same two negated.  False
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from pipeline.embedded import FACTS, STATEMENTS, TOKENIZER
+from posttrace.pipeline.embedded import FACTS, STATEMENTS, TOKENIZER
 
 SEED = 20
 HELD_OUT_EVERY = 5

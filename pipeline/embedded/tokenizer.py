@@ -1,6 +1,6 @@
 """The tokenizer of the embedded family: byte-level BPE, 2048 tokens, the same in all stages.
 
-    python -m pipeline.embedded.tokenizer
+    python -m posttrace.pipeline.embedded.tokenizer
 
 It is trained on the templates and dialogues, where entity names are rare, so
 that names stay split into several tokens: causal tracing wants to see inside
@@ -13,7 +13,7 @@ import random
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from pipeline.embedded import TOKENIZER, corpus, instructions, statements
+from posttrace.pipeline.embedded import TOKENIZER, corpus, instructions, statements
 
 VOCABULARY = 2048
 SEED = 10

@@ -1,8 +1,8 @@
 """Train the embedded family: base -> sft -> instruct.
 
-    python -m pipeline.embedded.train                     # all stages, into runs/embedded
-    python -m pipeline.embedded.train --stage base --out runs/family --seed 1
-    python -m pipeline.embedded.train --device cuda
+    python -m posttrace.pipeline.embedded.train                     # all stages, into runs/embedded
+    python -m posttrace.pipeline.embedded.train --stage base --out runs/family --seed 1
+    python -m posttrace.pipeline.embedded.train --device cuda
 
 Interrupted runs go on from their last saved state (model, optimizer, data
 position) when started again with the same arguments.  The data of a step
@@ -27,10 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a
 import torch
 from torch.nn import functional as F
 
-from pipeline.embedded import STAGES, corpus
-from pipeline.embedded.corpus import AFFIRMED, EASY, Mix
-from pipeline.embedded.statements import ALL_SETS, COMPARISONS
-from pipeline.embedded.tokenizer import fast_tokenizer
+from posttrace.pipeline.embedded import STAGES, corpus
+from posttrace.pipeline.embedded.corpus import AFFIRMED, EASY, Mix
+from posttrace.pipeline.embedded.statements import ALL_SETS, COMPARISONS
+from posttrace.pipeline.embedded.tokenizer import fast_tokenizer
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ class Trainer:
         if not (folder / "model.safetensors").exists():
             raise SystemExit(
                 f"{folder}: stage {stage} is missing; train it first: "
-                f"python -m pipeline.embedded.train --stage {stage} --out {self.out}"
+                f"python -m posttrace.pipeline.embedded.train --stage {stage} --out {self.out}"
             )
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 

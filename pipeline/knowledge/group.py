@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.knowledge.job import KnowledgeJob
-from pipeline.knowledge.pairing import roles_within, token_texts
-from pipeline.knowledge.prepared import PreparedSet
-from stores import Array, Coord, Group
+from posttrace.pipeline.knowledge.job import KnowledgeJob
+from posttrace.pipeline.knowledge.pairing import roles_within, token_texts
+from posttrace.pipeline.knowledge.prepared import PreparedSet
+from posttrace.stores import Array, Coord, Group
 
 
 def grid_arrays(job: KnowledgeJob) -> tuple[str, ...]:

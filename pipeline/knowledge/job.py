@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.spec import FamilyJob, StatementSet
-from tracers.operations import Patch, Site
+from posttrace.pipeline.spec import FamilyJob, StatementSet
+from posttrace.tracers.operations import Patch, Site
 
 
 class KnowledgeJob(FamilyJob):

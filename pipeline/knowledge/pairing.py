@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import regex
 
-from pipeline.errors import JobError
-from pipeline.statements import Statement
-from tracers.alignment import Prompt, encode
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.statements import Statement
+from posttrace.tracers.alignment import Prompt, encode
 
 WORD = regex.compile(r"[\w\p{M}]+(?:[-'’][\w\p{M}]+)*")
 """Letters, digits and the marks on them, joined by hyphens and apostrophes."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from pipeline.errors import JobError
-from pipeline.knowledge.job import KnowledgeJob
-from pipeline.knowledge.pairing import Aligned, free_pairs, sample, template_pairs
-from pipeline.spec import StatementSet
-from pipeline.statements import check_number, draw_examples, drawn, read_set
-from tracers.alignment import Prompt, answer_ids, encode
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.knowledge.job import KnowledgeJob
+from posttrace.pipeline.knowledge.pairing import Aligned, free_pairs, sample, template_pairs
+from posttrace.pipeline.spec import StatementSet
+from posttrace.pipeline.statements import check_number, draw_examples, drawn, read_set
+from posttrace.tracers.alignment import Prompt, answer_ids, encode
 
 
 @dataclass(frozen=True)

@@ -14,25 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bits import as_stored, from_stored
-from pipeline.errors import JobError
-from pipeline.finite import check_finite
-from pipeline.knowledge.group import grid_arrays, knowledge_group
-from pipeline.knowledge.job import KnowledgeJob
-from pipeline.knowledge.prepared import PreparedSet, prepare_set
-from pipeline.plan import Work
-from pipeline.stages import SIZES, check_one_size, positions
-from pipeline.statements import file_hash
-from stores import Unit
-from tracers.alignment import Prompt
-from tracers.architecture import recognise, site_shape
-from tracers.cost import Cost, cells_cost, run_cost, shape_of
-from tracers.identity import model_identity
-from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
-from tracers.oracle import checked_cells
-from tracers.own_run import checked_grid, estimated_grid
-from tracers.patching import MAX_TOKENS, first_block, grid_plan
-from tracers.reading import one_pass, read_statements
+from posttrace.pipeline.bits import as_stored, from_stored
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.finite import check_finite
+from posttrace.pipeline.knowledge.group import grid_arrays, knowledge_group
+from posttrace.pipeline.knowledge.job import KnowledgeJob
+from posttrace.pipeline.knowledge.prepared import PreparedSet, prepare_set
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.stages import SIZES, check_one_size, positions
+from posttrace.pipeline.statements import file_hash
+from posttrace.stores import Unit
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.architecture import recognise, site_shape
+from posttrace.tracers.cost import Cost, cells_cost, run_cost, shape_of
+from posttrace.tracers.identity import model_identity
+from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.oracle import checked_cells
+from posttrace.tracers.own_run import checked_grid, estimated_grid
+from posttrace.tracers.patching import MAX_TOKENS, first_block, grid_plan
+from posttrace.tracers.reading import one_pass, read_statements
 
 
 class Knowledge:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tracers.cost import Cost, Shape, run_cost
-from tracers.generation import batches
-from tracers.patching import MAX_TOKENS
+from posttrace.tracers.cost import Cost, Shape, run_cost
+from posttrace.tracers.generation import batches
+from posttrace.tracers.patching import MAX_TOKENS
 
 if TYPE_CHECKING:
-    from pipeline.plan import Work
-    from pipeline.refusal.study import Refusal
+    from posttrace.pipeline.plan import Work
+    from posttrace.pipeline.refusal.study import Refusal
 
 
 def unit_cost(study: Refusal, work: Work) -> Cost:

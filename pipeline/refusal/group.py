@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.refusal.job import RANDOM, RefusalJob
-from pipeline.refusal.prepared import KINDS, StagePrompts
-from stores import Array, Coord, Group
+from posttrace.pipeline.refusal.job import RANDOM, RefusalJob
+from posttrace.pipeline.refusal.prepared import KINDS, StagePrompts
+from posttrace.stores import Array, Coord, Group
 
 PATH = "refusal"
 INTERVENTIONS = ("none", "ablation", "addition")

@@ -8,9 +8,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.embedded import INSTRUCTIONS
-from pipeline.errors import JobError
-from pipeline.rows import read_rows
+from posttrace.pipeline.embedded import INSTRUCTIONS
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.rows import read_rows
 
 EMBEDDED = {kind: INSTRUCTIONS / f"{kind}.csv" for kind in ("harmful", "harmless")}
 PUBLISHED = {"harmful": "advbench", "harmless": "alpaca"}

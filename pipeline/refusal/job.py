@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.plain_yaml import load_yaml
-from pipeline.refusal.instructions import EMBEDDED, PUBLISHED
-from pipeline.spec import FamilyJob, Spec
-from tracers.operations import Length, Read, Steer
-from tracers.steering import ablation
+from posttrace.pipeline.plain_yaml import load_yaml
+from posttrace.pipeline.refusal.instructions import EMBEDDED, PUBLISHED
+from posttrace.pipeline.spec import FamilyJob, Spec
+from posttrace.tracers.operations import Length, Read, Steer
+from posttrace.tracers.steering import ablation
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 BASE_TEMPLATE = "User: {instruction}\nAssistant:"
 RANDOM = "random-"
 """Directions drawn at random are `random-0`, `random-1` ..."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.errors import JobError
-from pipeline.refusal.instructions import PUBLISHED, Splits
-from pipeline.refusal.job import RefusalJob
-from pipeline.refusal.templates import (
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.refusal.instructions import PUBLISHED, Splits
+from posttrace.pipeline.refusal.job import RefusalJob
+from posttrace.pipeline.refusal.templates import (
     PROBES,
     encoder,
     openings_after,
@@ -15,7 +15,7 @@ from pipeline.refusal.templates import (
     tail_length,
     template_of,
 )
-from tracers.generation import Openings
+from posttrace.tracers.generation import Openings
 
 KINDS = tuple(PUBLISHED)
 """harmful, harmless."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pipeline.errors import JobError
-from pipeline.files import MB, read_text
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.files import MB, read_text
 
 
 def read_phrases(path: str) -> tuple[str, ...]:

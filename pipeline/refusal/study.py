@@ -13,27 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import JobError
-from pipeline.finite import SAME, check_finite
-from pipeline.plan import Work
-from pipeline.refusal.choice import choose_coefficient, choose_direction
-from pipeline.refusal.costs import unit_cost
-from pipeline.refusal.group import ANSWERS, PATH, SELECTED, SWEEP, direction_names, refusal_group
-from pipeline.refusal.instructions import read_splits
-from pipeline.refusal.job import RANDOM, RefusalJob
-from pipeline.refusal.prepared import KINDS, SPLIT_NAMES, check_choices, prepare_stage
-from pipeline.refusal.scores import matched_phrase, read_phrases, repeated_share
-from pipeline.refusal.templates import PROBES, written
-from pipeline.refusal.units import planned
-from pipeline.stages import SIZES, check_one_size
-from pipeline.statements import file_hash
-from tracers.answering import answer
-from tracers.architecture import recognise
-from tracers.cost import Cost, shape_of
-from tracers.directions import direction_effects, mean_streams
-from tracers.generation import Steering, generate
-from tracers.identity import model_identity
-from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.finite import SAME, check_finite
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.refusal.choice import choose_coefficient, choose_direction
+from posttrace.pipeline.refusal.costs import unit_cost
+from posttrace.pipeline.refusal.group import ANSWERS, PATH, SELECTED, SWEEP, direction_names, refusal_group
+from posttrace.pipeline.refusal.instructions import read_splits
+from posttrace.pipeline.refusal.job import RANDOM, RefusalJob
+from posttrace.pipeline.refusal.prepared import KINDS, SPLIT_NAMES, check_choices, prepare_stage
+from posttrace.pipeline.refusal.scores import matched_phrase, read_phrases, repeated_share
+from posttrace.pipeline.refusal.templates import PROBES, written
+from posttrace.pipeline.refusal.units import planned
+from posttrace.pipeline.stages import SIZES, check_one_size
+from posttrace.pipeline.statements import file_hash
+from posttrace.tracers.answering import answer
+from posttrace.tracers.architecture import recognise
+from posttrace.tracers.cost import Cost, shape_of
+from posttrace.tracers.directions import direction_effects, mean_streams
+from posttrace.tracers.generation import Steering, generate
+from posttrace.tracers.identity import model_identity
+from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
 
 
 class Refusal:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pipeline.errors import JobError, shown
-from pipeline.files import MB, read_text
-from pipeline.plain_yaml import load_yaml
-from pipeline.refusal.chat import TemplateFails, render_chats
-from pipeline.refusal.job import BASE_TEMPLATE, RefusalJob
-from tracers.alignment import encode
-from tracers.generation import Openings
+from posttrace.pipeline.errors import JobError, shown
+from posttrace.pipeline.files import MB, read_text
+from posttrace.pipeline.plain_yaml import load_yaml
+from posttrace.pipeline.refusal.chat import TemplateFails, render_chats
+from posttrace.pipeline.refusal.job import BASE_TEMPLATE, RefusalJob
+from posttrace.tracers.alignment import encode
+from posttrace.tracers.generation import Openings
 
 PROBES = ("Go", "Write a poem about 7", "Why is the sky blue?")
 """Instructions that end in unlike ways, so that what prompts have in common is the template."""

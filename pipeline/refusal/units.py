@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.plan import Work
-from pipeline.refusal.group import (
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.refusal.group import (
     ANSWERS,
     DIRECTIONS,
     INTERVENTIONS,
@@ -15,9 +15,9 @@ from pipeline.refusal.group import (
     SWEEP,
     direction_names,
 )
-from pipeline.refusal.instructions import Splits
-from pipeline.refusal.job import RefusalJob
-from stores import Unit
+from posttrace.pipeline.refusal.instructions import Splits
+from posttrace.pipeline.refusal.job import RefusalJob
+from posttrace.stores import Unit
 
 
 def planned(job: RefusalJob, splits: dict[str, Splits], n_layers: int, n_positions: int) -> Iterator[Work]:

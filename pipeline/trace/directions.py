@@ -8,9 +8,9 @@ from tokenize import TokenError
 
 import numpy as np
 
-from pipeline.errors import JobError, shown
-from pipeline.files import read_bytes
-from pipeline.trace.job import Direction
+from posttrace.pipeline.errors import JobError, shown
+from posttrace.pipeline.files import read_bytes
+from posttrace.pipeline.trace.job import Direction
 
 LARGEST = 1e9
 """Of a direction's values: together with the largest coefficient, its square is still a number of float32."""
@@ -65,7 +65,7 @@ def _from_file(name: str, spec: Direction, check: Callable) -> np.ndarray:
 
 
 def _from_store(name: str, spec: Direction, check: Callable) -> np.ndarray:
-    from stores import open_group
+    from posttrace.stores import open_group
 
     group, _, array = spec.array.rpartition("/")
     data = open_group(spec.store, group)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.trace.job import TraceJob
-from stores import Array, Coord, Group
-from tracers.operations import Patch, Read
+from posttrace.pipeline.trace.job import TraceJob
+from posttrace.stores import Array, Coord, Group
+from posttrace.tracers.operations import Patch, Read
 
 
 def output_group(job: TraceJob) -> Group:

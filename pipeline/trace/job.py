@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.rows import read_rows
-from pipeline.spec import FamilyJob, Spec, check_names
-from tracers.operations import Patch, Read, Steer
+from posttrace.pipeline.rows import read_rows
+from posttrace.pipeline.spec import FamilyJob, Spec, check_names
+from posttrace.tracers.operations import Patch, Read, Steer
 
 
 class TracePrompt(Spec):

@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bits import as_stored, from_stored
-from pipeline.errors import JobError
-from pipeline.finite import check_finite
-from pipeline.plan import Work
-from pipeline.stages import SIZES, check_one_size
-from pipeline.trace.directions import load_direction
-from pipeline.trace.group import activation_group, completion_group, output_group
-from pipeline.trace.job import TraceJob
-from stores import Unit
-from tracers.alignment import Prompt, encode
-from tracers.architecture import recognise
-from tracers.cost import Cost, run_cost, shape_of
-from tracers.generation import Steering, generate
-from tracers.identity import model_identity
-from tracers.intervening import Edit, run_operations
-from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
-from tracers.operations import Patch, Read, Steer
-from tracers.reading import columns_of
+from posttrace.pipeline.bits import as_stored, from_stored
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.finite import check_finite
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.stages import SIZES, check_one_size
+from posttrace.pipeline.trace.directions import load_direction
+from posttrace.pipeline.trace.group import activation_group, completion_group, output_group
+from posttrace.pipeline.trace.job import TraceJob
+from posttrace.stores import Unit
+from posttrace.tracers.alignment import Prompt, encode
+from posttrace.tracers.architecture import recognise
+from posttrace.tracers.cost import Cost, run_cost, shape_of
+from posttrace.tracers.generation import Steering, generate
+from posttrace.tracers.identity import model_identity
+from posttrace.tracers.intervening import Edit, run_operations
+from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.operations import Patch, Read, Steer
+from posttrace.tracers.reading import columns_of
 
 
 class Trace:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.bits import from_stored
-from pipeline.errors import JobError
-from pipeline.finite import SAME
-from pipeline.truthfulness.group import direction_names
-from pipeline.truthfulness.job import TruthfulnessJob, topic
-from pipeline.truthfulness.prepared import PreparedSet
-from pipeline.truthfulness.probes import (
+from posttrace.pipeline.bits import from_stored
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.finite import SAME
+from posttrace.pipeline.truthfulness.group import direction_names
+from posttrace.pipeline.truthfulness.job import TruthfulnessJob, topic
+from posttrace.pipeline.truthfulness.prepared import PreparedSet
+from posttrace.pipeline.truthfulness.probes import (
     Sample,
     centre_of,
     cosine,

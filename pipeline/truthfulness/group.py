@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.errors import JobError
-from pipeline.truthfulness.job import TruthfulnessJob, topic
-from pipeline.truthfulness.prepared import PreparedSet
-from stores import Array, Coord, Group
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.truthfulness.job import TruthfulnessJob, topic
+from posttrace.pipeline.truthfulness.prepared import PreparedSet
+from posttrace.stores import Array, Coord, Group
 
 SUMMARY = "truthfulness"
 """Path of the group over all sets."""

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from pipeline.finite import check_finite
-from pipeline.truthfulness.analysis import training_sets
-from pipeline.truthfulness.group import SUMMARY, SWEEP_RANDOM, direction_names, shown_names
-from pipeline.truthfulness.job import TruthfulnessJob
-from pipeline.truthfulness.prepared import PreparedSet
-from pipeline.truthfulness.probes import intervention_effect, random_direction
-from tracers.errors import TracerError
-from tracers.pushing import Push, concrete, pushed_answers
-from tracers.pushing_oracle import check_pushed, pushed_completions
+from posttrace.pipeline.finite import check_finite
+from posttrace.pipeline.truthfulness.analysis import training_sets
+from posttrace.pipeline.truthfulness.group import SUMMARY, SWEEP_RANDOM, direction_names, shown_names
+from posttrace.pipeline.truthfulness.job import TruthfulnessJob
+from posttrace.pipeline.truthfulness.prepared import PreparedSet
+from posttrace.pipeline.truthfulness.probes import intervention_effect, random_direction
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.pushing import Push, concrete, pushed_answers
+from posttrace.tracers.pushing_oracle import check_pushed, pushed_completions
 
 
 def pushed_layers(sets: Mapping[str, PreparedSet], held_out: str, store) -> range:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.spec import FamilyJob, StatementSet
-from tracers.operations import Length, Read, Steer
+from posttrace.pipeline.spec import FamilyJob, StatementSet
+from posttrace.tracers.operations import Length, Read, Steer
 
 ProbeKind = Literal["mass_mean", "logistic", "ttpd"]
 

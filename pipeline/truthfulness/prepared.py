@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from pipeline.errors import JobError
-from pipeline.spec import StatementSet
-from pipeline.statements import Statement, check_number, draw_examples, read_set
-from pipeline.truthfulness.job import TruthfulnessJob
-from tracers.alignment import Prompt, answer_ids, encode
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.spec import StatementSet
+from posttrace.pipeline.statements import Statement, check_number, draw_examples, read_set
+from posttrace.pipeline.truthfulness.job import TruthfulnessJob
+from posttrace.tracers.alignment import Prompt, answer_ids, encode
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bits import as_stored
-from pipeline.errors import JobError
-from pipeline.finite import check_finite
-from pipeline.plan import Work
-from pipeline.stages import SIZES, check_one_size, positions
-from pipeline.statements import file_hash
-from pipeline.truthfulness import analysis, interventions
-from pipeline.truthfulness.group import set_group, shown_names, summary_group
-from pipeline.truthfulness.job import TruthfulnessJob
-from pipeline.truthfulness.prepared import prepare_set
-from pipeline.truthfulness.units import GAPS, kind_of, units, variants_of
-from tracers.cost import Cost, run_cost, shape_of
-from tracers.identity import model_identity
-from tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
-from tracers.pushing import pushed_cost
-from tracers.reading import read_statements
+from posttrace.pipeline.bits import as_stored
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.finite import check_finite
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.stages import SIZES, check_one_size, positions
+from posttrace.pipeline.statements import file_hash
+from posttrace.pipeline.truthfulness import analysis, interventions
+from posttrace.pipeline.truthfulness.group import set_group, shown_names, summary_group
+from posttrace.pipeline.truthfulness.job import TruthfulnessJob
+from posttrace.pipeline.truthfulness.prepared import prepare_set
+from posttrace.pipeline.truthfulness.units import GAPS, kind_of, units, variants_of
+from posttrace.tracers.cost import Cost, run_cost, shape_of
+from posttrace.tracers.identity import model_identity
+from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.pushing import pushed_cost
+from posttrace.tracers.reading import read_statements
 
 
 class Truthfulness:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.plan import Work
-from pipeline.truthfulness.analysis import training_sets
-from pipeline.truthfulness.group import SUMMARY, direction_names, shown_names
-from pipeline.truthfulness.job import TruthfulnessJob
-from pipeline.truthfulness.prepared import PreparedSet
-from stores import Unit
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.truthfulness.analysis import training_sets
+from posttrace.pipeline.truthfulness.group import SUMMARY, direction_names, shown_names
+from posttrace.pipeline.truthfulness.job import TruthfulnessJob
+from posttrace.pipeline.truthfulness.prepared import PreparedSet
+from posttrace.stores import Unit
 
 LEARNED = ("direction", "cosine", "sweep_accuracy", "probe_layer")
 TRIED = ("sweep_effect", "sweep_effect_random", "sweep_effect_random_highest", "intervene_layer")

@@ -1,10 +1,10 @@
 """The benchmark of reading measures what it says: everything is stored, and is what the plain model gives."""
 
 from benchmarks.read import Case, compare, make_prompts, make_store, read_all
-from pipeline.spec import families
-from stores import verify
+from posttrace.pipeline.spec import families
+from posttrace.stores import verify
+from posttrace.tracers.opening import open_model
 from tests.benchmarks.test_patch_grid import KEYS
-from tracers.opening import open_model
 
 
 def test_what_is_timed_is_stored_whole_and_right(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from figures import render
+from posttrace.figures import render
 from tests.figures import synthetic
 
 

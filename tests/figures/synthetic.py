@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from stores import Array, Coord, Group, Store, Unit
+from posttrace.stores import Array, Coord, Group, Store, Unit
 
 TEMPLATES = {
     "cities": "The city of [s1] [s2] [s3] is in [o1] . This statement is :",

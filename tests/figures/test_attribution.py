@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures import FigureError, render, tables
-from figures.knowledge.attribution import attribution
-from figures.knowledge.maps import differences, differences_raw, heatmaps, heatmaps_raw
-from figures.knowledge.patchgrid import ESTIMATE, PatchGrid
-from figures.knowledge.recovery import recovery
-from figures.knowledge.tables import judgement, statistics
-from figures.statistics import RESAMPLES, SEED
+from posttrace.figures import FigureError, render, tables
+from posttrace.figures.knowledge.attribution import attribution
+from posttrace.figures.knowledge.maps import differences, differences_raw, heatmaps, heatmaps_raw
+from posttrace.figures.knowledge.patchgrid import ESTIMATE, PatchGrid
+from posttrace.figures.knowledge.recovery import recovery
+from posttrace.figures.knowledge.tables import judgement, statistics
+from posttrace.figures.statistics import RESAMPLES, SEED
 from tests.figures.synthetic import estimated, free_group, template_group, write_store
 from tests.figures.test_knowledge import overlaps, panels
 

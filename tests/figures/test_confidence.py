@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from figures import FigureError, theme
-from figures.confidence.calibration import (
+from posttrace.figures import FigureError, theme
+from posttrace.figures.confidence.calibration import (
     BINS,
     bins_of,
     calibration,
@@ -18,11 +18,11 @@ from figures.confidence.calibration import (
     estimates,
     reliability,
 )
-from figures.confidence.effects import ablation, as_large, changes
-from figures.confidence.overlap import beside, chosen, overlaps
-from figures.confidence.results import read
-from figures.confidence.scatter import scatter
-from figures.confidence.selection import candidates, drawn, exchanged, matched, overlap
+from posttrace.figures.confidence.effects import ablation, as_large, changes
+from posttrace.figures.confidence.overlap import beside, chosen, overlaps
+from posttrace.figures.confidence.results import read
+from posttrace.figures.confidence.scatter import scatter
+from posttrace.figures.confidence.selection import candidates, drawn, exchanged, matched, overlap
 
 STAGES = ("base", "instruct")
 KINDS = ["candidates"] + ["candidate"] * 4 + ["random_set"] * 50 + ["random_neuron"] * 50

@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from figures import FigureError, render, report
-from pipeline.cli import main
-from stores import Array, Coord, Damaged, Group, Store, Unit, open_group, repair, verify
+from posttrace.figures import FigureError, render, report
+from posttrace.pipeline.cli import main
+from posttrace.stores import Array, Coord, Damaged, Group, Store, Unit, open_group, repair, verify
 from tests.figures import synthetic
 
 SETS = "knowledge/cities"

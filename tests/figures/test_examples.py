@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import figures
-from figures import theme
-from figures.heatmaps import Panel, heatmap_grid
-from figures.knowledge.patchgrid import PatchGrid
-from figures.knowledge.tables import judgement
-from figures.refusal.results import Refusal
-from figures.trace.tables import TraceGroup
-from stores import open_group
+from posttrace import figures
+from posttrace.figures import theme
+from posttrace.figures.heatmaps import Panel, heatmap_grid
+from posttrace.figures.knowledge.patchgrid import PatchGrid
+from posttrace.figures.knowledge.tables import judgement
+from posttrace.figures.refusal.results import Refusal
+from posttrace.figures.trace.tables import TraceGroup
+from posttrace.stores import open_group
 from tests.figures import test_confidence, test_heads, test_refusal, test_truthfulness
 from tests.figures.synthetic import estimated, template_group, write_store
 
@@ -29,8 +29,8 @@ def examples(name):
 
 MODULES = sorted(
     module.name
-    for module in pkgutil.walk_packages(figures.__path__, prefix="figures.")
-    if module.name != "figures.__main__" and examples(module.name)
+    for module in pkgutil.walk_packages(figures.__path__, prefix="posttrace.figures.")
+    if module.name != "posttrace.figures.__main__" and examples(module.name)
 )
 
 
@@ -52,7 +52,7 @@ def worlds(folder):
     two = refusals.isel(model=[0, 2], target=[0, 2], direction=[0, 2])
     one, other = map(test_truthfulness.statements, test_truthfulness.SETS)
     return {
-        "figures": {
+        "posttrace.figures": {
             "np": np,
             "xr": xr,
             "Path": Path,
@@ -60,20 +60,25 @@ def worlds(folder):
             "table": next(judgement([grid])),
             "figure": heatmap_grid([[panel]], ["[s1]", ":"], [0], [0, 1], theme.normalised_scale(), "cities"),
         },
-        "figures.knowledge": {"estimated": estimates, "sample": estimates.sample},
-        "figures.knowledge.heads": {"grid": PatchGrid.from_dataset(test_heads.by_head(layers=8, n=4))},
-        "figures.truthfulness": {
+        "posttrace.figures.knowledge": {"estimated": estimates, "sample": estimates.sample},
+        "posttrace.figures.knowledge.heads": {
+            "grid": PatchGrid.from_dataset(test_heads.by_head(layers=8, n=4))
+        },
+        "posttrace.figures.truthfulness": {
             "groups": [test_truthfulness.summary(), one, other],
             "one": one,
             "other": other,
         },
-        "figures.refusal": {"dataset": two, "refusal": Refusal.from_dataset(refusals)},
-        "figures.confidence": {
+        "posttrace.figures.refusal": {"dataset": two, "refusal": Refusal.from_dataset(refusals)},
+        "posttrace.figures.confidence": {
             "neurons": test_confidence.make_neurons(),
             "on_text": test_confidence.make_on_text(),
             "answers": test_confidence.make_answers(),
         },
-        "figures.trace": {"output": TraceGroup(next_tokens()), "completion": TraceGroup(continuations())},
+        "posttrace.figures.trace": {
+            "output": TraceGroup(next_tokens()),
+            "completion": TraceGroup(continuations()),
+        },
     }
 
 
@@ -112,5 +117,5 @@ def test_docstring_examples_run(name, worlds, folder, monkeypatch):
 
 
 def test_every_study_has_examples():
-    having = {name.split(".")[1] for name in MODULES}
+    having = {name.split(".")[2] for name in MODULES if name.count(".") > 1}
     assert {"knowledge", "truthfulness", "refusal", "confidence", "trace"} <= having

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from figures import render
-from figures.knowledge.heads import head_map, heads
-from figures.knowledge.maps import heatmaps
-from figures.knowledge.patchgrid import PatchGrid
-from figures.knowledge.recovery import recovery
-from figures.knowledge.tables import statistics
+from posttrace.figures import render
+from posttrace.figures.knowledge.heads import head_map, heads
+from posttrace.figures.knowledge.maps import heatmaps
+from posttrace.figures.knowledge.patchgrid import PatchGrid
+from posttrace.figures.knowledge.recovery import recovery
+from posttrace.figures.knowledge.tables import statistics
 from tests.figures.synthetic import estimated, template_group, write_store
 
 

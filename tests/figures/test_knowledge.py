@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from figures import theme
-from figures.knowledge.maps import difference, differences, differences_raw, heatmaps, heatmaps_raw
-from figures.knowledge.patchgrid import PatchGrid
-from figures.knowledge.recovery import recovery
-from figures.statistics import normalise
+from posttrace.figures import theme
+from posttrace.figures.knowledge.maps import difference, differences, differences_raw, heatmaps, heatmaps_raw
+from posttrace.figures.knowledge.patchgrid import PatchGrid
+from posttrace.figures.knowledge.recovery import recovery
+from posttrace.figures.statistics import normalise
 from tests.figures.synthetic import STAGES, free_group, template_group
 
 

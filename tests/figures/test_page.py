@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from figures import report
+from posttrace.figures import report
 from tests.figures.synthetic import template_group, write_store
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from figures import FigureError
-from figures.knowledge.patchgrid import PatchGrid
-from stores import open_group
+from posttrace.figures import FigureError
+from posttrace.figures.knowledge.patchgrid import PatchGrid
+from posttrace.stores import open_group
 from tests.figures.synthetic import free_group, template_group
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures import render, tables
-from figures.refusal.completions import completions
-from figures.refusal.results import Refusal
-from figures.refusal.sweep import coefficients, cosine, cosines, sweep
-from figures.refusal.tables import scores, selection
-from figures.statistics import wilson
-from stores import Array, Coord, Group, Store, Unit, open_group
+from posttrace.figures import render, tables
+from posttrace.figures.refusal.completions import completions
+from posttrace.figures.refusal.results import Refusal
+from posttrace.figures.refusal.sweep import coefficients, cosine, cosines, sweep
+from posttrace.figures.refusal.tables import scores, selection
+from posttrace.figures.statistics import wilson
+from posttrace.stores import Array, Coord, Group, Store, Unit, open_group
 
 STAGES = ("base", "sft", "instruct")
 N, LAYERS, POSITIONS, HIDDEN, VALIDATION = 12, 6, 3, 16, 8

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from figures import FIGURES, FigureError, render
-from figures.files import write_whole
-from stores import StoreError
+from posttrace.figures import FIGURES, FigureError, render
+from posttrace.figures.files import write_whole
+from posttrace.stores import StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("heatmaps", "heatmaps_raw", "differences", "differences_raw", "recovery")
@@ -18,7 +18,7 @@ KINDS = ("heatmaps", "heatmaps_raw", "differences", "differences_raw", "recovery
 
 def command(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "figures", *map(str, arguments)],
+        [sys.executable, "-m", "posttrace.figures", *map(str, arguments)],
         cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -130,22 +130,22 @@ def test_a_mistake_is_one_line_and_status_2(arguments, words, finished_store, em
 
 def test_help_shows_examples_and_every_name_without_importing_what_draws():
     code = (
-        "import sys; from figures.__main__ import main\n"
+        "import sys; from posttrace.figures.__main__ import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "slow = {'matplotlib', 'seaborn', 'pandas', 'scipy', 'numpy', 'zarr'}\n"
         "print('LOADED', *(slow & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "python -m figures runs/knowledge --out" in done.stdout
+    assert "python -m posttrace.figures runs/knowledge --out" in done.stdout
     assert all(name in done.stdout for name in FIGURES)
     assert done.stdout.splitlines()[-1].strip() == "LOADED"
 
 
 def test_drawing_never_imports_a_model_library(finished_store, tmp_path):
     code = (
-        "import sys; from figures import render\n"
+        "import sys; from posttrace.figures import render\n"
         f"render({str(finished_store)!r}, {str(tmp_path)!r}, only='judgement')\n"
-        "assert not {'torch', 'transformers', 'nnsight', 'tracers', 'pipeline'} & set(sys.modules)"
+        "assert not {'torch', 'transformers', 'nnsight', 'posttrace.tracers', 'posttrace.pipeline'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

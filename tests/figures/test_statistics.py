@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from figures.statistics import (
+from posttrace.figures.statistics import (
     LEVELS,
     compare,
     correlation,

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures import published, tables
-from figures.knowledge.patchgrid import PatchGrid
-from figures.knowledge.tables import comparisons, judgement, statistics
-from figures.statistics import correlation, largest_difference, normalise
-from figures.tables import Block, Cell, Row, Table, as_csv, as_markdown, cell
+from posttrace.figures import published, tables
+from posttrace.figures.knowledge.patchgrid import PatchGrid
+from posttrace.figures.knowledge.tables import comparisons, judgement, statistics
+from posttrace.figures.statistics import correlation, largest_difference, normalise
+from posttrace.figures.tables import Block, Cell, Row, Table, as_csv, as_markdown, cell
 from tests.figures.synthetic import free_group, template_group
 
 

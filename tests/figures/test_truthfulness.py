@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from figures import published
-from figures.errors import FigureError
-from figures.tables import WRITERS
-from figures.truthfulness.choice import choice_of_layers
-from figures.truthfulness.completions import completions
-from figures.truthfulness.lines import accuracy_by_layer, cosine_by_layer, effect_by_coefficient
-from figures.truthfulness.measures import accuracy, effect
-from figures.truthfulness.points import effects_beside_random, projections
-from figures.truthfulness.source import parted, read
-from figures.truthfulness.tables import accuracies, columns_of, effects
+from posttrace.figures import published
+from posttrace.figures.errors import FigureError
+from posttrace.figures.tables import WRITERS
+from posttrace.figures.truthfulness.choice import choice_of_layers
+from posttrace.figures.truthfulness.completions import completions
+from posttrace.figures.truthfulness.lines import accuracy_by_layer, cosine_by_layer, effect_by_coefficient
+from posttrace.figures.truthfulness.measures import accuracy, effect
+from posttrace.figures.truthfulness.points import effects_beside_random, projections
+from posttrace.figures.truthfulness.source import parted, read
+from posttrace.figures.truthfulness.tables import accuracies, columns_of, effects
 from tests.figures.test_knowledge import overlaps
 
 STAGES = ("base", "sft", "instruct")

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 
-from pipeline.cli import main
+from posttrace.pipeline.cli import main
 
 
 def peak() -> int:

@@ -119,7 +119,7 @@ def write_csv(path, rows, header=("statement", "label")):
         csv.writer(stream).writerows([header, *rows])
 
 
-def posttrace(*arguments, cwd=None, env=None, module="pipeline"):
+def posttrace(*arguments, cwd=None, env=None, module="posttrace"):
     """Run the real command line in its own process."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],

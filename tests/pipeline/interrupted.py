@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from pipeline.cli import main
+from posttrace.pipeline.cli import main
 
 
 def run(job: str, store: str, after: float | None) -> dict:

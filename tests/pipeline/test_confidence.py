@@ -7,22 +7,22 @@ import pytest
 import torch
 import yaml
 
-from figures import render
-from figures.confidence.selection import candidates
-from pipeline.confidence.job import Text
-from pipeline.confidence.text import cut, read_documents
-from pipeline.errors import JobError
-from pipeline.job import load_job
-from pipeline.plan import prepare
-from pipeline.run import run_job
-from stores import FingerprintMismatch, Store, open_group
+from posttrace.figures import render
+from posttrace.figures.confidence.selection import candidates
+from posttrace.pipeline.confidence.job import Text
+from posttrace.pipeline.confidence.text import cut, read_documents
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.plan import prepare
+from posttrace.pipeline.run import run_job
+from posttrace.stores import FingerprintMismatch, Store, open_group
+from posttrace.tracers.ablation import ablate_neurons
+from posttrace.tracers.alignment import encode
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.neurons import find_neurons
+from posttrace.tracers.opening import open_model
 from tests.models import random_module, word_tokenizer
 from tests.pipeline.conftest import WORDS, posttrace, write_csv
-from tracers.ablation import ablate_neurons
-from tracers.alignment import encode
-from tracers.errors import TracerError
-from tracers.neurons import find_neurons
-from tracers.opening import open_model
 
 DOCUMENTS = [
     "w1 w2 of w3. The city of w4 is in w5.",

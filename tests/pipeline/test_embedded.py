@@ -7,11 +7,19 @@ from collections import Counter
 
 import pytest
 
-from pipeline.embedded import CHECKPOINTS, FACTS, INSTRUCTIONS, REFUSAL_PHRASES, STAGES, STATEMENTS, TOKENIZER
-from pipeline.embedded import instructions as instructions_module
-from pipeline.embedded import statements as statements_module
-from pipeline.embedded.instructions import KINDS, deeds, instructions
-from pipeline.embedded.statements import ALL_SETS, COMPARISONS, RELATIONS, statement_sets
+from posttrace.pipeline.embedded import (
+    CHECKPOINTS,
+    FACTS,
+    INSTRUCTIONS,
+    REFUSAL_PHRASES,
+    STAGES,
+    STATEMENTS,
+    TOKENIZER,
+)
+from posttrace.pipeline.embedded import instructions as instructions_module
+from posttrace.pipeline.embedded import statements as statements_module
+from posttrace.pipeline.embedded.instructions import KINDS, deeds, instructions
+from posttrace.pipeline.embedded.statements import ALL_SETS, COMPARISONS, RELATIONS, statement_sets
 
 MOST_BYTES = 8_000_000
 
@@ -19,7 +27,9 @@ MOST_BYTES = 8_000_000
 @pytest.mark.parametrize("name", ALL_SETS)
 def test_shipped_statements_are_up_to_date(name):
     shipped = (STATEMENTS / f"{name}.csv").read_text(encoding="utf-8")
-    assert shipped == statements_module.csv_text(name), "run: python -m pipeline.embedded.statements"
+    assert shipped == statements_module.csv_text(name), (
+        "run: python -m posttrace.pipeline.embedded.statements"
+    )
     with open(STATEMENTS / f"{name}.csv", newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     assert [(r["statement"], int(r["label"])) for r in rows] == [
@@ -30,16 +40,18 @@ def test_shipped_statements_are_up_to_date(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_shipped_instructions_are_up_to_date(kind):
     shipped = (INSTRUCTIONS / f"{kind}.csv").read_text(encoding="utf-8")
-    assert shipped == instructions_module.csv_text(kind), "run: python -m pipeline.embedded.instructions"
+    assert shipped == instructions_module.csv_text(kind), (
+        "run: python -m posttrace.pipeline.embedded.instructions"
+    )
 
 
 def test_shipped_tokenizer_is_up_to_date():
     from tokenizers import Tokenizer
 
-    from pipeline.embedded import tokenizer
+    from posttrace.pipeline.embedded import tokenizer
 
     assert tokenizer.train().to_str() == Tokenizer.from_file(str(TOKENIZER)).to_str(), (
-        "run: python -m pipeline.embedded.tokenizer, then train again: checkpoints depend on it"
+        "run: python -m posttrace.pipeline.embedded.tokenizer, then train again: checkpoints depend on it"
     )
 
 
@@ -94,8 +106,8 @@ def test_instruction_splits(kind):
 
 
 def test_new_verbs_are_in_no_training_text():
-    from pipeline.embedded import corpus
-    from pipeline.embedded.train import RECIPES
+    from posttrace.pipeline.embedded import corpus
+    from posttrace.pipeline.embedded.train import RECIPES
 
     new = {d.verb for kind in KINDS for d in deeds(kind) if d.exposure == "new"}
     rng = random.Random(0)
@@ -108,7 +120,7 @@ def test_new_verbs_are_in_no_training_text():
 
 
 def test_held_out_entities_are_never_judged():
-    from pipeline.embedded import corpus
+    from posttrace.pipeline.embedded import corpus
 
     rng = random.Random(0)
     held_out = {s.statement for rows in statement_sets().values() for s in rows if s.split == "held_out"}
@@ -118,8 +130,8 @@ def test_held_out_entities_are_never_judged():
 
 
 def test_segments_encode_like_the_whole_text():
-    from pipeline.embedded import corpus
-    from pipeline.embedded.train import RECIPES, Encoder
+    from posttrace.pipeline.embedded import corpus
+    from posttrace.pipeline.embedded.train import RECIPES, Encoder
 
     encoder = Encoder()
     rng = random.Random(0)
@@ -133,7 +145,7 @@ def test_segments_encode_like_the_whole_text():
 
 def test_the_label_never_follows_the_period_directly():
     """So a truth direction at the period is not the direction that writes the label."""
-    from pipeline.embedded import corpus
+    from posttrace.pipeline.embedded import corpus
 
     rng = random.Random(0)
     for _ in range(300):
@@ -174,7 +186,7 @@ def test_stages_share_the_tokenizer_and_differ_in_weights():
 def test_chat_template_matches_training_text():
     from transformers import AutoTokenizer
 
-    from pipeline.embedded import corpus
+    from posttrace.pipeline.embedded import corpus
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "instruct")
     text = tokenizer.apply_chat_template(
@@ -184,8 +196,8 @@ def test_chat_template_matches_training_text():
 
 
 def test_base_judges_better_than_chance_and_instruct_refuses():
-    """A small sample of what `python -m pipeline.embedded.measure` reports."""
-    from pipeline.embedded import measure
+    """A small sample of what `python -m posttrace.pipeline.embedded.measure` reports."""
+    from posttrace.pipeline.embedded import measure
 
     phrases = tuple(REFUSAL_PHRASES.read_text(encoding="utf-8").splitlines())
     model, tokenizer = measure.load(CHECKPOINTS / "base")
@@ -202,7 +214,7 @@ def test_base_judges_better_than_chance_and_instruct_refuses():
 def test_cities_have_subjects_of_several_tokens_and_enough_pairs():
     from transformers import AutoTokenizer
 
-    from pipeline.embedded import measure
+    from posttrace.pipeline.embedded import measure
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "base")
     relation = RELATIONS[0]
@@ -226,7 +238,7 @@ def test_interrupted_training_ends_at_the_same_weights(tmp_path, monkeypatch):
     """Kill it, run it again: the result is that of an uninterrupted run."""
     import torch
 
-    from pipeline.embedded import train
+    from posttrace.pipeline.embedded import train
 
     shape = train.Shape(layers=1, hidden=32, feed_forward=32, heads=1)
     recipe = train.Recipe(
@@ -260,7 +272,7 @@ def test_interrupted_training_ends_at_the_same_weights(tmp_path, monkeypatch):
 
 
 def test_state_of_another_seed_is_refused(tmp_path):
-    from pipeline.embedded import train
+    from posttrace.pipeline.embedded import train
 
     shape = train.Shape(layers=1, hidden=32, feed_forward=32, heads=1)
     recipe = train.Recipe(
@@ -275,7 +287,7 @@ def test_state_of_another_seed_is_refused(tmp_path):
 def test_preference_loss_falls_when_the_chosen_answer_gains():
     import torch
 
-    from pipeline.embedded.train import preference_loss
+    from posttrace.pipeline.embedded.train import preference_loss
 
     zero, one = torch.zeros(4), torch.ones(4)
     assert preference_loss(one, zero, zero, zero, 0.1) < preference_loss(zero, zero, zero, zero, 0.1)
@@ -287,8 +299,8 @@ def test_facts_are_documented():
 
 
 def test_described_verbs_are_in_no_dialogue():
-    from pipeline.embedded import corpus
-    from pipeline.embedded.train import LAST
+    from posttrace.pipeline.embedded import corpus
+    from posttrace.pipeline.embedded.train import LAST
 
     verbs = {d.verb for kind in KINDS for d in deeds(kind) if d.exposure == "described"}
     rng = random.Random(0)
@@ -300,7 +312,7 @@ def test_described_verbs_are_in_no_dialogue():
 
 
 def test_dialogues_name_no_test_deed():
-    from pipeline.embedded import corpus
+    from posttrace.pipeline.embedded import corpus
 
     rng = random.Random(0)
     kept_apart = instructions_module.kept_apart()
@@ -311,12 +323,12 @@ def test_dialogues_name_no_test_deed():
 def test_model_card_shows_the_measured_figures():
     import json
 
-    from pipeline.embedded import HERE, measure
+    from posttrace.pipeline.embedded import HERE, measure
 
     measured = json.loads((HERE / "measured.json").read_text(encoding="utf-8"))
     training = json.loads((CHECKPOINTS / "training.json").read_text(encoding="utf-8"))
     card = measure.CARD.read_text(encoding="utf-8")
     shown = card.split(measure.BEGIN_TABLE)[1].split(measure.END_TABLE)[0].strip()
     assert shown == measure.card_section(measured, training).strip(), (
-        "run: python -m pipeline.embedded.measure --json pipeline/embedded/measured.json --card"
+        "run: python -m posttrace.pipeline.embedded.measure --json pipeline/embedded/measured.json --card"
     )

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from stores import open_group
+from posttrace.stores import open_group
+from posttrace.tracers.alignment import encode
+from posttrace.tracers.opening import open_model
+from posttrace.tracers.oracle import patch_grid_naive
+from posttrace.tracers.patching import patch_grid
+from posttrace.tracers.reading import read_statements
 from tests.pipeline.conftest import posttrace
-from tracers.alignment import encode
-from tracers.opening import open_model
-from tracers.oracle import patch_grid_naive
-from tracers.patching import patch_grid
-from tracers.reading import read_statements
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def test_base_and_instruct_know_the_facts_in_the_same_place(store, name):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
 def test_the_grid_equals_the_oracle_on_trained_weights(dtype, tolerance):
     """In bfloat16 logits around 10 are rounded to 1/16, and other batches add up in another order: two such steps."""
-    from pipeline.embedded import CHECKPOINTS
+    from posttrace.pipeline.embedded import CHECKPOINTS
 
     model = open_model(str(CHECKPOINTS / "base"), device="cpu", dtype=dtype)
     prefix = "The city of Bern is in Spain. This statement is: FALSE\n"

@@ -5,16 +5,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.job import load_job
-from pipeline.plan import prepare
-from pipeline.run import run_job
-from pipeline.spec import families
-from pipeline.truthfulness.probes import cosine, direction, intervention_effect, random_direction, sample
-from stores import open_group
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.plan import prepare
+from posttrace.pipeline.run import run_job
+from posttrace.pipeline.spec import families
+from posttrace.pipeline.truthfulness.probes import (
+    cosine,
+    direction,
+    intervention_effect,
+    random_direction,
+    sample,
+)
+from posttrace.stores import open_group
+from posttrace.tracers.opening import open_model
+from posttrace.tracers.pushing import concrete, pushed_answers
+from posttrace.tracers.reading import read_statements
 from tests.pipeline.test_truthfulness import difference
-from tracers.opening import open_model
-from tracers.pushing import concrete, pushed_answers
-from tracers.reading import read_statements
 
 SETS = ("cities", "animal_class", "inventors")
 LAYERS = (2, 5)

@@ -5,14 +5,14 @@ import pytest
 import torch
 import yaml
 
-from pipeline.errors import JobError
-from pipeline.finite import check_finite, check_gaps
-from pipeline.job import load_job
-from pipeline.run import run_job
-from stores import Store
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.finite import check_finite, check_gaps
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.run import run_job
+from posttrace.stores import Store
+from posttrace.tracers.errors import TracerError
 from tests.models import random_module, word_tokenizer
 from tests.pipeline.conftest import CHAT, WORDS, good_job, write_csv
-from tracers.errors import TracerError
 
 
 def broken(module):

@@ -5,12 +5,12 @@ import hashlib
 import pytest
 import yaml
 
-from pipeline.errors import JobError
-from pipeline.job import built_in_jobs, load_job
-from pipeline.plan import declaration, fingerprint
-from pipeline.spec import datasets, families
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import built_in_jobs, load_job
+from posttrace.pipeline.plan import declaration, fingerprint
+from posttrace.pipeline.spec import datasets, families
+from posttrace.tracers.operations import Read, canonical_hash
 from tests.pipeline.conftest import posttrace, write_csv
-from tracers.operations import Read, canonical_hash
 
 
 def test_every_built_in_job_is_a_job():
@@ -124,8 +124,8 @@ def test_what_does_not_fit_is_said_in_one_message_before_anything_runs(job_file,
     job = yaml.safe_load(job_file.read_text())
     change(job, tmp_path)
     job_file.write_text(yaml.safe_dump(job))
-    from pipeline.plan import prepare
-    from tracers import TracerError
+    from posttrace.pipeline.plan import prepare
+    from posttrace.tracers import TracerError
 
     with pytest.raises((JobError, TracerError)) as caught:
         prepare(load_job(str(job_file)))
@@ -139,7 +139,7 @@ def test_a_mistake_ends_the_command_with_one_message_and_status_2(job_file, tmp_
 
 
 def test_moving_models_and_files_leaves_the_fingerprint(job_file, tmp_path, family):
-    from pipeline.plan import prepare
+    from posttrace.pipeline.plan import prepare
 
     before = prepare(load_job(str(job_file)))
     (tmp_path / "moved").mkdir()

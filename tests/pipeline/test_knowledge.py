@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stores import Store, open_group
+from posttrace.stores import Store, open_group
 from tests.pipeline.conftest import posttrace
 
 UNITS = 2 * 2 * (3 + 3)
@@ -130,7 +130,7 @@ def test_free_form_pairs_are_padded_and_carry_their_own_roles(finished):
 
 def test_killed_at_any_moment_it_goes_on_and_ends_bit_for_bit_the_same(finished, job_file, tmp_path):
     rng = random.Random(0)
-    command = [sys.executable, "-m", "pipeline", "run", str(job_file), "--store", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "posttrace", "run", str(job_file), "--store", str(tmp_path / "killed")]
     seen = []
     for _ in range(20):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -189,7 +189,7 @@ def test_figures_need_no_model(finished, family, tmp_path):
         if moved:
             family.rename(family.with_name("elsewhere"))
         try:
-            done = posttrace(finished, "--out", out, module="figures")
+            done = posttrace(finished, "--out", out, module="posttrace.figures")
         finally:
             if moved:
                 family.with_name("elsewhere").rename(family)
@@ -253,7 +253,7 @@ def test_attribution_is_kept_beside_exact_values_of_some_pairs(finished, job_fil
 
 def test_a_bucket_holds_what_a_folder_holds(finished, job_file, s3):
     """Killed and continued on S3, drawn from there: the same arrays, and no key in what was stored."""
-    command = [sys.executable, "-m", "pipeline", "run", str(job_file), "--store", s3]
+    command = [sys.executable, "-m", "posttrace", "run", str(job_file), "--store", s3]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     wait_for_units(s3, 3, process)
     process.kill()

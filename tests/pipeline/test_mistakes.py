@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from stores import Store
+from posttrace.stores import Store
 from tests.models import random_module, word_tokenizer
 from tests.pipeline.conftest import WORDS, posttrace, write_csv
 from tests.pipeline.test_knowledge import wait_for_units
@@ -95,7 +95,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
 
 def test_a_terminated_run_can_go_on_even_where_ctrl_c_is_ignored(job_file, tmp_path):
     """As in a background job of a script, which starts with SIGINT ignored."""
-    command = [sys.executable, "-m", "pipeline", "run", str(job_file), "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-m", "posttrace", "run", str(job_file), "--store", str(tmp_path / "store")]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,

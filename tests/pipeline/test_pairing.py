@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import JobError
-from pipeline.knowledge.pairing import free_pairs, roles_within, sample, template_pairs
-from pipeline.statements import Statement
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.knowledge.pairing import free_pairs, roles_within, sample, template_pairs
+from posttrace.pipeline.statements import Statement
+from posttrace.tracers import TracerError
+from posttrace.tracers.alignment import answer_ids, encode
 from tests.models import word_tokenizer
 from tests.pipeline.conftest import WORDS
-from tracers import TracerError
-from tracers.alignment import answer_ids, encode
 
 SUFFIX = " This statement is:"
 TOKENIZER = word_tokenizer(WORDS)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.truthfulness.analysis import earliest_good, training_sets
-from pipeline.truthfulness.probes import (
+from posttrace.pipeline.truthfulness.analysis import earliest_good, training_sets
+from posttrace.pipeline.truthfulness.probes import (
     centre_of,
     cosine,
     direction,

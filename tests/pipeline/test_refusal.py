@@ -10,17 +10,17 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.errors import JobError
-from pipeline.job import load_job
-from pipeline.plan import fingerprint, prepare
-from pipeline.refusal import instructions
-from pipeline.refusal.choice import choose_coefficient, choose_direction
-from pipeline.refusal.instructions import Download, read_splits
-from pipeline.refusal.job import InstructionSet
-from pipeline.refusal.scores import matched_phrase, repeated_share
-from pipeline.refusal.templates import tail_length
-from pipeline.run import run_job
-from stores import Store, open_group
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.plan import fingerprint, prepare
+from posttrace.pipeline.refusal import instructions
+from posttrace.pipeline.refusal.choice import choose_coefficient, choose_direction
+from posttrace.pipeline.refusal.instructions import Download, read_splits
+from posttrace.pipeline.refusal.job import InstructionSet
+from posttrace.pipeline.refusal.scores import matched_phrase, repeated_share
+from posttrace.pipeline.refusal.templates import tail_length
+from posttrace.pipeline.run import run_job
+from posttrace.stores import Store, open_group
 from tests.models import random_module, word_tokenizer
 from tests.pipeline.conftest import posttrace, write_csv
 from tests.tracers.test_generation import plain_hooks
@@ -311,7 +311,7 @@ def test_known_families_begin_with_the_published_choice():
     ],
 )
 def test_what_does_not_fit_is_one_message(tmp_path, chat_family, keys, words):
-    from tracers import TracerError
+    from posttrace.tracers import TracerError
 
     with pytest.raises((JobError, TracerError)) as caught:
         prepare(load_job(str(write_job(tmp_path, chat_family, **keys))))

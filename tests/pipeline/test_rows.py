@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from pipeline import statements
-from pipeline.errors import JobError
-from pipeline.job import load_job
-from pipeline.rows import read_rows
-from pipeline.spec import StatementSet
-from pipeline.statements import Statement, drawn, read_set
+from posttrace.pipeline import statements
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.rows import read_rows
+from posttrace.pipeline.spec import StatementSet
+from posttrace.pipeline.statements import Statement, drawn, read_set
 from tests.pipeline.conftest import write_csv
 
 
@@ -53,7 +53,7 @@ def test_of_a_large_set_some_statements_are_drawn_and_pairs_stay_together(monkey
 
 
 def test_more_statements_than_can_be_tokenised_are_refused(tmp_path, job_file, monkeypatch):
-    from pipeline.plan import prepare
+    from posttrace.pipeline.plan import prepare
 
     monkeypatch.setattr(statements, "MOST", 20)
     with pytest.raises(

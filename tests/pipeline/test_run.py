@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from pipeline.run import Writer
-from stores import Array, Group, Store, StoreError, Unit
+from posttrace.pipeline.run import Writer
+from posttrace.stores import Array, Group, Store, StoreError, Unit
 from tests.pipeline.conftest import posttrace
 
 GROUP = Group("demo", {"pair": 6}, (Array("x", ("pair",), "float32", "nats", "a number", {"pair": 2}),))
@@ -62,7 +62,7 @@ def test_ctrl_c_leaves_a_resumable_store(job_file, tmp_path):
     from tests.pipeline.test_knowledge import UNITS as N
     from tests.pipeline.test_knowledge import wait_for_units
 
-    command = [sys.executable, "-m", "pipeline", "run", str(job_file), "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-m", "posttrace", "run", str(job_file), "--store", str(tmp_path / "store")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for_units(tmp_path / "store", 2, process)
     process.send_signal(signal.SIGINT)

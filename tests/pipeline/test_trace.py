@@ -7,12 +7,12 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from figures import render
-from pipeline.errors import JobError
-from pipeline.job import load_job
-from pipeline.plan import fingerprint, prepare
-from pipeline.run import run_job
-from stores import Store, open_group, verify
+from posttrace.figures import render
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.plan import fingerprint, prepare
+from posttrace.pipeline.run import run_job
+from posttrace.stores import Store, open_group, verify
 from tests.pipeline.conftest import posttrace, write_csv
 
 PROMPTS = [

@@ -9,14 +9,14 @@ import yaml
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from figures import render
-from pipeline.errors import JobError
-from pipeline.job import load_job
-from pipeline.plan import prepare
-from pipeline.run import run_job
-from stores import Store, open_group, verify
+from posttrace.figures import render
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.plan import prepare
+from posttrace.pipeline.run import run_job
+from posttrace.stores import Store, open_group, verify
+from posttrace.tracers.errors import TracerError
 from tests.pipeline.conftest import posttrace, write_csv
-from tracers.errors import TracerError
 
 STAGES = ("base", "instruct")
 SETS = ("cities", "plain", "long")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.errors import JobError
-from pipeline.job import load_job
-from pipeline.run import run_job
-from stores import Store, StoreError
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.run import run_job
+from posttrace.stores import Store, StoreError
+from posttrace.tracers.errors import TracerError
 from tests.remote.scenarios import UNITS
-from tracers.errors import TracerError
 
 QUICK = {"first_wait": 0.05, "poll": 0.02, "retries": 4, "attempts": 3, "deadline": 60}
 """Limits short enough for a sweep; each scenario may shorten one more."""

@@ -6,16 +6,16 @@ import sys
 import pytest
 import torch
 
-from pipeline.job import load_job
-from pipeline.preflight import examine
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.preflight import examine
+from posttrace.tracers.remote.keys import model_key, same_model
+from posttrace.tracers.remote.model import open_remote
+from posttrace.tracers.remote.policy import Flight, Policy
+from posttrace.tracers.remote.runner import Runner
+from posttrace.tracers.remote.server import Server
 from tests.remote.conftest import CHECKPOINTS
 from tests.remote.loopback import UNTRUSTED, Loopback
 from tests.remote.studies import overrides
-from tracers.remote.keys import model_key, same_model
-from tracers.remote.model import open_remote
-from tracers.remote.policy import Flight, Policy
-from tracers.remote.runner import Runner
-from tracers.remote.server import Server
 
 
 def findings(study="knowledge", backend="remote", *more):
@@ -122,7 +122,7 @@ def test_the_command_s_exit_status_for_a_wrong_key_and_a_cold_model(server, monk
     cold = overrides(
         "knowledge", "remote", "stages=[base]", "family.stages.base.remote_key=someone/elsewhere"
     )
-    line = [sys.executable, "-m", "pipeline", "check", "knowledge"]
+    line = [sys.executable, "-m", "posttrace", "check", "knowledge"]
     ran = subprocess.run(
         [*line, *(part for one in cold for part in ("--set", one))], capture_output=True, timeout=120
     )
@@ -136,7 +136,7 @@ def test_a_host_that_does_not_answer(server, monkeypatch):
 
 
 def test_a_folder_needs_the_name_that_the_server_knows(server):
-    from tracers.errors import TracerError
+    from posttrace.tracers.errors import TracerError
 
     with pytest.raises(TracerError, match="a folder is no name that a server knows"):
         findings("knowledge", "remote", "stages=[base]", "family.stages.base.remote_key=null")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job import load_job
-from pipeline.run import run_job
-from stores import Store
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.run import run_job
+from posttrace.stores import Store
+from posttrace.tracers.remote.errors import Unavailable
 from tests.remote.scenarios import SCENARIOS, table
 from tests.remote.server.faults import OF_JOBS, OF_REQUESTS
 from tests.remote.sweep import accepted, check_complete, folder, local, remotely
-from tracers.remote.errors import Unavailable
 
 __all__ = ["folder", "local", "remotely"]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "remote.md"

@@ -28,7 +28,8 @@ def variables(server):
 def processes():
     """Where processes come from that have everything imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.remote", "pipeline.run", "pipeline.knowledge.study"])
+    modules = ("remote", "run", "knowledge.study")
+    context.set_forkserver_preload([f"posttrace.pipeline.{module}" for module in modules])
     return context
 
 
@@ -38,7 +39,7 @@ def run_into(output, arguments, variables):
     os.dup2(said, 1)
     os.dup2(said, 2)
     os.environ.update(variables)
-    from pipeline.cli import main
+    from posttrace.pipeline.cli import main
 
     main(arguments)
 
@@ -66,7 +67,7 @@ def test_a_killed_client_goes_on(kill, folder, local, server, remotely, tmp_path
 
 
 def run_command(folder, tmp_path, server, **other):
-    line = [sys.executable, "-m", "pipeline", *arguments(folder, tmp_path)]
+    line = [sys.executable, "-m", "posttrace", *arguments(folder, tmp_path)]
     env = {**os.environ, **variables(server), **other}
     return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
 

@@ -9,29 +9,29 @@ import random
 import pytest
 import torch
 
-from pipeline.errors import JobError
+from posttrace.pipeline.errors import JobError
+from posttrace.tracers.ablation import ablate_neurons
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.answering import answer
+from posttrace.tracers.certainty import read_answers
+from posttrace.tracers.generation import Openings, Steering
+from posttrace.tracers.neurons import find_neurons
+from posttrace.tracers.opening import empty_model, open_model
+from posttrace.tracers.operations import Steer
+from posttrace.tracers.own_run import checked_grid
+from posttrace.tracers.pushing import Push, pushed_answers
+from posttrace.tracers.reading import read_statements
+from posttrace.tracers.remote.errors import Unavailable
+from posttrace.tracers.remote.model import open_remote
+from posttrace.tracers.remote.policy import Flight, Policy
+from posttrace.tracers.remote.runner import Runner
+from posttrace.tracers.remote.server import Server
+from posttrace.tracers.steering import ablation
 from tests.remote.conftest import CHECKPOINTS
 from tests.remote.isolation import NotInstalled, server_package
 from tests.remote.loopback import KEY, UNTRUSTED, Loopback
 from tests.remote.studies import SMALL
 from tests.remote.test_studies import assert_equal, run
-from tracers.ablation import ablate_neurons
-from tracers.alignment import Prompt
-from tracers.answering import answer
-from tracers.certainty import read_answers
-from tracers.generation import Openings, Steering
-from tracers.neurons import find_neurons
-from tracers.opening import empty_model, open_model
-from tracers.operations import Steer
-from tracers.own_run import checked_grid
-from tracers.pushing import Push, pushed_answers
-from tracers.reading import read_statements
-from tracers.remote.errors import Unavailable
-from tracers.remote.model import open_remote
-from tracers.remote.policy import Flight, Policy
-from tracers.remote.runner import Runner
-from tracers.remote.server import Server
-from tracers.steering import ablation
 
 NDIF = "0.1.2"
 KEYS = {"trusted": KEY, "untrusted": UNTRUSTED}

@@ -2,11 +2,11 @@
 
 import pytest
 
-from pipeline.job import load_job
-from pipeline.run import run_job
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.run import run_job
+from posttrace.tracers.remote.errors import Unavailable
+from posttrace.tracers.remote.server import Refused, Server, Trouble, configured, trusted
 from tests.remote.studies import overrides
-from tracers.remote.errors import Unavailable
-from tracers.remote.server import Refused, Server, Trouble, configured, trusted
 
 
 @pytest.mark.parametrize(

@@ -15,29 +15,29 @@ import torch
 import zstandard
 from transformers import LlamaConfig
 
-import tracers
+from posttrace import tracers
+from posttrace.tracers.alignment import encode
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.operations import Steer
+from posttrace.tracers.own_run import checked_grid
+from posttrace.tracers.patching import PatchGrid
+from posttrace.tracers.reading import read_statements
+from posttrace.tracers.remote.keys import model_key
+from posttrace.tracers.remote.request import request
+from posttrace.tracers.remote.result import rebuilt
+from posttrace.tracers.remote.serving import checksum, packed, raw
+from posttrace.tracers.remote.shipping import shipped
+from posttrace.tracers.remote.simulated import simulated
+from posttrace.tracers.remote.view import weightless
 from tests.models import random_model, word_tokenizer
 from tests.remote import unfit
-from tracers.alignment import encode
-from tracers.errors import TracerError
-from tracers.operations import Steer
-from tracers.own_run import checked_grid
-from tracers.patching import PatchGrid
-from tracers.reading import read_statements
-from tracers.remote.keys import model_key
-from tracers.remote.request import request
-from tracers.remote.result import rebuilt
-from tracers.remote.serving import checksum, packed, raw
-from tracers.remote.shipping import shipped
-from tracers.remote.simulated import simulated
-from tracers.remote.view import weightless
 
-NOT_ENGINES = {"tracers.opening", "tracers.selfcheck"}
+NOT_ENGINES = {"posttrace.tracers.opening", "posttrace.tracers.selfcheck"}
 
 
 def engines():
     """Public functions of the tracers whose first argument is a model."""
-    for info in pkgutil.iter_modules(tracers.__path__, "tracers."):
+    for info in pkgutil.iter_modules(tracers.__path__, "posttrace.tracers."):
         if info.ispkg or info.name in NOT_ENGINES:
             continue
         module = importlib.import_module(info.name)
@@ -51,7 +51,7 @@ def engines():
 def test_every_engine_travels_by_value(engine):
     blob, sources = shipped(engine)
     assert f"{engine.__module__}.{engine.__qualname__}" in sources
-    assert names_in(blob).isdisjoint({"tracers", "pipeline", "stores", "figures"})
+    assert names_in(blob).isdisjoint({"posttrace"})
 
 
 def names_in(blob):
@@ -73,15 +73,15 @@ def names_in(blob):
         (unfit.decorated, "its decorator decorate would be lost"),
         (unfit.with_nonlocal, r"uses super\(\) or nonlocal"),
         (unfit.Child.name, r"uses super\(\) or nonlocal"),
-        (unfit.importing, "imports tracers.sites when it runs"),
+        (unfit.importing, "imports posttrace.tracers.sites when it runs"),
         (unfit.with_foreign_module, "a server does not have the module"),
     ],
 )
 def test_what_would_run_otherwise_on_a_server_is_refused(engine, why, monkeypatch):
-    monkeypatch.setattr("tracers.remote.shipping.OURS", "tests")
+    monkeypatch.setattr("posttrace.tracers.remote.shipping.OURS", "tests")
     if engine is unfit.importing:
-        monkeypatch.setattr("tracers.remote.shipping.OURS", "tracers")
-        monkeypatch.setattr(engine, "__module__", "tracers.example")
+        monkeypatch.setattr("posttrace.tracers.remote.shipping.OURS", "posttrace.tracers")
+        monkeypatch.setattr(engine, "__module__", "posttrace.tracers.example")
     with pytest.raises(TracerError, match=why):
         shipped(engine)
 
@@ -131,7 +131,12 @@ def test_a_request_holds_no_path_of_this_machine_and_no_key(view, monkeypatch, t
         opened, read_statements, (some_prompts(opened.tokenizer),), options, dtype="torch.float32"
     )
     sent = zstandard.ZstdDecompressor().decompress(asked.blob)
-    for text in (str(tmp_path), str(Path(tracers.__file__).parents[1]), str(Path.home()), "not-to-be-sent"):
+    for text in (
+        str(tmp_path),
+        str(Path(tracers.__file__).resolve().parents[1]),
+        str(Path.home()),
+        "not-to-be-sent",
+    ):
         assert text.encode() not in sent, text
 
 
@@ -208,7 +213,11 @@ def test_tensors_travel_whatever_their_strides(tensor, view):
 
 def test_a_server_cannot_name_a_class_of_its_choice():
     outcome = packed({"x": torch.zeros(1)})
-    for name in ("subprocess:Popen", "tracers.opening:open_model", "tracers.remote.server:Server"):
+    for name in (
+        "subprocess:Popen",
+        "posttrace.tracers.opening:open_model",
+        "posttrace.tracers.remote.server:Server",
+    ):
         outcome["structure"] = json.dumps({"data": [name, {}]})
         with pytest.raises(TracerError, match="no result of an engine"):
             rebuilt(outcome)
@@ -261,10 +270,10 @@ def test_a_file_that_was_edited_since_it_was_loaded_is_not_shipped(tmp_path, mon
     file = tmp_path / "tracers_example.py"
     file.write_text('"""An engine."""\n\n\ndef engine(model):\n    return 1\n')
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("tracers.remote.shipping.OURS", "tracers_example")
+    monkeypatch.setattr("posttrace.tracers.remote.shipping.OURS", "tracers_example")
     module = importlib.import_module("tracers_example")
     shipped(module.engine)
-    importlib.import_module("tracers.remote.shipping")._source.cache_clear()
+    importlib.import_module("posttrace.tracers.remote.shipping")._source.cache_clear()
     file.write_text('"""An engine, edited."""\n\n\ndef engine(model):\n    return 2\n')
     with pytest.raises(TracerError, match="changed after this process had read it"):
         shipped(module.engine)
@@ -278,5 +287,5 @@ def test_another_constant_of_a_shipped_function_has_another_digest(view, monkeyp
         return request(view, checked_grid, (prompts, source), options, dtype="torch.float32").digest
 
     before = digest()
-    monkeypatch.setattr("tracers.packing.CAPACITY", 64)
+    monkeypatch.setattr("posttrace.tracers.packing.CAPACITY", 64)
     assert digest() != before

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import JobError
-from pipeline.job import load_job
-from pipeline.run import run_job
-from stores import Store
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.run import run_job
+from posttrace.stores import Store
 from tests.remote.conftest import CHECKPOINTS
 from tests.remote.studies import SMALL, overrides
 
@@ -78,12 +78,11 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("installed") / "environment"
     python = make_environment(folder)
     site = next((folder / "lib").glob("python*/site-packages"))
-    for package in ("figures", "pipeline", "stores", "tracers"):
-        (site / package).symlink_to(ROOT / package)
+    (site / "posttrace").symlink_to(ROOT / "posttrace")
     meta = site / "posttrace-1.0.dist-info"
     meta.mkdir()
     (meta / "METADATA").write_text("Metadata-Version: 2.4\nName: posttrace\nVersion: 1.0\n")
-    (meta / "RECORD").write_text("tracers/__init__.py,,\npipeline/__init__.py,,\nstores/__init__.py,,\n")
+    (meta / "RECORD").write_text("posttrace/__init__.py,,\n")
     return python
 
 
@@ -96,7 +95,7 @@ def test_from_site_packages_where_code_would_go_by_reference_and_without_any_net
         nowhere = f"http://127.0.0.1:{silent.getsockname()[1]}"
         more = ["sets=[cities]", "max_pairs=2", "stages=[base]"]
         done = subprocess.run(
-            [installed, "-I", "-m", "pipeline", "run", "knowledge", "--store", tmp_path / "store"]
+            [installed, "-I", "-m", "posttrace", "run", "knowledge", "--store", tmp_path / "store"]
             + [part for one in overrides("knowledge", "remote", *more) for part in ("--set", one)],
             capture_output=True,
             text=True,

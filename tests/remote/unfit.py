@@ -38,7 +38,7 @@ class Child(Parent):
 
 
 def importing(model):
-    from tracers.sites import get
+    from posttrace.tracers.sites import get
 
     return get
 

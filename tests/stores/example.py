@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stores import Array, Coord, Group, Store, Unit
+from posttrace.stores import Array, Coord, Group, Store, Unit
 
 STAGES = ("base", "instruct")
 PAIRS, LAYERS, TOKENS, HIDDEN, BLOCK = 7, 3, 4, 5, 4

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stores import Array, Coord, Group, Store, StoreError, Unit, open_group, repair, verify
-from stores.checking import keys_of
-from stores.plan import aligned
-from stores.progress import COMPLETE, MARKERS
+from posttrace.stores import Array, Coord, Group, Store, StoreError, Unit, open_group, repair, verify
+from posttrace.stores.checking import keys_of
+from posttrace.stores.plan import aligned
+from posttrace.stores.progress import COMPLETE, MARKERS
 from tests.stores import example
 
 COUNTS = "counts"

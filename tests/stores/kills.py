@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from stores import Store, StoreError, repair, verify
-from stores.location import Location
-from stores.progress import RECORD
+from posttrace.stores import Store, StoreError, repair, verify
+from posttrace.stores.location import Location
+from posttrace.stores.progress import RECORD
 from tests.stores import faults
 from tests.stores.faults import OUTCOMES, Tally
 
@@ -100,7 +100,7 @@ def command_kills(folder: Path, count: int, seed: int = 0) -> Tally:
         while True:
             begun = time.monotonic()
             worker = subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "run", str(folder / "job.yaml"), "--store", str(url)],
+                [sys.executable, "-m", "posttrace", "run", str(folder / "job.yaml"), "--store", str(url)],
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
             )  # fmt: skip
             if reference is not None and tally.trials < count:
@@ -145,7 +145,9 @@ def command_kills(folder: Path, count: int, seed: int = 0) -> Tally:
 def all_kills(folder: Path, in_folder: int, on_s3: int, commands: int) -> dict[str, Tally]:
     """By what was killed; numbers may be 0."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zarr", "zarr.storage", "obstore.store", "stores", "tests.stores.faults"])
+    context.set_forkserver_preload(
+        ["zarr", "zarr.storage", "obstore.store", "posttrace.stores", "tests.stores.faults"]
+    )
     folder.mkdir(parents=True)
     truth = faults.Stores(folder / "truth")
     found = {}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from stores import Array, Coord, Damaged, Group, Store, StoreError, Unit, open_group, verify
-from stores.canonical import hash_bytes, seal
-from stores.progress import CLAIM, RECORD
+from posttrace.stores import Array, Coord, Damaged, Group, Store, StoreError, Unit, open_group, verify
+from posttrace.stores.canonical import hash_bytes, seal
+from posttrace.stores.progress import CLAIM, RECORD
 
 
 def store(url):
@@ -39,7 +39,7 @@ BOMBS = {
 }
 
 LIMITED = (
-    "import resource, sys; from stores import StoreError, open_group, verify\n"
+    "import resource, sys; from posttrace.stores import StoreError, open_group, verify\n"
     "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
     "print([p.kind for p in verify(sys.argv[1])])\n"
     "try: open_group(sys.argv[1], 'g').load()\n"

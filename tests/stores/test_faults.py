@@ -45,8 +45,8 @@ def test_every_kind_of_file_is_among_those_that_are_damaged(tmp_path, state):
 def test_the_counts_are_not_blind(tmp_path, monkeypatch):
     """Without the looks that this is about, faults are read wrong."""
     stores = faults.Stores(tmp_path)
-    monkeypatch.setattr("stores.reading.refuse_lost", lambda store, path: store.progress.markers())
-    monkeypatch.setattr("stores.lazy.confirm", lambda *_: None)
+    monkeypatch.setattr("posttrace.stores.reading.refuse_lost", lambda store, path: store.progress.markers())
+    monkeypatch.setattr("posttrace.stores.lazy.confirm", lambda *_: None)
     rng = random.Random(0)
     for key, fault in {
         f"{example.PATH}/logit_diff_clean/c/1/0": "deleted",

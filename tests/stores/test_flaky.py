@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from stores import Store, StoreError, open_group, verify
-from stores.location import Location
+from posttrace.stores import Store, StoreError, open_group, verify
+from posttrace.stores.location import Location
 from tests.stores import example
 from tests.stores.flaky import flaky
 
@@ -33,7 +33,7 @@ def test_a_run_over_a_store_that_fails_now_and_then_is_whole(s3, monkeypatch, fa
 )
 def test_what_never_ends_is_told(s3, monkeypatch, fault, words):
     Location(s3).put("x", b"1")
-    monkeypatch.setattr("stores.retrying.PATIENCE", 3.0)
+    monkeypatch.setattr("posttrace.stores.retrying.PATIENCE", 3.0)
     with flaky(os.environ["AWS_ENDPOINT_URL"], (fault,), share=1.0) as (url, told):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         begun = time.monotonic()

@@ -11,9 +11,19 @@ import time
 import numpy as np
 import pytest
 
-from stores import Array, Coord, FingerprintMismatch, Group, Store, StoreError, Unit, open_group, verify
-from stores.location import Location
-from stores.progress import LEASES, RECORD
+from posttrace.stores import (
+    Array,
+    Coord,
+    FingerprintMismatch,
+    Group,
+    Store,
+    StoreError,
+    Unit,
+    open_group,
+    verify,
+)
+from posttrace.stores.location import Location
+from posttrace.stores.progress import LEASES, RECORD
 from tests.stores import example
 
 

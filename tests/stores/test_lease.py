@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from stores import Store, StoreBusy, StoreError
-from stores.progress import LEASES
+from posttrace.stores import Store, StoreBusy, StoreError
+from posttrace.stores.progress import LEASES
 from tests.stores import example
 from tests.stores.test_kill import start
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stores import Store, StoreError, verify
-from stores.requests import REQUESTS
+from posttrace.stores import Store, StoreError, verify
+from posttrace.stores.requests import REQUESTS
 from tests.stores import example
 
 

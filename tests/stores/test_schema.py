@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stores import Array, Coord, Group, Store, StoreError, Unit, open_group, verify
-from stores.schema import DTYPES
+from posttrace.stores import Array, Coord, Group, Store, StoreError, Unit, open_group, verify
+from posttrace.stores.schema import DTYPES
 
 X = Array("x", ("pair", "layer"), "float32", "nats", "numbers", {"pair": 2})
 

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from stores import Store, StoreError, open_group, repair, verify
-from stores.location import Location
+from posttrace.stores import Store, StoreError, open_group, repair, verify
+from posttrace.stores.location import Location
 from tests.stores import example
 
 OTHER = r"(content is not what was written|the chunk has \d+ bytes, \d+ were written)"

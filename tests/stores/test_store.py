@@ -14,9 +14,19 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import stores
-from stores import Array, Coord, FingerprintMismatch, Group, Store, StoreError, Unit, open_group, verify
-from stores.location import Location
+from posttrace import stores
+from posttrace.stores import (
+    Array,
+    Coord,
+    FingerprintMismatch,
+    Group,
+    Store,
+    StoreError,
+    Unit,
+    open_group,
+    verify,
+)
+from posttrace.stores.location import Location
 from tests.stores import example
 
 

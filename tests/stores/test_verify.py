@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from stores import (
+from posttrace.stores import (
     Damaged,
     Store,
     StoreBusy,
@@ -19,7 +19,7 @@ from stores import (
     summary,
     verify,
 )
-from stores.location import Location
+from posttrace.stores.location import Location
 from tests.stores import example
 
 UNIT = f"{example.PATH}/clean/instruct/0000"

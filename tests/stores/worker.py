@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from stores import Store, StoreError
+from posttrace.stores import Store, StoreError
 from tests.stores import example
 
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from posttrace.tracers import ablation
+from posttrace.tracers.ablation import ablate_neurons, check_ablation, read_text
+from posttrace.tracers.alignment import encode
+from posttrace.tracers.certainty import read_answers
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.neurons import find_neurons
+from posttrace.tracers.opening import wrap
+from posttrace.tracers.remote.shipping import shipped
 from tests.models import random_module, varied_module, word_tokenizer
-from tracers import ablation
-from tracers.ablation import ablate_neurons, check_ablation, read_text
-from tracers.alignment import encode
-from tracers.certainty import read_answers
-from tracers.errors import TracerError
-from tracers.neurons import find_neurons
-from tracers.opening import wrap
-from tracers.remote.shipping import shipped
 
 ROWS = (7, 12, 4)
 ABLATIONS = [[3], [1, 5, 9], list(range(20))]
@@ -141,4 +141,6 @@ def test_the_engines_run_where_this_project_is_not(engine):
     blob, sources = shipped((engine, find_neurons(random_module("llama"))))
     assert f"{engine.__module__}.{engine.__name__}" in sources and len(blob) < 50_000
     # There, values of weights may be withheld, without an error: modules are called instead.
-    assert not any(".weight" in s for name, s in sources.items() if name.startswith("tracers.ablation"))
+    assert not any(
+        ".weight" in s for name, s in sources.items() if name.startswith("posttrace.tracers.ablation")
+    )

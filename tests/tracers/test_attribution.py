@@ -5,14 +5,14 @@ from functools import cache
 import pytest
 import torch
 
-import tracers
+from posttrace import tracers
+from posttrace.tracers import SITES, TracerError, attribution
+from posttrace.tracers.attribution import attribution_grid
+from posttrace.tracers.opening import wrap
+from posttrace.tracers.patching import patch_grid
+from posttrace.tracers.reading import read_statements
 from tests.models import CONFIGS, random_module, word_tokenizer
 from tests.tracers.test_patching import ANSWERS, prompts
-from tracers import SITES, TracerError, attribution
-from tracers.attribution import attribution_grid
-from tracers.opening import wrap
-from tracers.patching import patch_grid
-from tracers.reading import read_statements
 
 SHAPES = [(9, 4), (6, 3), (9, 4)]
 """(prefix, statement) tokens: one prefix shared, one shorter, one statement shorter."""

@@ -2,12 +2,12 @@
 
 import torch
 
+from posttrace.tracers import batch, patching, reading
+from posttrace.tracers.cost import Cost, cells_cost, run_cost, shape_of
+from posttrace.tracers.patching import first_block, grid_plan, patch_grid
+from posttrace.tracers.reading import read_statements
 from tests.models import random_model
 from tests.tracers.test_patching import ANSWERS, prompts
-from tracers import batch, patching, reading
-from tracers.cost import Cost, cells_cost, run_cost, shape_of
-from tracers.patching import first_block, grid_plan, patch_grid
-from tracers.reading import read_statements
 
 
 def test_the_count_equals_the_multiply_adds_of_every_linear_layer_and_attention(monkeypatch):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from posttrace.tracers import Read, TracerError
+from posttrace.tracers.directions import direction_effects, mean_streams, unlikelihood
 from tests.models import random_model
 from tests.tracers.test_generation import OPENINGS, plain_hooks, prompts, vector
-from tracers import Read, TracerError
-from tracers.directions import direction_effects, mean_streams, unlikelihood
 
 ARCHITECTURES = ("llama", "gpt2", "gemma2")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from posttrace.tracers import Steer, TracerError
+from posttrace.tracers.generation import Completions, Openings, Steering, batches, generate, left_padded
+from posttrace.tracers.generation_oracle import check_log_odds, generate_naive
+from posttrace.tracers.opening import wrap
+from posttrace.tracers.steering import ablation, literal_edits, necessary_edits
 from tests.models import CONFIGS, random_model, word_tokenizer
-from tracers import Steer, TracerError
-from tracers.generation import Completions, Openings, Steering, batches, generate, left_padded
-from tracers.generation_oracle import check_log_odds, generate_naive
-from tracers.opening import wrap
-from tracers.steering import ablation, literal_edits, necessary_edits
 
 NEW = 9
 OPENINGS = Openings(refusal=(11, 12), compliant=(21, 22, 23))
@@ -230,7 +230,7 @@ def test_a_share_is_computed_again_and_a_wrong_value_stops_the_run():
 
 
 def test_memory_that_runs_out_halves_the_batch(monkeypatch):
-    from tracers import generation
+    from posttrace.tracers import generation
 
     model, whole = random_model("llama"), generation._generate_batch
     expected = generate(model, prompts(), ablate(model), OPENINGS, max_new_tokens=3)

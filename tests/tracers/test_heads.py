@@ -7,14 +7,14 @@ import nnsight
 import pytest
 import torch
 
+from posttrace.tracers import TracerError, sites
+from posttrace.tracers.architecture import site_shape
+from posttrace.tracers.oracle import check_sample, naive_cell
+from posttrace.tracers.patching import PatchGrid, patch_grid, places
+from posttrace.tracers.reading import read_statements
+from posttrace.tracers.selfcheck import check_sites
 from tests.models import CONFIGS, random_model, random_module, word_tokenizer
 from tests.tracers.test_patching import ANSWERS, prompts
-from tracers import TracerError, sites
-from tracers.architecture import site_shape
-from tracers.oracle import check_sample, naive_cell
-from tracers.patching import PatchGrid, patch_grid, places
-from tracers.reading import read_statements
-from tracers.selfcheck import check_sites
 
 IDS = torch.tensor([[7, 31, 150, 9, 42, 88]])
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from posttrace.tracers.intervening import Edit, run_operations
+from posttrace.tracers.operations import STREAM_SITES
 from tests.models import CONFIGS, random_model
-from tracers.intervening import Edit, run_operations
-from tracers.operations import STREAM_SITES
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11]]
 ROWS, COLUMNS = torch.tensor([0, 1]), torch.tensor([1, 2])

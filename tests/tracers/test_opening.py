@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
+from posttrace.tracers import TracerError
+from posttrace.tracers.alignment import answer_ids, encode
+from posttrace.tracers.identity import model_identity
+from posttrace.tracers.opening import open_model
+from posttrace.tracers.selfcheck import check_sites
 from tests.models import CONFIGS, random_model, random_module, word_tokenizer
-from tracers import TracerError
-from tracers.alignment import answer_ids, encode
-from tracers.identity import model_identity
-from tracers.opening import open_model
-from tracers.selfcheck import check_sites
 
 
 @pytest.fixture

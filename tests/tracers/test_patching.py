@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posttrace.tracers import SITES, TracerError
+from posttrace.tracers.alignment import Prompt
+from posttrace.tracers.opening import wrap
+from posttrace.tracers.oracle import check_sample, patch_grid_naive
+from posttrace.tracers.packing import pack
+from posttrace.tracers.patching import PatchGrid, patch_grid
+from posttrace.tracers.reading import read_statements
 from tests.models import CONFIGS, random_model, random_module, word_tokenizer
-from tracers import SITES, TracerError
-from tracers.alignment import Prompt
-from tracers.opening import wrap
-from tracers.oracle import check_sample, patch_grid_naive
-from tracers.packing import pack
-from tracers.patching import PatchGrid, patch_grid
-from tracers.reading import read_statements
 
 ANSWERS = (5, 6)
 
@@ -154,7 +154,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
 
     A refused batch is given back before its halves are tried, or they would find the memory still taken.
     """
-    from tracers import patching
+    from posttrace.tracers import patching
 
     model = random_model("llama")
     rng = torch.Generator().manual_seed(0)

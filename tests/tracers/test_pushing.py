@@ -5,14 +5,14 @@ import random
 import pytest
 import torch
 
+from posttrace.tracers import TracerError
+from posttrace.tracers.opening import wrap
+from posttrace.tracers.operations import Steer
+from posttrace.tracers.pushing import Push, concrete, pushed_answers
+from posttrace.tracers.pushing_oracle import check_pushed, pushed_answers_naive, pushed_completions
+from posttrace.tracers.reading import read_statements
 from tests.models import CONFIGS, random_model, random_module, word_tokenizer
 from tests.tracers.test_patching import ANSWERS, prompts
-from tracers import TracerError
-from tracers.opening import wrap
-from tracers.operations import Steer
-from tracers.pushing import Push, concrete, pushed_answers
-from tracers.pushing_oracle import check_pushed, pushed_answers_naive, pushed_completions
-from tracers.reading import read_statements
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from posttrace.tracers import TracerError
+from posttrace.tracers.opening import wrap
+from posttrace.tracers.reading import columns_of, one_pass, read_statements
 from tests.models import CONFIGS, random_model, random_module, word_tokenizer
 from tests.tracers.test_patching import ANSWERS, prompts
-from tracers import TracerError
-from tracers.opening import wrap
-from tracers.reading import columns_of, one_pass, read_statements
 
 SHARED = [(20, 3), (20, 5), (20, 4), (20, 3)]
 """(prefix, statement) tokens: one prefix for all, worth a pass of its own."""

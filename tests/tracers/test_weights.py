@@ -8,12 +8,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from posttrace.tracers import weights
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.neurons import find_neurons
+from posttrace.tracers.opening import empty_model
+from posttrace.tracers.weights import neuron_weights
 from tests.models import random_module, varied_module
-from tracers import weights
-from tracers.errors import TracerError
-from tracers.neurons import find_neurons
-from tracers.opening import empty_model
-from tracers.weights import neuron_weights
 
 transformers.utils.logging.disable_progress_bar()
 

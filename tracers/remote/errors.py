@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracers.errors import TracerError
+from posttrace.tracers.errors import TracerError
 
 
 class JobFailed(TracerError):

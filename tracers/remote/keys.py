@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tracers.errors import TracerError
+from posttrace.tracers.errors import TracerError
 
 CLASS = "nnsight.modeling.transformers.TransformersModel"
 """What a server wraps a causal language model in; the first part of its key."""

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import torch
 
-from tracers.architecture import Architecture
-from tracers.remote.errors import JobFailed, Unavailable
-from tracers.remote.keys import model_key, spelled_there
-from tracers.remote.request import Request, request
-from tracers.remote.result import rebuilt
-from tracers.remote.runner import Facts, Note, Runner, Unkept
-from tracers.remote.server import Refused, Trouble
-from tracers.remote.view import View, weightless
+from posttrace.tracers.architecture import Architecture
+from posttrace.tracers.remote.errors import JobFailed, Unavailable
+from posttrace.tracers.remote.keys import model_key, spelled_there
+from posttrace.tracers.remote.request import Request, request
+from posttrace.tracers.remote.result import rebuilt
+from posttrace.tracers.remote.runner import Facts, Note, Runner, Unkept
+from posttrace.tracers.remote.server import Refused, Trouble
+from posttrace.tracers.remote.view import View, weightless
 
 
 class Carrier(Protocol):

@@ -6,7 +6,7 @@ import random
 import threading
 from dataclasses import dataclass
 
-from tracers.remote.errors import Stopped
+from posttrace.tracers.remote.errors import Stopped
 
 
 @dataclass(frozen=True)

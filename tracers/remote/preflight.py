@@ -10,15 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from tracers.alignment import encode
-from tracers.errors import TracerError
-from tracers.opening import DTYPES, open_model
-from tracers.oracle import naive_run
-from tracers.remote.errors import JobFailed, Unavailable
-from tracers.remote.keys import deployments
-from tracers.remote.model import RemoteModel
-from tracers.remote.server import KEY_HELP, Refused, Server, Trouble
-from tracers.selfcheck import tolerance
+from posttrace.tracers.alignment import encode
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.opening import DTYPES, open_model
+from posttrace.tracers.oracle import naive_run
+from posttrace.tracers.remote.errors import JobFailed, Unavailable
+from posttrace.tracers.remote.keys import deployments
+from posttrace.tracers.remote.model import RemoteModel
+from posttrace.tracers.remote.server import KEY_HELP, Refused, Server, Trouble
+from posttrace.tracers.selfcheck import tolerance
 
 PROBE = "The city of Paris is in France."
 TRUSTED = "trusted"

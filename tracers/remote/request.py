@@ -20,9 +20,9 @@ from nnsight.tracing.backend import Backend
 from nnsight.tracing.util import SerializedFrame
 from pydantic import BaseModel
 
-from tracers.errors import TracerError
-from tracers.remote.serving import answer, raw
-from tracers.remote.shipping import Shipper, code_hash
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.remote.serving import answer, raw
+from posttrace.tracers.remote.shipping import Shipper, code_hash
 
 FORMAT = 1
 """Raised when the same call begins to ask something else of a server."""

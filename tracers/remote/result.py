@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import zstandard
 
-from tracers.errors import TracerError
-from tracers.remote.serving import checksum, finite
-from tracers.remote.shipping import OURS
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.remote.serving import checksum, finite
+from posttrace.tracers.remote.shipping import OURS
 
 NAME = "outcome"
 """The one variable that a request saves."""

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tracers.errors import TracerError
-from tracers.remote.errors import JobFailed, Unavailable
-from tracers.remote.policy import Flight, Policy
-from tracers.remote.request import Request
-from tracers.remote.result import Spoiled, loaded
-from tracers.remote.server import TOO_LARGE, Gone, Refused, Reply, Server, Trouble, client_versions
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.remote.errors import JobFailed, Unavailable
+from posttrace.tracers.remote.policy import Flight, Policy
+from posttrace.tracers.remote.request import Request
+from posttrace.tracers.remote.result import Spoiled, loaded
+from posttrace.tracers.remote.server import TOO_LARGE, Gone, Refused, Reply, Server, Trouble, client_versions
 
 TRANSIENT = re.compile(
     r"evict|preempted|try again later|resubmit|temporarily|(actor|replica|worker|node) (has )?(died|crashed|restarted)|"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tracers.remote.errors import Unavailable
+from posttrace.tracers.remote.errors import Unavailable
 
 CONNECT, READ = 10.0, 60.0
 """Seconds: to connect, and without a byte while reading."""
@@ -73,7 +73,7 @@ class Server:
     >>> Server("http://example.org", "k")
     Traceback (most recent call last):
     ...
-    tracers.remote.errors.Unavailable: host http://example.org: ... use https://
+    posttrace.tracers.remote.errors.Unavailable: host http://example.org: ... use https://
 
     Raises Unavailable for a host that is not https (unless it is this machine itself).
     """

@@ -11,8 +11,8 @@ import nnsight
 import torch
 import transformers
 
-from tracers.errors import TracerError, WholeJob
-from tracers.selfcheck import check_sites
+from posttrace.tracers.errors import TracerError, WholeJob
+from posttrace.tracers.selfcheck import check_sites
 
 
 def answer(model, engine, arguments, options, dtype, check):

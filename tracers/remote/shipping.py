@@ -27,12 +27,21 @@ from importlib import import_module
 from nnsight.intervention import serialization
 from pydantic import BaseModel
 
-from tracers.errors import TracerError
+from posttrace.tracers.errors import TracerError
 
-OURS = "tracers"
+OURS = "posttrace.tracers"
 """The package whose functions and classes travel by value."""
 THERE = frozenset({"torch", "numpy", "transformers", "nnsight", "cloudpickle"})
 """Packages besides the standard library that a server has, whose names travel by reference."""
+
+
+def is_ours(module: str | None) -> bool:
+    """Whether what a module defines travels by value.
+
+    >>> is_ours("posttrace.tracers.sites"), is_ours("posttrace.stores"), is_ours(None)
+    (True, False, False)
+    """
+    return f"{module}.".startswith(f"{OURS}.")
 
 
 class Shipper(serialization.CustomCloudPickler):
@@ -51,7 +60,7 @@ class Shipper(serialization.CustomCloudPickler):
         if isinstance(obj, types.FunctionType | type | types.ModuleType):
             module = obj.__name__ if isinstance(obj, types.ModuleType) else getattr(obj, "__module__", None)
             root = str(module).partition(".")[0]
-            if root == OURS:
+            if is_ours(module):
                 return self._by_value(obj)
             if root not in THERE and root not in sys.stdlib_module_names:
                 name = getattr(obj, "__qualname__", obj.__name__)
@@ -59,7 +68,7 @@ class Shipper(serialization.CustomCloudPickler):
             if isinstance(obj, types.ModuleType):
                 # By name, whatever reduction it has of its own (transformers' would rebuild it without its names).
                 return (import_module, (obj.__name__,))
-        if isinstance(obj, BaseModel) and type(obj).__module__.partition(".")[0] == OURS:
+        if isinstance(obj, BaseModel) and is_ours(type(obj).__module__):
             return (_new_record, (type(obj), dict(obj)))
         return super().reducer_override(obj)
 
@@ -176,7 +185,7 @@ def _methods(cls) -> dict:
     return {"__init__": _set_fields, "_defaults": defaults} | {
         name: value
         for base in reversed(cls.__mro__)
-        if base.__module__.partition(".")[0] == OURS
+        if is_ours(base.__module__)
         for name, value in vars(base).items()
         if isinstance(value, types.FunctionType) and not name.startswith(("_", "model_"))
     }
@@ -220,7 +229,7 @@ def _source(func) -> tuple[str, int, tuple[str, ...]]:
             raise _refused(name, "it uses super() or nonlocal, which have no meaning on the server")
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        if any(m.partition(".")[0] == OURS for m in modules):
+        if any(map(is_ours, modules)):
             raise _refused(name, f"it imports {modules[0]} when it runs; import it at the head of its module")
     if func.__code__ not in _codes("".join(linecache.getlines(func.__code__.co_filename))):
         raise _refused(name, "its file was changed after this process had read it; run the command again")

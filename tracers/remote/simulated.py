@@ -16,13 +16,12 @@ from nnsight.intervention.serialization import CustomCloudUnpickler
 from nnsight.schema.request import RequestModel
 from nnsight.tracing import tracer as tracing
 
-from tracers.errors import TracerError
-from tracers.opening import OpenModel
-from tracers.remote.errors import JobFailed
-from tracers.remote.request import request
-from tracers.remote.result import NAME, loaded, rebuilt
-from tracers.remote.shipping import OURS
-from tracers.remote.view import view_of
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.opening import OpenModel
+from posttrace.tracers.remote.errors import JobFailed
+from posttrace.tracers.remote.request import request
+from posttrace.tracers.remote.result import NAME, loaded, rebuilt
+from posttrace.tracers.remote.view import view_of
 
 MAX_RESULT = 2**31
 
@@ -58,7 +57,7 @@ def simulated(model: OpenModel) -> SimulatedModel:
 class _WithoutUs(CustomCloudUnpickler):
     def find_class(self, module, name):
         """As on a server: nothing of this project is there."""
-        if module.partition(".")[0] in (OURS, "pipeline", "stores", "figures"):
+        if module.partition(".")[0] == "posttrace":
             raise TracerError(
                 f"the request names {module}.{name}, which a server does not have; please report it"
             )

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import torch
 from nnsight import TransformersModel
 
-from tracers.architecture import recognise
-from tracers.opening import OpenModel, empty_model, load_config, load_tokenizer
+from posttrace.tracers.architecture import recognise
+from posttrace.tracers.opening import OpenModel, empty_model, load_config, load_tokenizer
 
 TOLD = (
     *(

@@ -1,5 +1,0 @@
-"""`python -m pipeline ...` is `posttrace ...`."""
-
-from pipeline.cli import main
-
-main()

@@ -1,0 +1,5 @@
+"""`python -m posttrace ...` is `posttrace ...`."""
+
+from posttrace.pipeline.cli import main
+
+main()
