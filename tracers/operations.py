@@ -23,8 +23,8 @@ Tokens = Literal["statement", "last", "all"] | tuple[int, ...]
 
 Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Factor of a direction. A longer push leaves nothing of an activation, and its square is beyond float32."""
-Length = Annotated[float, Field(gt=0, le=1e6)]
-"""The same where it must be positive."""
+Length = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""The same where it must be positive; a shorter push is lost in rounding."""
 
 
 class Operation(BaseModel):
