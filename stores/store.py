@@ -309,13 +309,13 @@ class Store:
             StoreError: units are not done yet (says how many and which comes first), or were done and are no
                 longer what their markers say: those are forgotten, so that the next run does them again.
         """
-        pending = self.pending()
+        markers = self.progress.markers()
+        pending = [unit for unit in self.units.values() if unit.id not in markers]
         if pending:
             raise StoreError(
                 f"{self.url}: {len(pending)} of {len(self.units)} units are not done (first: "
                 f"{pending[0].id}); run the job again, then finalise"
             )
-        markers = self.progress.markers()
         sizes = {key: size for path in self.groups for key, size, _ in self.location.list(path)}
         self._refuse(lost(self, self.units.values(), markers, sizes))
         singles = self.progress.gather()

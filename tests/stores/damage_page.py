@@ -9,7 +9,13 @@ from tests.stores.faults import FAULTS, HARMLESS, OUTCOMES, Tally
 TEXT = """\
 # What damage costs
 
-This page is written by `{command}`; seeds are fixed. `tests/stores/test_faults.py` does a few dozen of each.
+This page is written by
+
+```
+{command}
+```
+
+with fixed seeds. `tests/stores/test_faults.py` does a few dozen of each.
 
 **A fault** changes one file of a store, or swaps two, in each way below and in each kind of file, in a finished store
 and in one that was killed half-way. Then `posttrace verify` looks at it, every group is opened and every array read,
@@ -40,8 +46,8 @@ file of its kind, the same bytes in the other store).
 
 A file "from a twin" is that of the same job on another machine, with other values; its mark of completeness says the
 same, and is left out. A twin's marker beside our data cannot be told from our marker beside a twin's data: that unit
-is done again. Notes ({harmless}) and chunks that a killed run left
-hold neither finished data nor what is done: damage to them need not be named, only do no harm.
+is done again. Notes ({harmless}) and chunks that a killed run left hold neither finished data nor
+what is done: damage to them need not be named, only do no harm.
 
 ## What stands behind it
 

@@ -145,9 +145,7 @@ def command_kills(folder: Path, count: int, seed: int = 0) -> Tally:
 def all_kills(folder: Path, in_folder: int, on_s3: int, commands: int) -> dict[str, Tally]:
     """By what was killed; numbers may be 0."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["zarr", "zarr.storage", "obstore.store", "posttrace.stores", "tests.stores.faults"]
-    )
+    context.set_forkserver_preload(["zarr", "zarr.storage", "obstore.store", "posttrace.stores"])
     folder.mkdir(parents=True)
     truth = faults.Stores(folder / "truth")
     found = {}
