@@ -195,7 +195,7 @@ def make_store(url: Path, model, case: Case, prompts):
 def read_all(model, case: Case, prompts, store) -> None:
     """Read every batch and have it written, as `pipeline.run` does."""
     from posttrace.pipeline.bits import as_stored
-    from posttrace.pipeline.run import Writer
+    from posttrace.pipeline.writer import Writer
     from posttrace.tracers.reading import read_statements
 
     options = dict(site="resid_post", layers=range(model.n_layers), answers=(1, 2), tokens=case.tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
@@ -27,19 +27,21 @@ FORMAT = 1
 """Raised when the same job begins to give other arrays, so that an old store is not continued."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
-    """One unit, the stage whose model must be open to do it, and what it costs."""
+    """One unit: what is done, with which stage's model, and after which others."""
 
     unit: Unit
+    kind: str
+    """What is done; a study has one method for each of its kinds."""
     stage: str | None
-    """None: the unit needs no model, only what is in the store or in files."""
+    """The stage whose model must be open. None: the unit reads only the store and files."""
     cells: int
     """Values of the patch grid (or prompts read, or rows computed) that the unit gives."""
-    reads: bool = False
-    """Whether the unit needs what earlier units wrote to the store."""
-    needs: tuple[str, ...] | None = None
-    """Ids of the units whose results it reads, all earlier ones if it does not say; these may be under way at once."""
+    needs: tuple[str, ...] = ()
+    """Ids of the units whose results it reads; they are in the store before it starts."""
+    about: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What else tells it from others of its kind: a set, a direction ..."""
 
 
 class Study(Protocol):
@@ -48,7 +50,7 @@ class Study(Protocol):
     job: Job
     groups: tuple[Group, ...]
     work: tuple[Work, ...]
-    """In the order that opens each model least often; a unit may read what earlier ones wrote."""
+    """In the order that opens each model least often; what a unit needs comes before it."""
     content: Mapping[str, Any]
     """Identity of everything that was read to make the plan: models, statement files."""
     gaps: frozenset[str]

@@ -29,7 +29,7 @@ def examine(job: Job) -> Iterator[Finding]:
 
 
 def _examine_server(job: Job) -> Iterator[Finding]:
-    from posttrace.pipeline.remote import open_stage, runner_of
+    from posttrace.pipeline.executors.server import open_stage, runner_of
     from posttrace.tracers.remote.server import configured
 
     findings = list(examine_server(configured()))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 
-from posttrace.pipeline import interrupts
+from posttrace.pipeline.executors import backend_of
 from posttrace.pipeline.job import Job
-from posttrace.pipeline.plan import Study, declaration, fingerprint, prepare
+from posttrace.pipeline.plan import Study, Work, declaration, fingerprint, prepare
 from posttrace.pipeline.progress import progress
 from posttrace.pipeline.provenance import provenance
-from posttrace.pipeline.record import recorded
+from posttrace.pipeline.scheduler import Scheduler
+from posttrace.pipeline.writer import Writer
 from posttrace.stores import Store
 from posttrace.tracers.cost import Cost
-from posttrace.tracers.opening import open_model, quiet_libraries, resolve_device
+from posttrace.tracers.opening import quiet_libraries, resolve_device
 
 
 def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:
@@ -56,92 +56,22 @@ def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:
     return store
 
 
-def _do(study: Study, left, store: Store, costs: dict[str, int], say) -> None:
+def _do(study: Study, left: Sequence[Work], store: Store, costs: Mapping[str, int], say) -> None:
     total = sum(costs.values())
-    with progress(total, total - sum(costs[w.unit.id] for w in left)) as advance, Writer(store) as writer:
-        if study.job.execution.backend == "remote":
-            from posttrace.pipeline.remote import do_remotely
-
-            def write(work, arrays, record, then):
-                writer.write(work.unit, arrays, record, then)
-                writer.wait()
-                advance(costs[work.unit.id], work.unit.id)
-
-            do_remotely(study, left, store, write, say)
-            return
-        stage, model = None, None
-        for work in left:
-            interrupts.check()
-            if work.stage not in (None, stage):
-                model = None  # let go of the old model before the next one takes its memory
-                with interrupts.noticed():
-                    stage, model = work.stage, _open(study.job, work.stage)
-            if work.reads:
-                writer.wait()
-            arrays, record = recorded(study, work, model if work.stage else None, store)
-            writer.write(work.unit, arrays, record)
-            advance(costs[work.unit.id], work.unit.id)
-
-
-class Writer:
-    """Writes units to the store while the next ones are computed; what was handed over is written or an error raised.
-
-    >>> with Writer(store) as writer:                              # doctest: +SKIP
-    ...     writer.write(unit, arrays, record)
-
-    One unit is written at a time and at most `AHEAD` wait, so that memory stays bounded.
-    """
-
-    AHEAD = 2
-
-    def __init__(self, store: Store):
-        self._store = store
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-        self._waiting: deque[Future] = deque()
-
-    def write(self, unit, arrays, record, then=lambda: None) -> None:
-        """Hand a unit over; waits while too many are not yet written, raises what an earlier one ran into.
-
-        then: called once the unit is in the store.
-        """
-        while len(self._waiting) >= self.AHEAD:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._write, unit, arrays, record, then))
-
-    def _write(self, unit, arrays, record, then) -> None:
-        self._store.write(unit, arrays, record=record)
-        then()
-
-    def wait(self) -> None:
-        """Until everything handed over is in the store; raises StoreError as `Store.write` does."""
-        while self._waiting:
-            self._waiting.popleft().result()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        """Finish what was handed over, also when the work ends in an error or in Ctrl-C."""
-        self._pool.shutdown(wait=True)
-        if kind is None:
-            self.wait()
-
-
-def _open(job: Job, stage: str):
-    checkpoint = job.family.stages[stage]
-    model = open_model(
-        checkpoint.model, revision=checkpoint.revision, device=job.execution.device, dtype=job.dtype
-    )
-    if job.execution.backend == "simulated":
-        from posttrace.tracers.remote.simulated import simulated
-
-        return simulated(model)
-    return model
+    done = total - sum(costs[work.unit.id] for work in left)
+    with progress(total, done) as advance, Writer(store) as writer:
+        Scheduler(
+            backend_of(study, store, say),
+            writer,
+            left,
+            advance=lambda work: advance(costs[work.unit.id], work.unit.id),
+            say=say,
+        ).run()
 
 
 def _where(job: Job) -> str:
     if job.execution.backend != "remote":
         return resolve_device(job.execution.device)
-    from posttrace.pipeline.remote import runner_of
+    from posttrace.pipeline.executors.server import runner_of
 
     return runner_of(job).server.host

@@ -112,10 +112,12 @@ class Confidence:
         """What needs no model first, then everything of one stage after the other."""
         stages, text = list(enumerate(self.job.stage_names)), f"{PATH}/{TEXT}"
         for i, stage in stages:
-            yield self._unit(f"{PATH}/weights/{stage}", PATH, {"model": (i, i + 1)}, WEIGHTS, None, 1)
+            region = {"model": (i, i + 1)}
+            yield self._unit("weights", f"{PATH}/weights/{stage}", PATH, region, WEIGHTS, None, 1)
         if self.documents:
             for i, stage in stages:
                 yield self._unit(
+                    "chosen",
                     f"{text}/chosen/{stage}",
                     text,
                     {"model": (i, i + 1)},
@@ -128,32 +130,35 @@ class Confidence:
             if self.documents:
                 n, size = len(self.documents), self.job.text.per_unit
                 region = {"model": (i, i + 1)}
-                yield self._unit(f"{text}/means/{stage}", text, region, MEANS, stage, n)
+                yield self._unit("means", f"{text}/means/{stage}", text, region, MEANS, stage, n)
                 for begin in range(0, n, size):
                     region = {"model": (i, i + 1), "document": (begin, min(begin + size, n))}
                     cells = len(kinds(self.job)) * (region["document"][1] - begin)
                     unit = f"{text}/ablation/{stage}/{begin:04d}"
                     needs = [f"{text}/chosen/{stage}", f"{text}/means/{stage}"]
-                    yield self._unit(unit, text, region, EFFECTS, stage, cells, needs)
+                    yield self._unit("ablation", unit, text, region, EFFECTS, stage, cells, needs)
             for asked in self.asked.values():
                 n, size = len(asked.statements), self.job.statements_per_unit
                 for begin in range(0, n, size):
                     region = {"model": (i, i + 1), "statement": (begin, min(begin + size, n))}
                     unit = f"{asked.path}/answers/{stage}/{begin:04d}"
-                    yield self._unit(unit, asked.path, region, ANSWERS, stage, region["statement"][1] - begin)
+                    cells = region["statement"][1] - begin
+                    yield self._unit("answers", unit, asked.path, region, ANSWERS, stage, cells)
 
-    def _unit(self, name, group, region, arrays, stage, cells, needs=()) -> Work:
-        return Work(Unit(name, group, region, arrays), stage, cells, bool(needs), tuple(needs))
+    def _unit(self, kind, name, group, region, arrays, stage, cells, needs=()) -> Work:
+        unit = Unit(name, group, region, arrays)
+        return Work(unit=unit, kind=kind, stage=stage, cells=cells, needs=tuple(needs))
 
     def run(self, work: Work, model, store) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Do one unit (see pipeline.plan.Study)."""
         make = {
-            WEIGHTS: self._weights,
-            ("ablated",): self._chosen,
-            MEANS: self._means,
-            EFFECTS: self._effects,
+            "weights": self._weights,
+            "chosen": self._chosen,
+            "means": self._means,
+            "ablation": self._effects,
+            "answers": self._answers,
         }
-        values = make.get(work.unit.arrays, self._answers)(work, model, store)
+        values = make[work.kind](work, model, store)
         values, checked = values if isinstance(values, tuple) else (values, {})
         return {name: value[None] for name, value in values.items()}, checked
 
@@ -219,11 +224,11 @@ class Confidence:
         """Forward passes and multiply-adds of a unit (see pipeline.plan.Study)."""
         neurons = self.neurons[self._stage(work)]
         hidden, unembed = neurons.hidden_size, neurons.vocabulary * neurons.hidden_size
-        if work.unit.arrays == WEIGHTS:
+        if work.kind == "weights":
             return Cost(0, unembed * hidden + neurons.n_neurons * hidden**2)
-        if work.unit.arrays == ("ablated",):
+        if work.kind == "chosen":
             return Cost()
-        if work.unit.group in self.asked:
+        if work.kind == "answers":
             begin, end = work.unit.region["statement"]
             prompts = self.asked[work.unit.group].prompts[work.stage][begin:end]
             prefixes = [len(prefix) for prefix in {p.prefix for p in prompts}]
@@ -234,7 +239,7 @@ class Confidence:
         rows = self.rows[work.stage][begin:end]
         tokens = sum(map(len, rows))
         once = run_cost(self.shape, [0], list(map(len, rows))) + Cost(0, tokens * unembed)
-        if work.unit.arrays == MEANS:
+        if work.kind == "means":
             return once
         # Each set of neurons is run twice: as it is, and with the final norm's scale frozen.
         runs = 2 * len(kinds(self.job))

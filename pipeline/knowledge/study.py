@@ -110,6 +110,7 @@ class Knowledge:
                             region={"source": (i, i + 1), "pair": (begin, end)},
                             arrays=("activation", "logit_diff_clean"),
                         ),
+                        kind="clean",
                         stage=stage,
                         cells=end - begin,
                     )
@@ -123,9 +124,9 @@ class Knowledge:
                             region={"target": (i, i + 1), "pair": (begin, end)},
                             arrays=grid_arrays(self.job),
                         ),
+                        kind="grid",
                         stage=stage,
                         cells=len(stages) * len(self.layers) * self.heads * sum(prepared.lengths[begin:end]),
-                        reads=True,
                         needs=tuple(f"{prepared.path}/clean/{name}/{begin:04d}" for name in stages),
                     )
 
@@ -139,7 +140,7 @@ class Knowledge:
         begin, end = work.unit.region["pair"]
         pairs = prepared.prompts[work.stage][begin:end]
         options = dict(site=self.job.site, layers=self.layers, answers=prepared.answers[work.stage])
-        if work.reads:
+        if work.kind == "grid":
             options["max_tokens"] = self.job.execution.max_tokens
             source = self._source(prepared, store, begin, end)
             if model.ships:
@@ -159,10 +160,10 @@ class Knowledge:
         pairs = prepared.prompts[work.stage][begin:end]
         prefixes = [len(prefix) for prefix in {clean.prefix for clean, _ in pairs}]
         lengths = [len(clean.statement) for clean, _ in pairs]
-        if not work.reads and one_pass([clean for clean, _ in pairs]):
+        if work.kind == "clean" and one_pass([clean for clean, _ in pairs]):
             return run_cost(self.shape, [0], [len(clean.ids) for clean, _ in pairs])
         total = run_cost(self.shape, prefixes, lengths)
-        if not work.reads:
+        if work.kind == "clean":
             return total
         if self.job.method == "attribution":
             total += Cost(0, 2 * total.multiply_adds)  # a backward pass costs about two forward ones
@@ -292,7 +293,7 @@ class Knowledge:
                     "tokens": f"{shortest}-{longest}" if shortest < longest else str(longest),
                     "roles": _roles(prepared),
                     "layers": len(self.layers),
-                    "cells": sum(w.cells for w in work if w.reads),
+                    "cells": sum(w.cells for w in work if w.kind == "grid"),
                     "forwards": cost.forwards,
                     "multiply-adds": f"{cost.multiply_adds:.2e}",
                     "activation bytes": n_values * self.dtype.itemsize,

@@ -22,7 +22,7 @@ def unit_cost(study: Refusal, work: Work) -> Cost:
     """
     if work.stage is None:
         return Cost()
-    _, kind, stage, *_ = work.unit.id.split("/")
+    kind, stage = work.kind, work.about["stage"]
     prompts, max_tokens = study.prompts[stage], study.job.execution.max_tokens or MAX_TOKENS
     lengths = {key: [len(p) for p in some] for key, some in prompts.ids.items()}
 

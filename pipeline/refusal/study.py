@@ -104,17 +104,16 @@ class Refusal:
 
     def run(self, work: Work, model, store) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Do one unit (see pipeline.plan.Study)."""
-        _, kind, stage, *rest = work.unit.id.split("/")
         do = {
             "directions": self._directions,
             "sweep": self._sweep,
             "selection": self._selection,
             "coefficient": self._coefficient,
             "answers": self._answers,
-        }[kind]
-        return do(work.unit, stage, rest, model, store)
+        }[work.kind]
+        return do(work, work.about["stage"], model, store)
 
-    def _directions(self, unit, stage, rest, model, store):
+    def _directions(self, work, stage, model, store):
         prompts, read = self.prompts[stage], self.job.read_at(self.positions)
         means = [
             model.run(mean_streams, prompts.ids[kind, "direction"], read, self.job.execution.max_tokens)
@@ -122,7 +121,7 @@ class Refusal:
         ]
         difference = means[0] - means[1]
         distance = difference.norm(dim=-1, keepdim=True)
-        check_finite(unit.id, self.job.dtype, {"direction": difference})
+        check_finite(work.unit.id, self.job.dtype, {"direction": difference})
         plain = [self._log_odds(model, stage, kind) for kind in KINDS]
         # Block 0 sees the same at a token of the template, whatever the instruction: there is no direction.
         distance = torch.where(distance > SAME * means[0].norm(dim=-1, keepdim=True), distance, 0.0)
@@ -144,9 +143,9 @@ class Refusal:
             max_tokens=self.job.execution.max_tokens,
         ).log_odds
 
-    def _sweep(self, unit, stage, rest, model, store):
-        prompts, layer = self.prompts[stage], int(rest[0])
-        region = {"model": unit.region["model"], "layer": (layer, layer + 1)}
+    def _sweep(self, work, stage, model, store):
+        prompts, region = self.prompts[stage], work.unit.region
+        layer = region["layer"][0]
         vectors = torch.from_numpy(store.read(PATH, "direction", region)[0, 0].copy())
         distance = store.read(PATH, "class_distance", region)[0, 0]
         usable = [
@@ -172,15 +171,15 @@ class Refusal:
             )
             for name, values in found.items():
                 values[usable] = getattr(effects, name).numpy()
-                check_finite(unit.id, self.job.dtype, {name: values[usable]})
+                check_finite(work.unit.id, self.job.dtype, {name: values[usable]})
         return {name: values[None, None] for name, values in found.items()}, {}
 
-    def _selection(self, unit, stage, rest, model, store):
+    def _selection(self, work, stage, model, store):
         if stage in self.job.choices:
             choice = self.job.choices[stage]
             layer, position, qualifies = choice.layer, choice.position, True
         else:
-            region = {"model": unit.region["model"]}
+            region = {"model": work.unit.region["model"]}
             means = [store.read(PATH, name, region)[0].mean(axis=-1, dtype=np.float64) for name in SWEEP]
             if not np.isfinite(sum(means)).any():
                 raise JobError(
@@ -212,7 +211,7 @@ class Refusal:
             )
         return layer, vector, distance
 
-    def _coefficient(self, unit, stage, rest, model, store):
+    def _coefficient(self, work, stage, model, store):
         layer, vector, distance = self._selected(store, stage)
         fixed = self.job.choices[stage].coefficient if stage in self.job.choices else None
         if not self.job.coefficient_search:
@@ -225,7 +224,7 @@ class Refusal:
                 stage,
                 prompts,
                 Steering(self.job.add(stage, layer, c), ((stage, vector),)),
-                f"{unit.id}/{i}",
+                f"{work.unit.id}/{i}",
             )[0]
             for i, c in enumerate(tried)
         ]
@@ -237,12 +236,12 @@ class Refusal:
             **{f"search_{name}": stacked[name][None] for name in ("refused", "log_odds", "unlikelihood")},
         }, {}
 
-    def _answers(self, unit, target, rest, model, store):
+    def _answers(self, work, target, model, store):
         """All that one direction does to one target: both interventions, for a block of prompts."""
-        name, (begin, end) = rest[0], unit.region["prompt"]
+        name, (begin, end) = work.about["direction"], work.unit.region["prompt"]
         prompts = [p for kind in KINDS for p in self.prompts[target].ids[kind, "test"]][begin:end]
         if name == "none":
-            found, record = self._answer(model, target, prompts, Steering(), unit.id)
+            found, record = self._answer(model, target, prompts, Steering(), work.unit.id)
             return {
                 key: np.repeat(found[key][None, None, None], len(self.names), axis=0) for key in ANSWERS
             }, record
@@ -254,10 +253,10 @@ class Refusal:
             vector = vector / vector.norm()
         elif name != target:
             _, vector, _ = self._selected(store, name)
-        coefficient = float(store.read(PATH, "coefficient", {"model": unit.region["target"]})[0])
+        coefficient = float(store.read(PATH, "coefficient", {"model": work.unit.region["target"]})[0])
         found = [
             self._answer(
-                model, target, prompts, Steering(steers, ((name, vector),)), f"{unit.id}/{intervention}"
+                model, target, prompts, Steering(steers, ((name, vector),)), f"{work.unit.id}/{intervention}"
             )
             for intervention, steers in [
                 ("ablation", self.job.ablate(name, self.sites[target])),
@@ -307,7 +306,7 @@ class Refusal:
         """A row per stage: prompts, tokens, cells, cost (see pipeline.plan.Study)."""
         rows = []
         for stage in self.job.stage_names:
-            work = [w for w in self.work if w.unit.id.split("/")[2] == stage]
+            work = [w for w in self.work if w.about["stage"] == stage]
             cost = sum(map(self.cost, work), Cost())
             lengths = [len(p) for some in self.prompts[stage].ids.values() for p in some]
             choice = self.job.choices.get(stage)

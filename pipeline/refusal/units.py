@@ -53,7 +53,10 @@ def planned(job: RefusalJob, splits: dict[str, Splits], n_layers: int, n_positio
                 "intervention": (0, 1),
                 "direction": (0, len(names)),
             }
-            yield _work("answers", target, region, ANSWERS, f"none/{begin:04d}", cells=end - begin, needs=())
+            rest = f"none/{begin:04d}"
+            yield _work(
+                "answers", target, region, ANSWERS, rest, cells=end - begin, needs=(), direction="none"
+            )
         both = (1, len(INTERVENTIONS))
         for d, name in enumerate(names):
             for begin in range(0, n, job.prompts_per_unit):
@@ -65,15 +68,19 @@ def planned(job: RefusalJob, splits: dict[str, Splits], n_layers: int, n_positio
                     "direction": (d, d + 1),
                 }
                 rest = f"{name}/{begin:04d}"
-                yield _work("answers", target, region, ANSWERS, rest, cells=2 * (end - begin), needs=chosen)
+                n_cells = 2 * (end - begin)
+                yield _work(
+                    "answers", target, region, ANSWERS, rest, cells=n_cells, needs=chosen, direction=name
+                )
 
 
-def _work(kind, stage, region, arrays, rest="", *, cells, needs, model=True) -> Work:
+def _work(kind, stage, region, arrays, rest="", *, cells, needs, model=True, **about) -> Work:
     unit_id = "/".join(filter(None, [PATH, kind, stage, rest]))
     return Work(
         unit=Unit(id=unit_id, group=PATH, region=region, arrays=arrays),
+        kind=kind,
         stage=stage if model else None,
         cells=cells,
-        reads=bool(needs),
         needs=tuple(f"{PATH}/{one}" for one in needs),
+        about={"stage": stage, **about},
     )

@@ -173,14 +173,18 @@ class Trace:
             for block in blocks:
                 unit = _unit(f"trace/source-{number}", patch.source, 0, block, groups)
                 runs[block].append(unit.id)
-                yield Work(unit, patch.source, block[1] - block[0])
+                yield Work(unit=unit, kind="source", stage=patch.source, cells=block[1] - block[0])
         for stage in reversed(job.stage_names):
             model = job.stage_names.index(stage)
             for path in groups:
                 for block in blocks if not path.startswith("trace/source") else ():
-                    cells = (block[1] - block[0]) * len(job.interventions)
-                    unit, needs = _unit(path, stage, model, block, groups), tuple(runs[block])
-                    yield Work(unit, stage, cells, reads=bool(needs), needs=needs)
+                    yield Work(
+                        unit=_unit(path, stage, model, block, groups),
+                        kind="run",
+                        stage=stage,
+                        cells=(block[1] - block[0]) * len(job.interventions),
+                        needs=tuple(runs[block]),
+                    )
 
     def run(self, work: Work, model, store) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Do one unit with its stage's model open (see pipeline.plan.Study)."""

@@ -22,7 +22,7 @@ from posttrace.pipeline.truthfulness import analysis, interventions
 from posttrace.pipeline.truthfulness.group import set_group, shown_names, summary_group
 from posttrace.pipeline.truthfulness.job import TruthfulnessJob
 from posttrace.pipeline.truthfulness.prepared import prepare_set
-from posttrace.pipeline.truthfulness.units import GAPS, kind_of, units, variants_of
+from posttrace.pipeline.truthfulness.units import GAPS, units, variants_of
 from posttrace.tracers.cost import Cost, run_cost, shape_of
 from posttrace.tracers.identity import model_identity
 from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
@@ -89,7 +89,7 @@ class Truthfulness:
     def run(self, work: Work, model, store) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Do one unit (see pipeline.plan.Study)."""
         job, sets = self.job, self.sets
-        kind, name = kind_of(work)
+        kind, name = work.kind, work.about["set"]
         if kind == "read":
             begin, end = work.unit.region["statement"]
             return {"activation": self._read(model, work, sets[name].bare[work.stage][begin:end])}, {}
@@ -119,7 +119,7 @@ class Truthfulness:
 
     def cost(self, work: Work) -> Cost:
         """Forward passes and multiply-adds of a unit, at most; the sample of whole passes aside."""
-        kind, name = kind_of(work)
+        kind, name = work.kind, work.about["set"]
         if work.stage is None:
             return Cost()
         if kind == "read":
@@ -160,7 +160,7 @@ class Truthfulness:
         """A row per set: statements, tokens, cells, cost (see pipeline.plan.Study)."""
         rows = []
         for name, prepared in self.sets.items():
-            work = [w for w in self.work if kind_of(w)[1] == name]
+            work = [w for w in self.work if w.about["set"] == name]
             cost = sum(map(self.cost, work), Cost())
             lengths = [len(p.ids) for p in next(iter(prepared.bare.values()))]
             rows.append(
@@ -170,7 +170,7 @@ class Truthfulness:
                     "true": sum(prepared.labels),
                     "tokens": f"{min(lengths)}-{max(lengths)}",
                     "layers": self.n_layers,
-                    "cells": sum(w.cells for w in work if w.stage and w.reads),
+                    "cells": sum(w.cells for w in work if w.stage and w.kind != "read"),
                     "forwards": cost.forwards,
                     "multiply-adds": f"{cost.multiply_adds:.2e}",
                 }

@@ -42,7 +42,8 @@ def units(
             for begin, end in _blocks(prepared, job.statements_per_read):
                 unit = f"{prepared.path}/read/{stage}/{begin:04d}"
                 region = {"model": (m, m + 1), "statement": (begin, end)}
-                yield Work(Unit(unit, prepared.path, region, ("activation",)), stage, end - begin)
+                declared = Unit(unit, prepared.path, region, ("activation",))
+                yield _of_set("read", name, declared, stage, end - begin)
                 read[name].append(unit)
     for name, prepared in sets.items():
         training = tuple(unit for one in training_sets(sets, name) for unit in read[one])
@@ -51,7 +52,7 @@ def units(
     for name, prepared in sets.items():
         training = tuple(unit for one in training_sets(sets, name) for unit in read[one])
         unit = Unit(f"{prepared.path}/probe/0000", prepared.path, {}, ("correct",))
-        yield Work(unit, None, len(prepared.statements), reads=True, needs=(*training, *read[name]))
+        yield _of_set("probe", name, unit, None, len(prepared.statements), (*training, *read[name]))
     for name, prepared in sets.items():
         needs = (f"{prepared.path}/probe/0000",)
         yield _summary(sets, "accuracy", name, ("accuracy",), None, len(prepared.statements), needs)
@@ -69,26 +70,16 @@ def units(
                 region = {"target": (t, t + 1), "statement": (begin, end)}
                 declared = Unit(unit, prepared.path, region, ("p_diff", *by_coefficient))
                 cells = (end - begin) * variants_of(job)
-                yield Work(declared, stage, cells, reads=True, needs=chosen[name])
+                yield _of_set("steer", name, declared, stage, cells, chosen[name])
                 pushed[name].append(unit)
             if shown[name]:
                 unit = f"{prepared.path}/complete/{stage}"
                 declared = Unit(unit, prepared.path, {"target": (t, t + 1)}, ("completion",))
                 cells = len(shown[name]) * len(shown_names(job))
-                yield Work(declared, stage, cells, reads=True, needs=chosen[name])
+                yield _of_set("complete", name, declared, stage, cells, chosen[name])
     arrays = (*EFFECTS, "effect_coefficient") if job.coefficient_sweep else EFFECTS
     for name, prepared in sets.items():
         yield _summary(sets, "effect", name, arrays, None, len(prepared.statements), tuple(pushed[name]))
-
-
-def kind_of(work: Work) -> tuple[str, str]:
-    """Kind of a unit, and the set that it is about.
-
-    >>> kind_of(next(units(job, sets, shown, tried)))                 # doctest: +SKIP
-    ('read', 'cities')
-    """
-    parts = work.unit.id.split("/")
-    return (parts[1], parts[2]) if work.unit.group == SUMMARY else (parts[2], parts[1])
 
 
 def variants_of(job: TruthfulnessJob) -> int:
@@ -104,7 +95,11 @@ def _summary(sets, kind: str, name: str, arrays, stage: str | None, cells: int, 
     """A unit of one set that is left out, in the group over all sets."""
     h = list(sets).index(name)
     unit = Unit(f"{SUMMARY}/{kind}/{name}", SUMMARY, {"held_out": (h, h + 1)}, tuple(arrays))
-    return Work(unit, stage, cells, reads=True, needs=needs)
+    return _of_set(kind, name, unit, stage, cells, needs)
+
+
+def _of_set(kind: str, name: str, unit: Unit, stage: str | None, cells: int, needs=()) -> Work:
+    return Work(unit=unit, kind=kind, stage=stage, cells=cells, needs=tuple(needs), about={"set": name})
 
 
 def _blocks(prepared: PreparedSet, block: int) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from posttrace.pipeline.run import Writer
+from posttrace.pipeline.writer import Writer
 from posttrace.stores import Array, Group, Store, StoreError, Unit
 from tests.pipeline.conftest import posttrace
 

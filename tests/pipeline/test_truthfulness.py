@@ -330,7 +330,7 @@ def test_units_come_after_those_that_they_read(job_file, family, tmp_path):
     for path in (job_file, swept):
         seen = set()
         for work in prepare(load_job(str(path))).work:
-            assert set(work.needs or ()) <= seen and bool(work.needs) == work.reads, work.unit.id
+            assert set(work.needs) <= seen and bool(work.needs) == (work.kind != "read"), work.unit.id
             seen.add(work.unit.id)
 
 

@@ -28,7 +28,7 @@ def variables(server):
 def processes():
     """Where processes come from that have everything imported already."""
     context = multiprocessing.get_context("forkserver")
-    modules = ("remote", "run", "knowledge.study")
+    modules = ("executors.server", "run", "knowledge.study")
     context.set_forkserver_preload([f"posttrace.pipeline.{module}" for module in modules])
     return context
 

@@ -1,0 +1,66 @@
+"""Run units in this process, one after the other."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from posttrace.pipeline import interrupts
+from posttrace.pipeline.job import Job
+from posttrace.pipeline.plan import Study, Work
+from posttrace.pipeline.record import recorded
+from posttrace.stores import Store
+from posttrace.tracers.opening import open_model
+
+
+class InlineExecutor(Executor):
+    """An executor that runs what is submitted at once, in the calling thread.
+
+    >>> InlineExecutor().submit(max, 1, 2).result()
+    2
+    """
+
+    def submit(self, fn, /, *args, **kwargs) -> Future:
+        """A future that is done. KeyboardInterrupt is no result: it ends the caller, too."""
+        future: Future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class InProcess:
+    """Units run one by one, with one model in memory; the first error ends the run (see `Backend`)."""
+
+    slots, in_order, fatal = 1, True, (Exception,)
+
+    def __init__(self, study: Study, store: Store):
+        self.pool = InlineExecutor()
+        self._study, self._store = study, store
+        self._stage, self._model = None, None
+
+    def do(self, work: Work) -> tuple[dict, dict[str, Any]]:
+        if work.stage not in (None, self._stage):
+            self._model = None  # let go of the old model before the next one takes its memory
+            with interrupts.noticed():
+                self._stage, self._model = work.stage, _open(self._study.job, work.stage)
+        return recorded(self._study, work, self._model if work.stage else None, self._store)
+
+    def stored(self, work: Work) -> None:
+        pass
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _open(job: Job, stage: str):
+    checkpoint = job.family.stages[stage]
+    model = open_model(
+        checkpoint.model, revision=checkpoint.revision, device=job.execution.device, dtype=job.dtype
+    )
+    if job.execution.backend == "simulated":
+        from posttrace.tracers.remote.simulated import simulated
+
+        return simulated(model)
+    return model

@@ -1,0 +1,115 @@
+"""Decide which unit starts next, and hand results to the writer: one loop, wherever the units run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+from posttrace.pipeline import interrupts
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.executors import Backend
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.writer import Writer
+from posttrace.tracers.errors import TracerError
+
+
+class Scheduler:
+    """Runs units on a backend; a unit starts once everything that it needs is in the store.
+
+    >>> Scheduler(backend, writer, study.work, advance=print, say=print).run()     # doctest: +SKIP
+
+    work: the units that are left, in the order of the plan. advance: called with each unit that was stored. say: where
+    lines for people go.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        writer: Writer,
+        work: Sequence[Work],
+        *,
+        advance: Callable[[Work], None],
+        say: Callable[[str], None],
+    ):
+        self._backend, self._writer = backend, writer
+        self._advance, self._say = advance, say
+        self._waiting = list(work)
+        self._running: dict[Future, Work] = {}
+        self._writing: dict[Future, Work] = {}
+        self._unfinished = {one.unit.id for one in work}
+        """Ids of units that are neither stored nor given up."""
+        self._failed: dict[str, str] = {}
+        """Id of a unit that was given up -> why."""
+
+    def run(self) -> None:
+        """Run every unit, or raise what ends the run; what was finished by then is written.
+
+        A backend that tolerates failures leaves a failed unit out, and those that need it; JobError names them at the
+        end. Raises TracerError, JobError, StoreError and KeyboardInterrupt.
+        """
+        try:
+            while self._waiting or self._running or self._writing:
+                interrupts.check()
+                self._start()
+                self._collect()
+        finally:
+            self._backend.close()
+        if self._failed:
+            lines = "\n".join(f"  {unit}: {_in_short(why)}" for unit, why in self._failed.items())
+            raise JobError(
+                f"{len(self._failed)} units failed, the others are in the store; run the command again to try them "
+                f"again\n{lines}"
+            )
+
+    def _start(self) -> None:
+        """Start what can be started, in the order of the plan."""
+        for work in list(self._waiting):
+            if len(self._running) >= self._backend.slots:
+                return
+            failed = next((unit for unit in work.needs if unit in self._failed), None)
+            if failed is not None:
+                self._waiting.remove(work)
+                self._give_up(work, f"it reads what {failed} would have written")
+            elif self._unfinished.isdisjoint(work.needs):
+                self._waiting.remove(work)
+                self._running[self._backend.pool.submit(self._backend.do, work)] = work
+            elif self._backend.in_order:
+                return
+
+    def _collect(self) -> None:
+        """Wait until something has finished, and deal with it."""
+        if not (self._running or self._writing):
+            return
+        done, _ = wait([*self._running, *self._writing], timeout=1.0, return_when=FIRST_COMPLETED)
+        for future in done:
+            if future in self._running:
+                self._computed(self._running.pop(future), future)
+            else:
+                self._stored(self._writing.pop(future), future)
+
+    def _computed(self, work: Work, future: Future) -> None:
+        try:
+            arrays, record = future.result()
+        except self._backend.fatal:
+            raise
+        except (TracerError, JobError) as error:
+            self._give_up(work, str(error))
+            return
+        self._writing[self._writer.write(work.unit, arrays, record)] = work
+
+    def _stored(self, work: Work, future: Future) -> None:
+        future.result()
+        self._backend.stored(work)
+        self._unfinished.discard(work.unit.id)
+        self._advance(work)
+
+    def _give_up(self, work: Work, why: str) -> None:
+        self._failed[work.unit.id] = why
+        self._unfinished.discard(work.unit.id)
+        self._say(f"{work.unit.id}: failed: {why}")
+
+
+def _in_short(why: str) -> str:
+    """The first line of an explanation, and the last one, which is what a traceback says."""
+    first, *others = why.strip().splitlines()
+    return " ".join([first, *others[-1:]])

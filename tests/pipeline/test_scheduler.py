@@ -1,0 +1,91 @@
+"""One loop runs units here and around a server: what they need is stored first, and a failure costs what it must."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.executors.inline import InlineExecutor
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.scheduler import Scheduler
+from posttrace.pipeline.writer import Writer
+from posttrace.stores import Array, Group, Store, Unit
+
+GROUP = Group("demo", {"pair": 8}, (Array("x", ("pair",), "float32", "nats", "a number", {"pair": 2}),))
+UNITS = [Unit(f"demo/{i}", "demo", {"pair": (2 * i, 2 * i + 2)}, ("x",)) for i in range(4)]
+
+
+def work(i, *needs):
+    names = tuple(f"demo/{n}" for n in needs)
+    return Work(unit=UNITS[i], kind="demo", stage=None, cells=1, needs=names)
+
+
+class Backend:
+    """Writes its number; some units fail. `seen`: what was in the store when a unit began."""
+
+    def __init__(self, store, pool, *, slots, in_order, fatal=(), failing=(), gate=None):
+        self.store, self.pool, self.slots, self.in_order, self.fatal = store, pool, slots, in_order, fatal
+        self.failing, self.gate, self.seen, self.kept, self.closed = failing, gate, {}, [], False
+
+    def do(self, one):
+        self.seen[one.unit.id] = self.store.done()
+        if self.gate is not None:
+            self.gate.wait(10)
+        if one.unit.id in self.failing:
+            raise JobError(f"{one.unit.id} is no good")
+        return {"x": np.full(2, int(one.unit.id[-1]), "float32")}, {}
+
+    def stored(self, one):
+        self.kept.append(one.unit.id)
+
+    def close(self):
+        self.closed = True
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.create(tmp_path / "s", [GROUP], UNITS, job={"study": "demo"}, fingerprint="1", provenance={})
+
+
+def run(store, backend, plan):
+    told = []
+    with Writer(store) as writer:
+        Scheduler(backend, writer, plan, advance=lambda one: told.append(one.unit.id), say=told.append).run()
+    return told
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_unit_begins_when_what_it_needs_is_stored(store, in_order):
+    pool = InlineExecutor() if in_order else ThreadPoolExecutor(3)
+    backend = Backend(store, pool, slots=1 if in_order else 3, in_order=in_order)
+    told = run(store, backend, [work(0), work(1, 0), work(2), work(3, 1, 2)])
+    assert {"demo/0"} <= backend.seen["demo/1"] and {"demo/1", "demo/2"} <= backend.seen["demo/3"]
+    assert sorted(told) == sorted(backend.kept) == [unit.id for unit in UNITS] == sorted(store.done())
+    assert list(backend.seen) == [unit.id for unit in UNITS] or not in_order
+    assert backend.closed
+
+
+def test_units_run_at_once_and_overtake_one_that_waits(store):
+    gate = threading.Barrier(2)  # passed only when two units are under way at once
+    backend = Backend(store, ThreadPoolExecutor(2), slots=2, in_order=False, gate=gate)
+    run(store, backend, [work(0), work(1, 0), work(2, 0), work(3)])
+    assert list(backend.seen)[:2] == ["demo/0", "demo/3"]
+
+
+def test_a_failure_costs_what_needs_it_and_nothing_else(store):
+    backend = Backend(store, ThreadPoolExecutor(2), slots=2, in_order=False, failing={"demo/0"})
+    with pytest.raises(
+        JobError, match=r"(?s)2 units failed.*demo/0: .* no good.*demo/1: it reads what demo/0"
+    ):
+        run(store, backend, [work(0), work(1, 0), work(2), work(3, 2)])
+    assert store.done() == {"demo/2", "demo/3"} and "demo/1" not in backend.seen and backend.closed
+
+
+def test_a_fatal_error_ends_the_run_and_what_was_handed_over_is_written(store):
+    backend = Backend(store, InlineExecutor(), slots=1, in_order=True, fatal=(Exception,), failing={"demo/2"})
+    with pytest.raises(JobError, match="demo/2 is no good"):
+        run(store, backend, [work(0), work(1, 0), work(2), work(3)])
+    assert store.done() == {"demo/0", "demo/1"} and "demo/3" not in backend.seen and backend.closed
