@@ -70,9 +70,14 @@ def run(
     if dry_run:
         _dry_run(loaded, url)
         return
-    from posttrace.pipeline.run import run_job
+    from posttrace.pipeline.finished import finished
 
-    run_job(loaded, url, overrides=overrides)
+    if (n := finished(loaded, url)) is not None:
+        print(f"{url}: {n} of {n} units were done; 0 to go", file=sys.stderr)
+    else:
+        from posttrace.pipeline.run import run_job
+
+        run_job(loaded, url, overrides=overrides)
     print(f"{url}: complete; next: posttrace figures {url} --out runs/figures")
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from posttrace.pipeline.executors import backend_of
+from posttrace.pipeline.finished import asked
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import Study, Work, declaration, fingerprint, prepare
 from posttrace.pipeline.progress import progress
@@ -36,7 +37,7 @@ def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:
         [w.unit for w in study.work],
         job=declaration(study),
         fingerprint=fingerprint(study),
-        provenance=provenance(_where(job), overrides),
+        provenance={**provenance(_where(job), overrides), "asked": asked(job)},
     )
     with store.lease():
         done = store.done()
