@@ -164,8 +164,8 @@ def confirm(values: np.ndarray, window: Window, written: Iterable[Part], place: 
 def refuse_lost(store: Store, path: str) -> Mapping[str, Any]:
     """Look whether a group can be trusted; returns the markers by unit.
 
-    Every metadata and coordinate file must be as it was made, and every chunk of the finished units there in the
-    size it was written with: one listing. What a writer may have left in doubt is read again.
+    The gathered metadata and every coordinate must be as they were made, and every chunk of the finished units there
+    in the size it was written with: one listing. What a writer may have left in doubt is read again.
 
     Raises:
         Damaged: names what is wrong and how many more.
@@ -192,15 +192,15 @@ def refuse_lost(store: Store, path: str) -> Mapping[str, Any]:
 
 
 def files_of(store: Store, group: Group) -> list[str]:
-    """Keys of the metadata and coordinate files that one group is read with."""
-    names = {"zarr.json", *(array.name for array in group.arrays)}
-    names |= {c["name"] for g in store.record["groups"] if g["path"] == group.path for c in g["coords"]}
+    """Keys of the files that one group is read with: its coordinates, and the metadata gathered at the root."""
+    coords = {c["name"] for g in store.record["groups"] if g["path"] == group.path for c in g["coords"]}
     inside = f"{group.path}/"
-    return [
-        key
-        for key in store.record["files"]
-        if key == "zarr.json" or (key.startswith(inside) and key.removeprefix(inside).split("/")[0] in names)
-    ]
+    found = ["zarr.json"]
+    for key in store.record["files"]:
+        parts = key.removeprefix(inside).split("/")
+        if key.startswith(inside) and parts[0] in coords and parts[1:] != ["zarr.json"]:
+            found.append(key)
+    return found
 
 
 def changed_files(store: Store, keys: Iterable[str]) -> Iterator[Problem]:
@@ -208,7 +208,7 @@ def changed_files(store: Store, keys: Iterable[str]) -> Iterator[Problem]:
     fix = f"`posttrace verify {store.url} --repair` or the next run of the job restores this file"
     have = store.location.get_many(keys)
     for key, data in have.items():
-        if data is None or hash_bytes(data) != store.record["files"][key]:
+        if data is None or hash_bytes(data) != store.record["files"].get(key):
             kind = "metadata" if data else "missing" if data is None else "empty"
             what = "the file is gone" if data is None else "changed since creation"
             group = next((path for path in store.groups if key.startswith(f"{path}/")), "")

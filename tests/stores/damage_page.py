@@ -53,7 +53,7 @@ what is done: damage to them need not be named, only do no harm.
 
 - Every chunk is written whole, decodes only if its checksum fits, and its size and the hash of its values are in the
   marker of its unit. `figures`, `report` and `open_group` look for every chunk of the finished units of a group, and
-  at its size (one listing), compare every metadata and coordinate file with its hash, and units that are read as a
+  at its size (one listing), compare the metadata and every coordinate with their hashes, and units that are read as a
   whole with theirs. `verify` reads everything.
 - The record, the list of finished units and all metadata and coordinates have a spare each. A lost marker is made
   from the data.

@@ -14,7 +14,7 @@ from pathlib import Path
 from posttrace.stores import Store, StoreError, repair, verify
 from posttrace.stores.location import Location
 from posttrace.stores.progress import RECORD
-from tests.stores import faults
+from tests.stores import faults, various
 from tests.stores.faults import OUTCOMES, Tally
 
 MOST = 200  # kills of one run: it ends by itself long before
@@ -34,12 +34,12 @@ def life(url: str, began, variables: dict[str, str]) -> None:
     """A run: create or resume, write what is left, finalise."""
     os.environ.update(variables)
     began.set()
-    store = faults.make(url)
+    store = various.make(url)
     with store.lease(interval=0.2, expiry=5):
-        faults.run(store)
+        various.run(store)
 
 
-def look(url: str, before: frozenset[str], truth: faults.Stores) -> tuple[dict[str, bool], frozenset[str]]:
+def look(url: str, before: frozenset[str], truth: various.Stores) -> tuple[dict[str, bool], frozenset[str]]:
     """What is wrong after a kill, and which units are done."""
     bad = dict.fromkeys(OUTCOMES, False)
     place = Location(url, create=True)
@@ -54,7 +54,7 @@ def look(url: str, before: frozenset[str], truth: faults.Stores) -> tuple[dict[s
     return bad, done
 
 
-def store_kills(count: int, truth: faults.Stores, url_of, variables=None, seed: int = 0) -> Tally:
+def store_kills(count: int, truth: various.Stores, url_of, variables=None, seed: int = 0) -> Tally:
     """Kill runs of the example at random moments between start and end."""
     context = multiprocessing.get_context("forkserver")
     rng, tally = random.Random(seed), Tally()
@@ -147,7 +147,7 @@ def all_kills(folder: Path, in_folder: int, on_s3: int, commands: int) -> dict[s
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["zarr", "zarr.storage", "obstore.store", "posttrace.stores"])
     folder.mkdir(parents=True)
-    truth = faults.Stores(folder / "truth")
+    truth = various.Stores(folder / "truth")
     found = {}
     if in_folder:
         found["a run into a folder"] = store_kills(in_folder, truth, lambda n: str(folder / f"kill{n}"))

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from tests.stores import example, faults, kills
+from tests.stores import example, faults, kills, various
 from tests.stores.damage_page import page
 
 
 def test_single_faults_lose_nothing_are_found_and_healed(tmp_path):
-    found = faults.faults(tmp_path, faults.Stores(tmp_path), count=36, seed=11)
+    found = faults.faults(tmp_path, various.Stores(tmp_path), count=36, seed=11)
     assert sum(tally.trials for tally in found.values()) == 36
     assert [line for tally in found.values() for line in tally.told] == []
     assert sum(tally.refused for tally in found.values()) > 6, "readers refuse what is damaged"
@@ -28,8 +28,8 @@ def test_kills_lose_nothing(tmp_path):
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
 def test_every_kind_of_file_is_among_those_that_are_damaged(tmp_path, state):
     """A new kind of file needs a name in `kind_of`, and with it its faults."""
-    stores = faults.Stores(tmp_path)
-    kinds = {faults.kind_of(key) for key in faults.keys(stores.sound[state])}
+    stores = various.Stores(tmp_path)
+    kinds = {various.kind_of(key) for key in faults.keys(stores.sound[state])}
     assert {
         "record",
         "metadata",
@@ -44,13 +44,13 @@ def test_every_kind_of_file_is_among_those_that_are_damaged(tmp_path, state):
 
 def test_the_counts_are_not_blind(tmp_path, monkeypatch):
     """Without the looks that this is about, faults are read wrong."""
-    stores = faults.Stores(tmp_path)
+    stores = various.Stores(tmp_path)
     monkeypatch.setattr("posttrace.stores.reading.refuse_lost", lambda store, path: store.progress.markers())
     monkeypatch.setattr("posttrace.stores.lazy.confirm", lambda *_: None)
     rng = random.Random(0)
     for key, fault in {
         f"{example.PATH}/logit_diff_clean/c/1/0": "deleted",
-        f"{faults.COUNTS}/a_bool/c/0": "deleted",
+        f"{various.COUNTS}/a_bool/c/0": "deleted",
         f"{example.PATH}/activation/c/1/0/0/0/0": "swapped with a sibling",
     }.items():
         bad, refused = faults.trial(tmp_path, stores, "finished", key, fault, rng)
