@@ -73,9 +73,9 @@ class _Loaded:
 
 def grid(bench: Bench) -> dict:
     """The exact patch grid of all pairs, in units of two sizes, beside the paper's loop, hooks and the floor."""
+    from posttrace.tracers.engines.patching import patch_grid
     from posttrace.tracers.errors import TracerError
-    from posttrace.tracers.oracle import check_sample
-    from posttrace.tracers.patching import patch_grid
+    from posttrace.tracers.oracles.patching import check_sample
 
     task = make_task(bench.shape)
     first = some_pairs(task, 1)
@@ -146,7 +146,7 @@ def grid(bench: Bench) -> dict:
 
 def _rounding(methods: dict, task, unit, cells, exact: list[float]) -> dict:
     """What separates a grid from one whole pass a cell, and whole passes in a batch from single ones (nats)."""
-    from posttrace.tracers.oracle import naive_rows
+    from posttrace.tracers.oracles.patching import naive_rows
 
     oracle = methods["naive oracle"]
     rows = [(layer, 0, token, oracle.source[0, pair, layer, token]) for pair, layer, token in cells]
@@ -228,9 +228,9 @@ def context(bench: Bench) -> dict:
 
 def halving(bench: Bench) -> dict:
     """The grid of some pairs with all the memory it wants, and with next to none beyond the weights."""
-    from posttrace.tracers import patching
-    from posttrace.tracers.patching import patch_grid
-    from posttrace.tracers.reading import read_statements
+    from posttrace.tracers.engines import patching
+    from posttrace.tracers.engines.activations import read_statements
+    from posttrace.tracers.engines.patching import patch_grid
 
     shape = replace(bench.shape, pairs=min(64, bench.shape.pairs))
     task, model = make_task(shape), _wrapped(bench)
@@ -323,7 +323,7 @@ def trained(bench: Bench) -> dict:
 def _place_of(device: str) -> str:
     """Where a model lies that was asked for on a device."""
     from posttrace.pipeline.spec import families
-    from posttrace.tracers.opening import open_model
+    from posttrace.tracers.models.loading import open_model
 
     return str(open_model(families()["embedded"]["base"], device=device).device)
 
@@ -400,7 +400,7 @@ def analysis(bench: Bench) -> dict:
 
 
 def _wrapped(bench: Bench):
-    from posttrace.tracers.opening import wrap
+    from posttrace.tracers.models.loading import wrap
 
     return wrap(bench.weights, tokenizer(bench.shape.vocab), name="random", check=False)
 

@@ -73,9 +73,10 @@ def compare(
     import torch
 
     from benchmarks.floor import synchronize
-    from posttrace.tracers.generation import Openings, Steering, generate, left_padded
-    from posttrace.tracers.opening import wrap
-    from posttrace.tracers.steering import ablation
+    from posttrace.tracers.batching.padding import left_padded
+    from posttrace.tracers.engines.generation import Openings, Steering, generate
+    from posttrace.tracers.engines.steering import ablation
+    from posttrace.tracers.models.loading import wrap
 
     torch.set_num_threads(threads)
     module = module or random_module(shape, device=device, dtype=dtype)
@@ -182,7 +183,7 @@ def hooks(module, unit, needed: bool):
 def _without_cache(nn, texts, unit, new_tokens: int):
     import torch
 
-    from posttrace.tracers.generation import left_padded
+    from posttrace.tracers.batching.padding import left_padded
 
     texts = [list(text) for text in texts]
     for _ in range(new_tokens):

@@ -54,7 +54,7 @@ def compare(shape: Shape, *, rounds: int, device: str, dtype: str, threads: int,
     import torch
 
     from benchmarks.floor import synchronize
-    from posttrace.tracers.opening import wrap
+    from posttrace.tracers.models.loading import wrap
 
     torch.set_num_threads(threads)
     module = module or random_module(shape, device=device, dtype=dtype)

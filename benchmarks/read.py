@@ -59,7 +59,7 @@ def main(
     import torch
 
     from posttrace.pipeline.spec import families
-    from posttrace.tracers.opening import open_model
+    from posttrace.tracers.models.loading import open_model
 
     torch.set_num_threads(threads)
     rounds = rounds or (3 if quick else 15)
@@ -147,7 +147,7 @@ def make_prompts(model, case: Case, batches: int) -> list[list]:
 
     from posttrace.pipeline.spec import StatementSet
     from posttrace.pipeline.statements import read_set
-    from posttrace.tracers.alignment import encode
+    from posttrace.tracers.prompts import encode
 
     statements = [
         s for name in ("cities", "animal_class") for s in read_set(StatementSet.model_validate(name))
@@ -196,7 +196,7 @@ def read_all(model, case: Case, prompts, store) -> None:
     """Read every batch and have it written, as `pipeline.run` does."""
     from posttrace.pipeline.bits import as_stored
     from posttrace.pipeline.writer import Writer
-    from posttrace.tracers.reading import read_statements
+    from posttrace.tracers.engines.activations import read_statements
 
     options = dict(site="resid_post", layers=range(model.n_layers), answers=(1, 2), tokens=case.tokens)
     with Writer(store) as writer:
@@ -209,7 +209,7 @@ def largest_difference(model, prompts) -> float:
     """Largest difference of what is read to what hooks on the plain model see, at the last token of one batch."""
     import torch
 
-    from posttrace.tracers.reading import read_statements
+    from posttrace.tracers.engines.activations import read_statements
 
     kept = []
     hooks = [

@@ -80,10 +80,10 @@ def measure(big: Path, tiny: Path, threads: int) -> None:
     """Read the neurons of `big` in this process, after those of `tiny`, and print the record as JSON."""
     import torch
 
-    from posttrace.tracers.checkpoint import Checkpoint
-    from posttrace.tracers.neurons import find_neurons
-    from posttrace.tracers.opening import empty_model, quiet_libraries
-    from posttrace.tracers.weights import neuron_weights
+    from posttrace.tracers.models.entropy_neurons import neuron_weights
+    from posttrace.tracers.models.loading import empty_model, quiet_libraries
+    from posttrace.tracers.models.mlp_neurons import find_neurons
+    from posttrace.tracers.models.safetensors import Checkpoint
 
     quiet_libraries()
     torch.set_num_threads(threads)
@@ -117,7 +117,7 @@ def make_checkpoint(folder: Path, sizes: dict, shard_bytes: int) -> tuple[int, i
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
-    from posttrace.tracers.opening import empty_model
+    from posttrace.tracers.models.loading import empty_model
 
     folder.mkdir()
     LlamaConfig(

@@ -23,7 +23,7 @@ names for --only (a study's name means all of its figures):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 2 a mistake told in one line.
+    """Run the command and return its exit status: 0 if done, 2 after an error, printed as one line.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""What a figure function yields: a drawing with its words. (Tables are in `figures.tables`.)"""
+"""A figure with its captions, as figure functions yield it. (Tables are in `figures.tables`.)"""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure, where it goes and what is said about it."""
+    """A figure with its output path, heading, caption and alt text."""
 
     name: str
     """`study/set/kind`: the path under the output folder, without ending."""

@@ -1,4 +1,4 @@
-"""What a user can get wrong when drawing, said in one line."""
+"""The error raised when a figure cannot be drawn."""
 
 
 class FigureError(Exception):

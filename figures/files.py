@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of output files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def contained(folder: Path, relative: str) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file beside its place and move it there, so that a reader never sees half of it.
+    """Write a temporary file next to its destination, then rename it, so that a reader never sees half of it.
 
     Example
     -------

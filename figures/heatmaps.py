@@ -60,8 +60,14 @@ def heatmap_grid(
         len(labels), len(layers), max(len(p.title) for row in panels for p in row)
     )
     with theme.look():
-        figure = theme.new_figure(0.95 + columns * width, 0.75 + rows * (height + 0.22))
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+        figure = theme.new_figure(
+            0.95 + columns * width,
+            0.75 + rows * (height + 0.22),
+            w_pad=0.03,
+            h_pad=0.03,
+            wspace=0.02,
+            hspace=0.02,
+        )
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for row, row_axes in zip(panels, axes, strict=True):
             for panel, ax in zip(row, row_axes, strict=True):
@@ -122,8 +128,8 @@ def _label_tokens(ax: Axes, labels: Sequence[str], key_columns: Sequence[int]) -
 
 def _label_layers(ax: Axes, layers: Sequence[int]) -> None:
     step = max(1, -(-len(layers) // 8))
-    positions = np.arange(0, len(layers), step)
-    ax.set_yticks(positions + 0.5, [str(layers[i]) for i in positions], rotation=0)
+    positions = range(0, len(layers), step)
+    ax.set_yticks([i + 0.5 for i in positions], [str(layers[i]) for i in positions], rotation=0)
     ax.tick_params(axis="y", labelleft=True, left=True)
     ax.set_ylabel("layer", labelpad=2)
 

@@ -1,4 +1,4 @@
-"""The report: one HTML page with everything in it and nothing from outside."""
+"""The report: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrace.figures.drawing import Drawing
-from posttrace.figures.knowledge.patchgrid import ESTIMATE
 from posttrace.figures.published import PAPER, PAPER_TITLE
 from posttrace.figures.registry import STUDIES
-from posttrace.figures.source import Source
+from posttrace.figures.store_reader import Source
+from posttrace.figures.studies.knowledge.data import ESTIMATE
 from posttrace.figures.tables import Table
 from posttrace.figures.theme import DPI
 
@@ -40,7 +40,7 @@ class Page:
 
     Example
     -------
-    >>> from posttrace.figures.source import open_source
+    >>> from posttrace.figures.store_reader import open_source
     >>> page = Page(open_source("runs/knowledge"))
     >>> page.add(table, {})
     >>> page.content()[:15]
@@ -95,9 +95,10 @@ class Page:
     def _guides(self, studies: Mapping[str, Any]) -> Iterator[str]:
         for name in studies:
             if name in STUDIES:
-                yield STUDIES[name].guide
-                if self._estimated():
-                    yield STUDIES[name].estimate_guide
+                study = STUDIES[name]
+                yield study.guide
+                if study.estimate_guide is not None and self._estimated():
+                    yield study.estimate_guide
 
     def _estimated(self) -> list[str]:
         """Sets whose values are estimates."""

@@ -1,4 +1,4 @@
-"""Numbers that a paper reports, shown beside ours for reference: another model, other data, no intervals.
+"""Numbers from a paper, shown next to ours for reference: another model, other data, no intervals.
 
 Source: Du et al. 2025, "How Post-Training Reshapes LLMs" (arXiv 2504.02904), tables on knowledge storage, probe
 transfer, truthful intervention and others.
@@ -41,10 +41,13 @@ ENTROPY_NEURONS = {
 """Models -> overlapping entropy neurons out of 10, and average ratio difference."""
 
 REFUSAL = {
-    "base": {"harmful": (0.21, 0.17, None), "harmless": (0.01, 0.59, None)},
-    "instruct": {"harmful": (0.98, 0.01, 0.95), "harmless": (0.0, 1.0, 0.08)},
+    "base": {"harmful": {"baseline": 0.21, "own": 0.17}, "harmless": {"baseline": 0.01, "own": 0.59}},
+    "instruct": {
+        "harmful": {"baseline": 0.98, "own": 0.01, "base": 0.95},
+        "harmless": {"baseline": 0.0, "own": 1.0, "base": 0.08},
+    },
 }
-"""Stage -> instructions -> share of refusals: baseline, own direction, base's direction."""
+"""Stage -> instructions -> share of refusals: baseline, with the stage's own direction, with base's direction."""
 
 TRUTH_SETS = ("cities", "sp_en_trans", "inventors", "animal_class", "element_symb", "facts")
 """Statement sets of the truthfulness tables, in the paper's order."""

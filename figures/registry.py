@@ -1,4 +1,4 @@
-"""What can be drawn. A new study is one entry in STUDIES: how to read its groups, and the functions that draw them."""
+"""The figures and tables of every study. A new study is one entry in STUDIES: its reader, guide and figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Figure:
     description: str
     """One line for `posttrace ls figures`."""
     function: str
-    """`module:function`, imported when drawn: takes the study's groups as read and yields Drawing and Table."""
+    """`module:function`, imported when drawn: takes the study's groups as read, yields Drawing and Table."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Study:
     """How the groups of one study become figures."""
 
     reader: str
-    """`module:function`, imported when read: opened group (xarray Dataset) -> what the figures of this study take."""
+    """`module:function`, imported when read: opened group (xarray Dataset) -> a `group.Group`."""
     guide: str
     """`module:constant`: (heading, text) for each kind of figure, for readers of the page."""
     figures: tuple[Figure, ...]
@@ -36,204 +36,204 @@ class Study:
 
 STUDIES: dict[str, Study] = {
     "knowledge": Study(
-        reader="posttrace.figures.knowledge.patchgrid:PatchGrid.from_dataset",
-        guide="posttrace.figures.knowledge.maps:GUIDE",
-        estimate_guide="posttrace.figures.knowledge.maps:ESTIMATE_GUIDE",
+        reader="posttrace.figures.studies.knowledge.data:PatchGrid.from_dataset",
+        guide="posttrace.figures.studies.knowledge.guide:GUIDE",
+        estimate_guide="posttrace.figures.studies.knowledge.guide:ESTIMATE_GUIDE",
         figures=(
             Figure(
                 "knowledge/judgement",
                 "table: unpatched logit differences and the share of pairs that the model judges right",
-                "posttrace.figures.knowledge.tables:judgement",
+                "posttrace.figures.studies.knowledge.tables:judgement",
             ),
             Figure(
                 "knowledge/statistics",
                 "tables: correlation, max difference and K between patching matrices, with 95 % intervals",
-                "posttrace.figures.knowledge.tables:statistics",
+                "posttrace.figures.studies.knowledge.tables:statistics",
             ),
             Figure(
                 "knowledge/attribution",
                 "of attribution patching, table and scatter: estimate against exact values, and the largest miss",
-                "posttrace.figures.knowledge.attribution:attribution",
+                "posttrace.figures.studies.knowledge.attribution:attribution",
             ),
             Figure(
                 "knowledge/heatmaps",
                 "normalised patching heat maps, a panel for each source and target stage",
-                "posttrace.figures.knowledge.maps:heatmaps",
+                "posttrace.figures.studies.knowledge.heatmaps:heatmaps",
             ),
             Figure(
                 "knowledge/heatmaps_raw",
                 "the same heat maps as mean logit difference, not normalised, one colour scale",
-                "posttrace.figures.knowledge.maps:heatmaps_raw",
+                "posttrace.figures.studies.knowledge.heatmaps:heatmaps_raw",
             ),
             Figure(
                 "knowledge/differences",
                 "differences of normalised maps: storage minus base's, transfer minus the target's own",
-                "posttrace.figures.knowledge.maps:differences",
+                "posttrace.figures.studies.knowledge.differences:differences",
             ),
             Figure(
                 "knowledge/differences_raw",
                 "the same differences as mean logit difference, not normalised",
-                "posttrace.figures.knowledge.maps:differences_raw",
+                "posttrace.figures.studies.knowledge.differences:differences_raw",
             ),
             Figure(
                 "knowledge/heads",
-                "of single attention heads (site head_out), change by patching each: layer x head, by token role",
-                "posttrace.figures.knowledge.heads:heads",
+                "of single attention heads (site z), change by patching each: layer x head, by token role",
+                "posttrace.figures.studies.knowledge.heads:heads",
             ),
             Figure(
                 "knowledge/recovery",
                 "lines: share of the clean-corrupt gap recovered at subject, object, last and other tokens, "
                 "by layer",
-                "posttrace.figures.knowledge.recovery:recovery",
+                "posttrace.figures.studies.knowledge.recovery:recovery",
             ),
         ),
     ),
     "confidence": Study(
-        reader="posttrace.figures.confidence.results:read",
-        guide="posttrace.figures.confidence.results:GUIDE",
+        reader="posttrace.figures.studies.confidence.data:read",
+        guide="posttrace.figures.studies.confidence.guide:GUIDE",
         figures=(
             Figure(
                 "confidence/overlap",
                 "tables: candidate entropy neurons that stages share, expected by chance, and for other thresholds",
-                "posttrace.figures.confidence.overlap:overlaps",
+                "posttrace.figures.studies.confidence.tables:overlaps",
             ),
             Figure(
                 "confidence/candidates",
                 "table: the candidates of every stage with their norm and LogitVar",
-                "posttrace.figures.confidence.overlap:chosen",
+                "posttrace.figures.studies.confidence.tables:candidate_lists",
             ),
             Figure(
                 "confidence/ablation",
                 "table: change of entropy and loss by ablating candidates and random neurons, norm frozen or not",
-                "posttrace.figures.confidence.effects:ablation",
+                "posttrace.figures.studies.confidence.tables:ablation",
             ),
             Figure(
                 "confidence/calibration",
                 "table: accuracy, confidence and expected calibration error of the answers, with intervals",
-                "posttrace.figures.confidence.calibration:calibration",
+                "posttrace.figures.studies.confidence.tables:calibration",
             ),
             Figure(
                 "confidence/stages",
                 "table: candidates that stages share, beside how their confidence differs",
-                "posttrace.figures.confidence.overlap:beside",
+                "posttrace.figures.studies.confidence.tables:stages_compared",
             ),
             Figure(
                 "confidence/scatter",
                 "norm against LogitVar with marginals, two stages side by side, shared candidates linked",
-                "posttrace.figures.confidence.scatter:scatter",
+                "posttrace.figures.studies.confidence.scatter:scatter",
             ),
             Figure(
                 "confidence/changes",
                 "strips: change of entropy and loss by ablating candidates and random neurons",
-                "posttrace.figures.confidence.effects:changes",
+                "posttrace.figures.studies.confidence.changes:changes",
             ),
             Figure(
                 "confidence/reliability",
                 "reliability curves: accuracy against confidence, for every set and stage",
-                "posttrace.figures.confidence.calibration:reliability",
+                "posttrace.figures.studies.confidence.reliability:reliability",
             ),
         ),
     ),
     "refusal": Study(
-        reader="posttrace.figures.refusal.results:Refusal.from_dataset",
-        guide="posttrace.figures.refusal.results:GUIDE",
+        reader="posttrace.figures.studies.refusal.data:Refusal.from_dataset",
+        guide="posttrace.figures.studies.refusal.guide:GUIDE",
         figures=(
             Figure(
                 "refusal/scores",
                 "tables: share of refusals, log-odds and text scores, baseline against every direction, with intervals",
-                "posttrace.figures.refusal.tables:scores",
+                "posttrace.figures.studies.refusal.tables:scores",
             ),
             Figure(
                 "refusal/selection",
                 "table: layer, position and coefficient of every stage's direction",
-                "posttrace.figures.refusal.tables:selection",
+                "posttrace.figures.studies.refusal.tables:selection",
             ),
             Figure(
                 "refusal/completions",
                 "table: answers side by side, with and without each direction",
-                "posttrace.figures.refusal.completions:completions",
+                "posttrace.figures.studies.refusal.tables:completions",
             ),
             Figure(
                 "refusal/sweep",
                 "lines: bypass, induce and KL of the direction of every layer and position",
-                "posttrace.figures.refusal.sweep:sweep",
+                "posttrace.figures.studies.refusal.sweep:sweep",
             ),
             Figure(
                 "refusal/cosines",
                 "heat maps: cosine similarity of the stages' directions, layer by position",
-                "posttrace.figures.refusal.sweep:cosines",
+                "posttrace.figures.studies.refusal.cosines:cosines",
             ),
             Figure(
                 "refusal/coefficients",
                 "lines: refusals, log-odds and text against the length of what is added",
-                "posttrace.figures.refusal.sweep:coefficients",
+                "posttrace.figures.studies.refusal.coefficients:coefficients",
             ),
         ),
     ),
     "trace": Study(
-        reader="posttrace.figures.trace.tables:TraceGroup",
-        guide="posttrace.figures.trace.tables:GUIDE",
+        reader="posttrace.figures.studies.trace.data:TraceGroup",
+        guide="posttrace.figures.studies.trace.guide:GUIDE",
         figures=(
             Figure(
                 "trace/next_tokens",
                 "table: the most probable next tokens of each prompt, with and without the operations",
-                "posttrace.figures.trace.tables:next_tokens",
+                "posttrace.figures.studies.trace.tables:next_tokens",
             ),
             Figure(
                 "trace/completions",
                 "table: what every stage goes on to say, with and without the steers (jobs that generate)",
-                "posttrace.figures.trace.tables:completions",
+                "posttrace.figures.studies.trace.tables:completions",
             ),
         ),
     ),
     "truthfulness": Study(
-        reader="posttrace.figures.truthfulness.source:read",
-        guide="posttrace.figures.truthfulness.guide:GUIDE",
+        reader="posttrace.figures.studies.truthfulness.data:read",
+        guide="posttrace.figures.studies.truthfulness.guide:GUIDE",
         figures=(
             Figure(
                 "truthfulness/accuracies",
                 "tables: accuracy of own and transferred probes on the sets left out, and between all stages",
-                "posttrace.figures.truthfulness.tables:accuracies",
+                "posttrace.figures.studies.truthfulness.tables:accuracies",
             ),
             Figure(
                 "truthfulness/effects_table",
                 "table: intervention effects of own, transferred and random directions",
-                "posttrace.figures.truthfulness.tables:effects",
+                "posttrace.figures.studies.truthfulness.tables:effects",
             ),
             Figure(
                 "truthfulness/completions",
                 "table: sample completions before and after interventions",
-                "posttrace.figures.truthfulness.completions:completions",
+                "posttrace.figures.studies.truthfulness.tables:completions",
             ),
             Figure(
                 "truthfulness/effects",
                 "dots: intervention effects beside those of random directions",
-                "posttrace.figures.truthfulness.points:effects_beside_random",
+                "posttrace.figures.studies.truthfulness.effects:effects_against_random",
             ),
             Figure(
                 "truthfulness/coefficients",
                 "lines: intervention effect by coefficient, where a job asked for several",
-                "posttrace.figures.truthfulness.lines:effect_by_coefficient",
+                "posttrace.figures.studies.truthfulness.coefficients:effect_by_coefficient",
             ),
             Figure(
                 "truthfulness/accuracy",
                 "lines: probe accuracy on the sets left out, by layer",
-                "posttrace.figures.truthfulness.lines:accuracy_by_layer",
+                "posttrace.figures.studies.truthfulness.accuracy:accuracy_by_layer",
             ),
             Figure(
                 "truthfulness/cosine",
                 "lines: cosine of the stages' truth directions, by layer",
-                "posttrace.figures.truthfulness.lines:cosine_by_layer",
+                "posttrace.figures.studies.truthfulness.cosine:cosine_by_layer",
             ),
             Figure(
                 "truthfulness/layers",
                 "lines: what the layers were chosen by, on the training sets",
-                "posttrace.figures.truthfulness.choice:choice_of_layers",
+                "posttrace.figures.studies.truthfulness.layers:choice_of_layers",
             ),
             Figure(
                 "truthfulness/projection",
                 "scatter: activations along the truth direction, by label and stage",
-                "posttrace.figures.truthfulness.points:projections",
+                "posttrace.figures.studies.truthfulness.projection:projections",
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""From a store to files: every figure and table that its groups can give, and the page that holds them."""
+"""Render a store: write every figure and table that its groups allow, and the report page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from posttrace.figures.errors import FigureError
 from posttrace.figures.files import contained, output_folder, write_whole
 from posttrace.figures.registry import STUDIES, Figure, chosen
-from posttrace.figures.source import Source, open_source
+from posttrace.figures.store_reader import Source, open_source
 
 if TYPE_CHECKING:
     from posttrace.figures.drawing import Drawing

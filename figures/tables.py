@@ -40,7 +40,7 @@ class Block:
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table as read (blocks) and as computed with (tidy)."""
 

@@ -1,4 +1,4 @@
-"""The look of every figure, and files with the same bytes each time.
+"""The look of every figure, and reproducible image files.
 
 Differences and raw logit differences use cmcrameri's `vik` centred on 0 (red: towards TRUE, blue: towards
 FALSE). Normalised maps (0 ... 1) use the upper half of `vik` in eleven steps, from its neutral centre to dark
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.axis import Axis
+    from matplotlib.colors import Colormap, ListedColormap, Normalize
     from matplotlib.figure import Figure
 
 DPI = 200
@@ -93,12 +94,34 @@ def look() -> AbstractContextManager:
     return style.context([LOOK], after_reset=True)
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, inches, outside pyplot's global state. Call it inside `look()`."""
-    from matplotlib.figure import Figure
+def new_figure(
+    width: float,
+    height: float,
+    *,
+    w_pad: float | None = None,
+    h_pad: float | None = None,
+    wspace: float | None = None,
+    hspace: float | None = None,
+) -> Figure:
+    """Return an empty figure, inches, outside pyplot's global state. Call it inside `look()`.
 
+    w_pad, h_pad, wspace, hspace: room around and between its axes, as in matplotlib's constrained layout.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=w_pad, h_pad=h_pad, wspace=wspace, hspace=hspace)
     # No canvas: seaborn.heatmap draws the whole figure on it after each panel to look for overlapping labels.
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def whole_numbers(axis: Axis, **options: int) -> None:
+    """Let the ticks of an axis with matplotlib's usual spacing lie at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator = axis.get_major_locator()
+    assert isinstance(locator, MaxNLocator), f"{locator} spaces its ticks otherwise"
+    locator.set_params(integer=True, **options)
 
 
 def encode(figure: Figure, kind: str) -> bytes:
@@ -119,7 +142,7 @@ def encode(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def vik(levels: int = 255) -> Colormap:
+def vik(levels: int = 255) -> ListedColormap:
     """Return cmcrameri's diverging map `vik`, blue below and red above its neutral centre, in an odd number of levels.
 
     Example
@@ -142,7 +165,7 @@ def normalised_scale(label: str = "normalised effect") -> Scale:
     """Return the scale of normalised maps: eleven steps, 0 to 1, upper half of `vik`."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    colours = ListedColormap(vik(21).colors[10:], name="vik_upper_11")
+    colours = ListedColormap(np.asarray(vik(21).colors)[10:], name="vik_upper_11")
     return Scale(colours, BoundaryNorm(np.arange(12) / 10 - 0.05, 11), (0, 0.2, 0.4, 0.6, 0.8, 1.0), label)
 
 

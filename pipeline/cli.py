@@ -250,14 +250,14 @@ def _listing(what: str):
 
 def _dry_run(job, url: str) -> None:
     from posttrace.pipeline.plan import prepare
-    from posttrace.tracers.opening import quiet_libraries
+    from posttrace.tracers.models.loading import quiet_libraries
 
     quiet_libraries()
     study = prepare(job)
     rows = study.summary()
     columns = list(rows[0])
-    for cells in [columns, *([row[c] for c in columns] for row in rows)]:
-        print("  ".join(f"{c:>14}" for c in map(_shown, cells)))
+    for line in [columns, *([row[c] for c in columns] for row in rows)]:
+        print("  ".join(f"{c:>14}" for c in map(_shown, line)))
     cells = sum(w.cells for w in study.work)
     print(f"{len(study.work)} units, {cells:,} cells, into {url}; stages: {', '.join(job.stage_names)}")
 

@@ -10,7 +10,7 @@ from posttrace.pipeline.job import Job
 from posttrace.pipeline.statements import file_hash
 from posttrace.stores import StoreError, summary
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.identity import model_identity
+from posttrace.tracers.models.identity import model_identity
 from posttrace.tracers.operations import canonical_hash
 
 

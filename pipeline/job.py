@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import MB, absolute, read_text
@@ -82,7 +83,7 @@ def check_job(raw: dict, name: str) -> Job:
         raise JobError("\n".join([*said[:MISTAKES], *more])) from None
 
 
-def _explain(kind: type[Job], error: dict) -> str:
+def _explain(kind: type[Job], error: ErrorDetails) -> str:
     kinds = ("tuple[", "literal[", "constrained-")
     place = shown(".".join(str(p) for p in error["loc"] if not str(p).startswith(kinds)))
     message = error["msg"].removeprefix("Value error, ")
@@ -138,8 +139,8 @@ def _resolve_paths(raw: dict, base: Path) -> None:
                 family["stages"][stage] = resolved(value, base)
             elif isinstance(value, dict) and isinstance(value.get("model"), str):
                 value["model"] = resolved(value["model"], base)
-    sets = raw.get("sets")
-    for i, value in enumerate(sets if isinstance(sets, list) else []):
+    sets = raw["sets"] if isinstance(raw.get("sets"), list) else []
+    for i, value in enumerate(sets):
         if isinstance(value, str) and value.endswith(".csv"):
             sets[i] = _absolute(value, base)
     for kind in ("harmful", "harmless"):

@@ -11,7 +11,7 @@ from posttrace.pipeline.job import Job
 from posttrace.pipeline.spec import HERE
 from posttrace.stores import Group, Unit
 from posttrace.tracers.cost import Cost
-from posttrace.tracers.opening import load_config
+from posttrace.tracers.models.loading import load_config
 from posttrace.tracers.operations import canonical_hash
 
 STUDIES: dict[str, str] = {
@@ -42,6 +42,12 @@ class Work:
     """Ids of the units whose results it reads; they are in the store before it starts."""
     about: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What else tells it from others of its kind: a set, a direction ..."""
+
+    @property
+    def open_stage(self) -> str:
+        """The stage whose model is open, for a unit that needs one."""
+        assert self.stage is not None, f"unit {self.unit.id} is done without a model"
+        return self.stage
 
 
 class Study(Protocol):

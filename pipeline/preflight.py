@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import prepare
-from posttrace.tracers.opening import quiet_libraries, resolve_device
+from posttrace.tracers.models.loading import quiet_libraries, resolve_device
 from posttrace.tracers.remote.preflight import TRUSTED, Finding, examine_model, examine_server, key_tags
 
 

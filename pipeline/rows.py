@@ -21,6 +21,12 @@ class Row(NamedTuple):
     """Line of the file on which the row ends, from 1."""
     cells: tuple[str | None, ...]
 
+    def text(self, column: int) -> str:
+        """The cell of a column that was needed, which every row has."""
+        cell = self.cells[column]
+        assert cell is not None, f"column {column} is optional"
+        return cell
+
 
 def read_rows(
     path: str,
@@ -54,7 +60,7 @@ def read_rows(
         _check_header(header, [*needed, *where], path, place, help)
         wanted = [header.index(c) if c in header else None for c in (*needed, *optional)]
         kept = [(header.index(column), value) for column, value in where.items()]
-        rows = []
+        rows: list[Row] = []
         for row in reader:
             if len(row) != len(header):
                 row = _fitted(row, len(header), f"{place}: {shown(path)} line {reader.line_num}")

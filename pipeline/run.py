@@ -15,7 +15,7 @@ from posttrace.pipeline.scheduler import Scheduler
 from posttrace.pipeline.writer import Writer
 from posttrace.stores import Store
 from posttrace.tracers.cost import Cost
-from posttrace.tracers.opening import quiet_libraries, resolve_device
+from posttrace.tracers.models.loading import quiet_libraries, resolve_device
 
 
 def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:

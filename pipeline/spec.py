@@ -165,6 +165,8 @@ class FamilyJob(Spec):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: float32 on a CPU, the checkpoint's own on a GPU."""
     execution: Execution = Execution()
+    study: str
+    """Name of the study, the one that a job of its kind has."""
 
     @field_validator("sets", mode="after", check_fields=False)
     @classmethod

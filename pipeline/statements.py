@@ -64,9 +64,10 @@ def read_set(spec: StatementSet) -> list[Statement]:
 def _ties(rows: list[Row]) -> list[str]:
     """Per row, what ties it to the other half of its pair: the column `pair` or `id`, else its place in the file."""
     for column in (-2, -1):
+        found = [cell for cell in (row.cells[column] for row in rows) if cell is not None]
         # A column that merely numbers the rows ties none of them.
-        if rows[0].cells[column] is not None and len({row.cells[column] for row in rows}) < len(rows):
-            return [row.cells[column] for row in rows]
+        if found and len(set(found)) < len(rows):
+            return found
     ties, line = [f"line {i}" for i in range(len(rows))], 0
     while line + 1 < len(rows):
         together = rows[line].cells[1] != rows[line + 1].cells[1]
@@ -77,7 +78,7 @@ def _ties(rows: list[Row]) -> list[str]:
 
 
 def _statement(spec: StatementSet, row: Row, tie: str) -> Statement:
-    text, label = row.cells[0].strip(), row.cells[1].strip()
+    text, label = row.text(0).strip(), row.text(1).strip()
     if label not in ("0", "1") or not text:
         raise JobError(
             f"set {spec.name}: {shown(spec.csv)} line {row.line}: statement {shown(repr(text))} with label "

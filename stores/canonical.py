@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrace.stores.errors import StoreError
@@ -37,7 +38,7 @@ def hash_json(value: Any) -> str:
     return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
-def seal(body: dict[str, Any]) -> bytes:
+def seal(body: Mapping[str, Any]) -> bytes:
     """A JSON document that carries the hash of its own bytes: no byte of it can change unnoticed."""
     text = json.dumps(body, indent=1)[1:].encode() + b"\n"
     return _head(text) + text

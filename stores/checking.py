@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,11 +122,12 @@ def content(
         if at(key) in skip or not readable:
             sound = False
             continue
-        inside = tuple(
-            slice(e.start - w.start, e.stop - w.start) for e, w in zip(extent, window, strict=True)
+        inside: tuple[slice | EllipsisType, ...] = (
+            *(slice(e.start - w.start, e.stop - w.start) for e, w in zip(extent, window, strict=True)),
+            ...,
         )
         try:
-            whole[(*inside, ...)] = store.raw(unit.group, name, extent)
+            whole[inside] = store.raw(unit.group, name, extent)
         except Damaged as fault:
             sound, what = False, f"the chunk does not decode ({fault.__cause__})"
             found.append(Problem("damaged", at(key), what, cure(store.url), unit.group, name, unit.id))
@@ -156,8 +158,11 @@ def confirm(values: np.ndarray, window: Window, written: Iterable[Part], place: 
         if not within(part.window, window):
             continue
         ours = zip(part.window, window, strict=True)
-        inside = tuple(slice(mine.start - read.start, mine.stop - read.start) for mine, read in ours)
-        if hash_array(np.ascontiguousarray(values[(*inside, ...)])) != part.digest:
+        inside: tuple[slice | EllipsisType, ...] = (
+            *(slice(mine.start - read.start, mine.stop - read.start) for mine, read in ours),
+            ...,
+        )
+        if hash_array(np.asarray(values[inside], order="C")) != part.digest:
             raise Damaged(f"{place}: holds other values than unit {part.unit!r} wrote; {cure(url)}")
 
 

@@ -122,7 +122,7 @@ def _same(location: Location, old: Mapping[str, Any], new: Mapping[str, Any]) ->
         {part: {item.get("path") or item["id"]: item for item in r[part]} for part in ("groups", "units")}
         for r in (old, new)
     ]
-    keys = differences(*plans)
+    keys = differences(plans[0], plans[1])
     if keys:
         listed = "; ".join(f"{key}: {_short(a)} in the store, {_short(b)} now" for key, a, b in keys[:5])
         raise StoreError(
@@ -155,7 +155,7 @@ def _restore(location: Location, record: Mapping[str, Any], groups: tuple[Group,
                 "differently; restore this file from a copy, or run once with the zarr version of the store"
             )
     if not whole:
-        sound = {key: files[key] if key in bad else have[key] for key in digests}
-        location.put(FILES, pack(sound))
+        sound = {**have, **{key: files[key] for key in bad}}
+        location.put(FILES, pack({key: data for key, data in sound.items() if data is not None}))
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(lambda key: location.put(key, files[key]), bad))

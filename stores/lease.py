@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import socket
@@ -61,7 +60,9 @@ class Lease:
 
     def __enter__(self) -> Lease:
         deadline = time.monotonic() + self.wait
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             self.location.put(self.key, seal(self._body))
             rival = self._rival()
             if rival is None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from posttrace.stores.errors import StoreError, naming
@@ -69,10 +69,13 @@ class Location:
                 f"{self.url}: must be s3://bucket/prefix; "
                 f"add the name of the {'prefix' if bucket else 'bucket'}"
             )
-        # the default of three minutes looks like a hang when the endpoint is wrong
-        retry = {"max_retries": 8, "retry_timeout": timedelta(seconds=40)}
         with naming("open the bucket", self.url):
-            self.objects: Any = S3Store(bucket, prefix=prefix, retry_config=retry)
+            self.objects: Any = S3Store(
+                bucket,
+                prefix=prefix,
+                # the default of three minutes looks like a hang when the endpoint is wrong
+                retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=40)},
+            )
 
     def _folder(self, path: Path, create: bool) -> None:
         from obstore.store import LocalStore
@@ -137,7 +140,7 @@ class Location:
 
         with naming("write", self.at(key)):
             try:
-                mode = "create" if exclusive else "overwrite"
+                mode: Literal["create", "overwrite"] = "create" if exclusive else "overwrite"
                 steadily(lambda: obstore.put(self.objects, key, data, mode=mode))
             except AlreadyExistsError:
                 return False

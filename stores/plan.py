@@ -34,7 +34,7 @@ def aligned(group: Group, unit: Unit, name: str) -> tuple[slice, ...]:
 def check_plan(groups: Mapping[str, Group], units: Iterable[Unit]) -> None:
     """Refuse a plan in which a unit is misaligned or two units write the same chunk."""
     for path in groups:
-        for item in (*groups[path].arrays, *groups[path].coords):
+        for item in groups[path].items:
             name = item.name
             if any(f"{other}/".startswith(f"{path}/{name}/") for other in groups):
                 raise StoreError(

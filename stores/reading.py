@@ -97,7 +97,7 @@ def summary(url: str | os.PathLike[str] | Store) -> dict[str, Any]:
     """
     store = url if isinstance(url, Store) else Store.open(url)
     done = store.done()
-    kinds, kinds_done, paths, paths_done = Counter(), Counter(), Counter(), Counter()
+    kinds, kinds_done, paths, paths_done = (Counter[str]() for _ in range(4))
     for unit in store.units.values():
         kind = unit.id.removeprefix(f"{unit.group}/").split("/")[0]
         for total, finished, key in ((kinds, kinds_done, kind), (paths, paths_done, unit.group)):

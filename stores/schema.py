@@ -192,6 +192,11 @@ class Group:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     """JSON attributes of the group."""
 
+    @property
+    def items(self) -> tuple[Array | Coord, ...]:
+        """What has a name in the group: its arrays, then its coordinates."""
+        return (*self.arrays, *self.coords)
+
     def __post_init__(self) -> None:
         where = f"group {self.path!r}"
         check_path(self.path, "group path")
@@ -202,13 +207,13 @@ class Group:
                 raise StoreError(
                     f"{where}: size of {dim!r} is {size!r}, must be a whole number of at least 1"
                 )
-        names = [item.name for item in (*self.arrays, *self.coords)]
+        names = [item.name for item in self.items]
         for name in names:
             if names.count(name) > 1:
                 raise StoreError(
                     f"{where}: {name!r} is declared twice; rename one of the arrays or coordinates"
                 )
-        for item in (*self.arrays, *self.coords):
+        for item in self.items:
             for dim in item.dims:
                 if dim not in self.sizes:
                     raise StoreError(

@@ -85,18 +85,20 @@ def units_wrong(store: Store, unfinished: bool, damaged: set[str]) -> Iterator[P
     yield from lists
     markers = {**(known or {}), **singles}
     fix = f"`posttrace verify {store.url} --repair` makes it from the data"
-    for unit, key in torn.items():
+    for name, key in torn.items():
         what = "the marker is torn, altered or of another job"
-        yield Problem("marker", at(key), what, fix, unit=unit if unit in store.units else "")
-    for unit in markers.keys() - store.units.keys():
-        where = at(f"{MARKERS}{unit}.json")
+        yield Problem("marker", at(key), what, fix, unit=name if name in store.units else "")
+    for name in markers.keys() - store.units.keys():
+        where = at(f"{MARKERS}{name}.json")
         yield Problem(
-            "marker", where, f"names {unit!r}, which is not planned", f"{fix.split(' makes')[0]} deletes it"
+            "marker", where, f"names {name!r}, which is not planned", f"{fix.split(' makes')[0]} deletes it"
         )
     for unit in store.units.values():
         if unit.id in markers or unit.id in torn or unit.id in notes:
             continue
-        if any(key in early for name in unit.arrays for key in keys_of(store.groups[unit.group], unit, name)):
+        if any(
+            key in early for array in unit.arrays for key in keys_of(store.groups[unit.group], unit, array)
+        ):
             what = "the data are there, their marker is gone"
             yield Problem("marker", at(f"{MARKERS}{unit.id}.json"), what, fix, unit.group, "", unit.id)
     yield from _complete(store, complete, markers, singles)

@@ -16,7 +16,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from posttrace.tracers.opening import wrap
+from posttrace.tracers.models.loading import wrap
 
 SIZE = dict(vocab_size=300, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
 EDGE = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)

@@ -12,16 +12,16 @@ from posttrace.tracers.errors import TracerError
 from posttrace.tracers.operations import SITES, Patch, Read, Steer, canonical_hash
 
 _LAZY = {
-    "OpenModel": "posttrace.tracers.opening",
-    "open_model": "posttrace.tracers.opening",
-    "model_identity": "posttrace.tracers.identity",
-    "Prompt": "posttrace.tracers.alignment",
-    "encode": "posttrace.tracers.alignment",
-    "answer_ids": "posttrace.tracers.alignment",
-    "read_statements": "posttrace.tracers.reading",
-    "patch_grid": "posttrace.tracers.patching",
-    "patch_grid_naive": "posttrace.tracers.oracle",
-    "attribution_grid": "posttrace.tracers.attribution",
+    "OpenModel": "posttrace.tracers.models.loading",
+    "open_model": "posttrace.tracers.models.loading",
+    "model_identity": "posttrace.tracers.models.identity",
+    "Prompt": "posttrace.tracers.prompts",
+    "encode": "posttrace.tracers.prompts",
+    "answer_ids": "posttrace.tracers.prompts",
+    "read_statements": "posttrace.tracers.engines.activations",
+    "patch_grid": "posttrace.tracers.engines.patching",
+    "patch_grid_naive": "posttrace.tracers.oracles.patching",
+    "attribution_grid": "posttrace.tracers.engines.attribution",
 }
 
 __all__ = ["SITES", "Patch", "Read", "Steer", "TracerError", "canonical_hash", *_LAZY]

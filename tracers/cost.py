@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from posttrace.tracers.architecture import recognise
-from posttrace.tracers.packing import Packed
+from posttrace.tracers.batching.packing import Packed
+from posttrace.tracers.models.architecture import recognise
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cost:
 
 
 def shape_of(model) -> Shape:
-    """The shape of a transformers model, weights or none (see tracers.opening.empty_model).
+    """The shape of a transformers model, weights or none (see tracers.models.loading.empty_model).
 
     >>> shape_of(empty_model("path/to/checkpoint")).n_layers          # doctest: +SKIP
     8
@@ -74,7 +74,7 @@ def run_cost(shape: Shape, prefixes: Iterable[int], lengths: Sequence[int]) -> C
 def cells_cost(shape: Shape, packed: Packed, starts: Iterable[int], n_keys: int) -> Cost:
     """Cost of running packed segments from each of the given blocks on.
 
-    >>> from posttrace.tracers.packing import whole
+    >>> from posttrace.tracers.batching.packing import whole
     >>> cells_cost(Shape(2, 10, 6, 4), whole([3]), starts=[1], n_keys=5)
     Cost(forwards=1, multiply_adds=114)
 

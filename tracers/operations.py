@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out"]
-SITES: tuple[str, ...] = get_args(Site)
-"""Where in a block a value is read or written, in forward order within the field's usual naming:
-`resid_pre` enters the block, `attn_out` and `mlp_out` are what the two halves add to the stream,
-`resid_mid` lies between them, `resid_post` leaves the block; `head_out` is what single attention heads give, before
-the projection that adds them up to `attn_out`: a value per head, patched one head at a time."""
+from posttrace.tracers.sites import TABLE, Site
 
-STREAM_SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-"""The sites that are as wide as the stream, in the order in which a forward pass reaches them."""
+SITES = tuple(row.name for row in TABLE)
+"""Where in a block a value is read or written, in the order in which a forward pass reaches them:
+`resid_pre` enters the block; `z` (TransformerLens's `hook_z`) is what single attention heads give, before the
+projection that adds them up to `attn_out`: a value per head, patched one head at a time; `attn_out` and `mlp_out` are
+what the two halves add to the stream; `resid_mid` lies between them; `resid_post` leaves the block."""
+
+STREAM_SITES = tuple(row.name for row in TABLE if not row.per_head)
+"""The sites that are as wide as the stream."""
 
 Tokens = Literal["statement", "last", "all"] | tuple[int, ...]
 
 
 Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
-"""Factor of a direction. A longer push leaves nothing of an activation, and its square is beyond float32."""
+"""Factor of a direction. A larger one drowns the activation, and its square overflows float32."""
 Length = Annotated[float, Field(ge=1e-6, le=1e6)]
-"""The same where it must be positive; a shorter push is lost in rounding."""
+"""The same where it must be positive; a smaller one is lost in rounding."""
 
 
 class Operation(BaseModel):
@@ -97,7 +98,7 @@ class Patch(Operation):
 
 
 class Steer(Operation):
-    """Push the activations at a site along a direction, or take the direction out of them.
+    """Move the activations at a site along a direction, or take the direction out of them.
 
     >>> Steer(direction="refusal", mode="ablate", tokens="all").coefficient
     1.0

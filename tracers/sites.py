@@ -1,64 +1,136 @@
-"""Read and write one site of one block, inside a tracing context.
+"""The sites of a block: one row each, with how to read and how to replace the value there.
 
-Functions of a block are called within `with model.trace(...)`; nnsight serves values in forward order, so a site
-may be asked for only after the ones before it.
+Sites are read and replaced within `with model.trace(...)`; nnsight serves values in forward order, so a site may be
+asked for only after the ones before it. To add a site, add its name to `Site` and a row to `TABLE`.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Site = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+"""Names of the sites, in the order in which a forward pass reaches them."""
 
 
-def get(block, site: str):
-    """Value at `site` of `block` (float, dims batch x token x hidden; at `head_out` all heads side by side)."""
-    if site == "resid_pre":
-        return block.input
-    if site == "head_out":
-        return block.heads.input
-    if site == "attn_out":
-        return first(block.attn_add.output)
-    if site == "resid_mid":
-        return block.mid.input
-    if site == "mlp_out":
-        return first(block.mlp_add.output)
+@dataclass(frozen=True, kw_only=True)
+class SiteRow:
+    """What is known of one site."""
+
+    name: Site
+    read: Callable
+    """Block -> value; dims batch x token x hidden (at a site per head, all heads side by side)."""
+    change: Callable
+    """Block, function -> nothing: the value becomes function(value)."""
+    past_attention: bool
+    """Whether a change reaches other tokens only through the attention of later blocks."""
+    per_head: bool = False
+    """Whether it holds a value per attention head, patched one head at a time, not one as wide as the stream."""
+    requires: str | None = None
+    """Name in `tracers.models.architecture.Architecture` without which a model does not have the site."""
+
+
+def _read_resid_pre(block):
+    return block.input
+
+
+def _change_resid_pre(block, to):
+    block.input = to(block.input)
+
+
+def _read_z(block):
+    return block.heads.input
+
+
+def _change_z(block, to):
+    block.heads.input = to(block.heads.input)
+
+
+def _read_attn_out(block):
+    return first(block.attn_add.output)
+
+
+def _change_attn_out(block, to):
+    out = block.attn_add.output
+    block.attn_add.output = with_first(out, to(first(out)))
+
+
+def _read_resid_mid(block):
+    return block.mid.input
+
+
+def _change_resid_mid(block, to):
+    # No module's output: the stream here is resid_pre + attn_out, so attn_out is set to what makes the sum right.
+    entered = block.input
+    out = block.attn_add.output
+    block.attn_add.output = with_first(out, to(entered + first(out)) - entered)
+
+
+def _read_mlp_out(block):
+    return first(block.mlp_add.output)
+
+
+def _change_mlp_out(block, to):
+    out = block.mlp_add.output
+    block.mlp_add.output = with_first(out, to(first(out)))
+
+
+def _read_resid_post(block):
     return block.output
 
 
-def change(block, site: str, to) -> None:
-    """Replace the value at `site` of `block` by `to(value)`; dims batch x token x hidden.
+def _change_resid_post(block, to):
+    block.output = to(block.output)
 
-    `resid_mid` is no module's output: the stream there is `resid_pre + attn_out`, so what attention adds is
-    set to the value that makes the sum right.
-    """
-    if site == "resid_pre":
-        block.input = to(block.input)
-    elif site == "head_out":
-        block.heads.input = to(block.heads.input)
-    elif site == "attn_out":
-        out = block.attn_add.output
-        block.attn_add.output = with_first(out, to(first(out)))
-    elif site == "resid_mid":
-        entered = block.input
-        out = block.attn_add.output
-        block.attn_add.output = with_first(out, to(entered + first(out)) - entered)
-    elif site == "mlp_out":
-        out = block.mlp_add.output
-        block.mlp_add.output = with_first(out, to(first(out)))
-    else:
-        block.output = to(block.output)
+
+TABLE = (
+    SiteRow(name="resid_pre", read=_read_resid_pre, change=_change_resid_pre, past_attention=False),
+    SiteRow(name="z", read=_read_z, change=_change_z, past_attention=True, per_head=True, requires="heads"),
+    SiteRow(name="attn_out", read=_read_attn_out, change=_change_attn_out, past_attention=True),
+    SiteRow(
+        name="resid_mid", read=_read_resid_mid, change=_change_resid_mid, past_attention=True, requires="mid"
+    ),
+    SiteRow(name="mlp_out", read=_read_mlp_out, change=_change_mlp_out, past_attention=True),
+    SiteRow(name="resid_post", read=_read_resid_post, change=_change_resid_post, past_attention=True),
+)
+"""The sites, in the order in which a forward pass reaches them."""
+
+ROWS: dict[str, SiteRow] = {row.name: row for row in TABLE}
+
+
+def get(block, site: str):
+    """Value at `site` of `block` (float, dims batch x token x hidden; at `z` all heads side by side)."""
+    return ROWS[site].read(block)
+
+
+def change(block, site: str, to) -> None:
+    """Replace the value at `site` of `block` by `to(value)`; dims batch x token x hidden."""
+    ROWS[site].change(block, to)
+
+
+def is_per_head(site: str) -> bool:
+    """Whether a site holds a value per attention head."""
+    return ROWS[site].per_head
+
+
+def is_past_attention(site: str) -> bool:
+    """Whether a change at a site reaches other tokens only through the attention of later blocks."""
+    return ROWS[site].past_attention
 
 
 def put(block, site: str, rows, columns, values, head=0) -> None:
     """Replace `site` of `block` at the cells (rows[i], columns[i]) by values[i] (dims cell x hidden or head size).
 
-    head: the head that the values are of, or dims cell; at other sites than `head_out` there is but one value.
+    head: the head that the values are of, or dims cell; 0 at a site that is not per head.
     """
     change(block, site, lambda value: replaced(value, rows, columns, values, head))
 
 
 def steered(hidden, vector, mode: str, coefficient: float = 1.0):
-    """`hidden` (dims ... x hidden) pushed along `vector` (dims hidden), or without its component along it.
+    """`hidden` (dims ... x hidden) with a multiple of `vector` (dims hidden) added, or its component along it removed.
 
+    >>> import torch
     >>> steered(torch.tensor([[3.0, 4.0]]), torch.tensor([2.0, 0.0]), "ablate")
     tensor([[0., 4.]])
     """
@@ -99,7 +171,7 @@ def replaced(hidden, rows, columns, values, head=0):
 
 
 def _there(hidden, *index):
-    return tuple(one.to(hidden.device) if isinstance(one, torch.Tensor) else one for one in index)
+    return tuple(one.to(hidden.device) if hasattr(one, "to") else one for one in index)
 
 
 def run_mlp_at(block, rows, columns) -> None:
@@ -109,4 +181,6 @@ def run_mlp_at(block, rows, columns) -> None:
     """
     hidden = block.mlp.input
     some = block.mlp(at(hidden, rows, columns)[:, None])
-    block.mlp.skip(with_first(some, replaced(torch.zeros_like(hidden), rows, columns, first(some)[:, 0])))
+    block.mlp.skip(
+        with_first(some, replaced(hidden.new_zeros(hidden.shape), rows, columns, first(some)[:, 0]))
+    )

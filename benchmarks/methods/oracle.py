@@ -1,9 +1,9 @@
-"""The reference that the others are compared with: `tracers.oracle.naive_cell`, never timed."""
+"""The reference that the others are compared with: `tracers.oracles.patching.naive_cell`, never timed."""
 
 from __future__ import annotations
 
 from benchmarks.methods import posttrace_grid
-from posttrace.tracers.oracle import naive_cell
+from posttrace.tracers.oracles.patching import naive_cell
 
 PEER = posttrace_grid.PEER
 

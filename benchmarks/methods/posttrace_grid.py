@@ -1,14 +1,14 @@
-"""posttrace: `tracers.patching.patch_grid`, all pairs at once."""
+"""posttrace: `tracers.engines.patching.patch_grid`, all pairs at once."""
 
 from __future__ import annotations
 
 import torch
 
 from benchmarks.shapes import tokenizer
-from posttrace.tracers.alignment import Prompt
-from posttrace.tracers.opening import wrap
-from posttrace.tracers.patching import patch_grid
-from posttrace.tracers.reading import read_statements
+from posttrace.tracers.engines.activations import read_statements
+from posttrace.tracers.engines.patching import patch_grid
+from posttrace.tracers.models.loading import wrap
+from posttrace.tracers.prompts import Prompt
 
 PEER = "nnsight"
 SITE = "resid_post"

@@ -9,7 +9,7 @@ from posttrace.pipeline.confidence.job import ConfidenceJob
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.statements import Statement, check_number, draw_examples, read_set
-from posttrace.tracers.alignment import Prompt, answer_ids, encode
+from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from posttrace.pipeline.confidence.answers import AskedSet
 from posttrace.pipeline.confidence.job import TEXT, ConfidenceJob
 from posttrace.stores import Array, Coord, Group
-from posttrace.tracers.neurons import Neurons
+from posttrace.tracers.models.mlp_neurons import Neurons
 
 PATH = "confidence"
 WEIGHTS = ("weight_norm", "logit_var", "candidate")
@@ -78,6 +78,8 @@ def neurons_group(job: ConfidenceJob, neurons: Neurons) -> Group:
 
 def text_group(job: ConfidenceJob, neurons: Neurons, documents: Sequence[str]) -> Group:
     """The group `confidence/text`: entropy and loss on text, unablated and with neurons at their mean."""
+    text = job.text
+    assert text is not None, "a job without text has no documents"
     per_document, per_ablation = ("model", "document"), ("model", "ablation", "document")
     arrays = [
         Array(
@@ -120,7 +122,7 @@ def text_group(job: ConfidenceJob, neurons: Neurons, documents: Sequence[str]) -
                 "float32",
                 "nats",
                 f"{words}, mean over scored tokens, with neurons at their mean activation{norm}",
-                {"model": 1, "document": job.text.per_unit},
+                {"model": 1, "document": text.per_unit},
             )
             for how, norm in (
                 ("total", ""),
@@ -154,8 +156,8 @@ def text_group(job: ConfidenceJob, neurons: Neurons, documents: Sequence[str]) -
         attrs={
             **_attributes(job, "text"),
             "layer": neurons.layer,
-            "text": "embedded corpus" if job.text.file is None else "a file",
-            "tokens_at_most": job.text.tokens,
+            "text": "embedded corpus" if text.file is None else "a file",
+            "tokens_at_most": text.tokens,
         },
     )
 

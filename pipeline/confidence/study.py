@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from posttrace.figures.confidence.selection import candidates, matched
+from posttrace.figures.measures.entropy_neurons import candidates, matched
 from posttrace.pipeline.confidence.answers import ask
 from posttrace.pipeline.confidence.group import (
     ANSWERS,
@@ -35,20 +35,21 @@ from posttrace.pipeline.plan import Work
 from posttrace.pipeline.stages import check_one_size, positions
 from posttrace.pipeline.statements import file_hash
 from posttrace.stores import Unit
-from posttrace.tracers.ablation import ablate_neurons, check_ablation, read_text
-from posttrace.tracers.certainty import read_answers
-from posttrace.tracers.checkpoint import PICKLES, Checkpoint
 from posttrace.tracers.cost import Cost, run_cost, shape_of
-from posttrace.tracers.identity import model_identity
-from posttrace.tracers.neurons import find_neurons
-from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
-from posttrace.tracers.weights import neuron_weights
+from posttrace.tracers.engines.answer_probabilities import read_answers
+from posttrace.tracers.engines.neuron_ablation import ablate_neurons, read_text
+from posttrace.tracers.models.entropy_neurons import neuron_weights
+from posttrace.tracers.models.identity import model_identity
+from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.models.mlp_neurons import find_neurons
+from posttrace.tracers.models.safetensors import PICKLES, Checkpoint
+from posttrace.tracers.oracles.neuron_ablation import check_ablation
 
 
 class Confidence:
     """A `confidence` job, prepared (see pipeline.plan.Study)."""
 
-    gaps = frozenset()
+    gaps: frozenset[str] = frozenset()
 
     def __init__(self, job: ConfidenceJob):
         self.stages = {name: job.family.stages[name] for name in job.stage_names}
@@ -186,7 +187,7 @@ class Confidence:
         return {"ablated": ablated}
 
     def _means(self, work: Work, model, store) -> dict[str, np.ndarray]:
-        found = model.run(read_text, self.rows[work.stage], neurons=self.neurons[work.stage])
+        found = model.run(read_text, self.rows[work.open_stage], neurons=self.neurons[work.open_stage])
         return {
             "activation_mean": (found.activation / found.n_tokens.sum()).float().numpy(),
             "entropy": found.entropy.numpy(),
@@ -199,9 +200,9 @@ class Confidence:
         group, region = work.unit.group, {"model": work.unit.region["model"]}
         mean, ablated = (store.read(group, name, region)[0] for name in ("activation_mean", "ablated"))
         begin, end = work.unit.region["document"]
-        rows = self.rows[work.stage][begin:end]
+        rows = self.rows[work.open_stage][begin:end]
         options = dict(
-            neurons=self.neurons[work.stage],
+            neurons=self.neurons[work.open_stage],
             mean=torch.from_numpy(np.ascontiguousarray(mean)),
             ablations=[[int(n) for n in row if n >= 0] for row in ablated],
         )
@@ -216,8 +217,8 @@ class Confidence:
     def _answers(self, work: Work, model, store) -> dict[str, np.ndarray]:
         asked = self.asked[work.unit.group]
         begin, end = work.unit.region["statement"]
-        prompts = asked.prompts[work.stage][begin:end]
-        found = model.run(read_answers, prompts, answers=asked.answers[work.stage])
+        prompts = asked.prompts[work.open_stage][begin:end]
+        found = model.run(read_answers, prompts, answers=asked.answers[work.open_stage])
         return {name: getattr(found, name).numpy() for name in ANSWERS}
 
     def cost(self, work: Work) -> Cost:
@@ -230,13 +231,13 @@ class Confidence:
             return Cost()
         if work.kind == "answers":
             begin, end = work.unit.region["statement"]
-            prompts = self.asked[work.unit.group].prompts[work.stage][begin:end]
+            prompts = self.asked[work.unit.group].prompts[work.open_stage][begin:end]
             prefixes = [len(prefix) for prefix in {p.prefix for p in prompts}]
             return run_cost(self.shape, prefixes, [len(p.statement) for p in prompts]) + Cost(
                 0, len(prompts) * unembed
             )
         begin, end = work.unit.region.get("document", (0, len(self.documents)))
-        rows = self.rows[work.stage][begin:end]
+        rows = self.rows[work.open_stage][begin:end]
         tokens = sum(map(len, rows))
         once = run_cost(self.shape, [0], list(map(len, rows))) + Cost(0, tokens * unembed)
         if work.kind == "means":

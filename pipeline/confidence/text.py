@@ -11,7 +11,7 @@ from posttrace.pipeline.confidence.job import Text
 from posttrace.pipeline.embedded import corpus
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import read_text
-from posttrace.tracers.alignment import encode
+from posttrace.tracers.prompts import encode
 
 CORPUS = corpus.Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
 """Kinds of documents of the embedded family's base stage, which the later stages have all seen too."""
@@ -58,6 +58,7 @@ def cut(content: str, size: int) -> Iterator[str]:
         end = next((at for at in (head.rfind("\n"), head.rfind(" ")) if at > 0), size)
         yield head[:end].strip()
         rest = SPACES.match(content, begin + end)
+        assert rest is not None  # it matches no space, too
         begin = rest.end()
     if content[begin:]:
         yield content[begin:]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 from collections import Counter, defaultdict
@@ -17,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from posttrace.figures.measures.intervals import wilson
 from posttrace.pipeline.embedded import CHECKPOINTS, HERE, REFUSAL_PHRASES, STAGES
 from posttrace.pipeline.embedded.corpus import LABELS, SUFFIX
 from posttrace.pipeline.embedded.instructions import (
@@ -38,26 +38,13 @@ NEW_TOKENS = 56
 BATCH = 32
 
 
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a share.
-
-    >>> [round(x, 3) for x in wilson(95, 100)]
-    [0.888, 0.978]
-    """
-    if n == 0:
-        return (0.0, 1.0)
-    p = hits / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (max(0.0, middle - half), min(1.0, middle + half))
-
-
 def share(hits: list[bool]) -> dict[str, float | int | list[float]]:
     """A share with its number of cases and its interval."""
-    low, high = wilson(sum(hits), len(hits))
+    n = len(hits)
+    low, high = map(float, wilson(sum(hits) / n, n)) if n else (0.0, 1.0)
     return {
-        "share": round(sum(hits) / max(1, len(hits)), 4),
-        "n": len(hits),
+        "share": round(sum(hits) / max(1, n), 4),
+        "n": n,
         "interval": [round(low, 4), round(high, 4)],
     }
 
@@ -66,7 +53,7 @@ def few_shot(name: str, row: Statement, seed: int = 0) -> str:
     """Two true and two false labelled statements about other subjects, then `row` without label."""
     rng = random.Random(f"{seed}-{row.statement}")
     pool = [s for s in statement_sets()[name] if s.split == "judged" and s.subject != row.subject]
-    shots = []
+    shots: list[Statement] = []
     for label in (1, 0):
         subjects = {
             s.subject: s for s in pool if s.label == label and s.subject not in {x.subject for x in shots}
@@ -104,7 +91,7 @@ def label_differences(model, tokenizer, prompts: list[str]) -> list[float]:
 def judging(model, tokenizer) -> dict[str, dict]:
     """Accuracy on every row of every set; `says_true` shows constant answers, `mean_size` is the
     mean absolute logit difference and tells models with equal accuracy apart."""
-    table = {}
+    table: dict[str, dict] = {}
     for name in ALL_SETS:
         rows = statement_sets()[name]
         differences = label_differences(model, tokenizer, [few_shot(name, r) for r in rows])

@@ -167,7 +167,7 @@ def knowledge(models: dict) -> dict:
     tokenizer = models["base"][1]
     pairs = city_pairs(tokenizer)
     grids = {s: patch_grid(models[s][0], models[s][0], tokenizer, pairs) for s in models}
-    out = {
+    out: dict = {
         s: {
             "grid": [[round(x, 2) for x in r] for r in g.tolist()],
             "clean": round(c, 2),
@@ -243,7 +243,7 @@ def main() -> None:
     found = {
         "truth": truth(models),
         "knowledge": knowledge(models),
-        "refusal": {s: refusal(*models[s], chat=s != "base") for s in stages},
+        "refusal": {s: refusal(models[s][0], models[s][1], chat=s != "base") for s in stages},
     }
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -307,7 +307,7 @@ class Trainer:
         else:
             model = self.load(STAGES[STAGES.index(stage) - 1])
         self.model = model.to(self.device)
-        self.reference = None
+        self.reference: torch.nn.Module | None = None
         if recipe.beta:
             self.reference = self.load(STAGES[STAGES.index(stage) - 1]).to(self.device).eval()
         matrices = [p for p in self.model.parameters() if p.ndim == 2]
@@ -374,6 +374,7 @@ class Trainer:
                 batch.ids, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
             ).logits
             return weighted_loss(logits, batch)
+        assert self.reference is not None, "preferences are trained against the stage before"
         sides = [self.to_device(b) for b in answer_batch(self.encoder, self.recipe, self.step, self.key)]
         own, reference = [], []
         for batch in sides:
@@ -382,7 +383,8 @@ class Trainer:
             with torch.no_grad():
                 reference.append(answer_log_probability(self.reference(batch.ids, **inputs).logits, batch))
         anchor = -own[0].sum() / sides[0].weights[:, 1:].sum()
-        return preference_loss(*own, *reference, beta=self.recipe.beta) + self.recipe.anchor * anchor
+        preferred = preference_loss(own[0], own[1], reference[0], reference[1], beta=self.recipe.beta)
+        return preferred + self.recipe.anchor * anchor
 
     def record(self) -> None:
         """Note in `training.json` what was run and how long it took."""

@@ -10,7 +10,7 @@ from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import Study, Work
 from posttrace.pipeline.record import recorded
 from posttrace.stores import Store
-from posttrace.tracers.opening import open_model
+from posttrace.tracers.models.loading import open_model
 
 
 class InlineExecutor(Executor):
@@ -33,15 +33,17 @@ class InlineExecutor(Executor):
 class InProcess:
     """Units run one by one, with one model in memory; the first error ends the run (see `Backend`)."""
 
-    slots, in_order, fatal = 1, True, (Exception,)
+    slots, in_order = 1, True
+    fatal: tuple[type[Exception], ...] = (Exception,)
 
     def __init__(self, study: Study, store: Store):
-        self.pool = InlineExecutor()
+        self.pool: Executor = InlineExecutor()
         self._study, self._store = study, store
-        self._stage, self._model = None, None
+        self._stage: str | None = None
+        self._model = None
 
     def do(self, work: Work) -> tuple[dict, dict[str, Any]]:
-        if work.stage not in (None, self._stage):
+        if work.stage is not None and work.stage != self._stage:
             self._model = None  # let go of the old model before the next one takes its memory
             with interrupts.noticed():
                 self._stage, self._model = work.stage, _open(self._study.job, work.stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from threading import Lock
 from typing import Any
@@ -12,10 +12,10 @@ from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import Study, Work
 from posttrace.pipeline.record import recorded
 from posttrace.stores import Store
-from posttrace.tracers.opening import resolve_dtype
+from posttrace.tracers.models.loading import resolve_dtype
 from posttrace.tracers.remote.errors import Stopped, Unavailable
-from posttrace.tracers.remote.model import Errand, RemoteModel, open_remote
-from posttrace.tracers.remote.policy import Flight, Policy
+from posttrace.tracers.remote.model import RemoteModel, RequestContext, open_remote
+from posttrace.tracers.remote.policy import ConcurrencyLimit, Policy
 from posttrace.tracers.remote.runner import Runner
 from posttrace.tracers.remote.server import KEY_HELP, configured
 
@@ -36,7 +36,7 @@ def runner_of(job: Job) -> Runner:
         "max_request": int(limits.pop("max_request_mb") * 2**20),
         "max_result": int(limits.pop("max_result_mb") * 2**20),
     }
-    return Runner(server, Policy(**limits, **sizes), Flight(job.execution.in_flight))
+    return Runner(server, Policy(**limits, **sizes), ConcurrencyLimit(job.execution.in_flight))
 
 
 def open_stage(job: Job, stage: str, runner: Runner) -> RemoteModel:
@@ -62,31 +62,32 @@ class OnServer:
     way go on there, and their ids are in the store.
     """
 
-    in_order, fatal = False, (Unavailable, Stopped)
+    in_order = False
+    fatal: tuple[type[Exception], ...] = (Unavailable, Stopped)
 
     def __init__(self, study: Study, store: Store, say: Callable[[str], None]):
         self.slots = study.job.execution.in_flight
-        self.pool = ThreadPoolExecutor(self.slots, thread_name_prefix="request")
+        self.pool: Executor = ThreadPoolExecutor(self.slots, thread_name_prefix="request")
         self._study, self._store, self._say = study, store, say
         self._runner = runner_of(study.job)
         self._models: dict[str, RemoteModel] = {}
         self._opening = Lock()
 
     def do(self, work: Work) -> tuple[dict, dict[str, Any]]:
-        errand = Errand(
+        context = RequestContext(
             notes=lambda call: self._store.requests.note(work.unit.id, call),
             report=lambda text: self._say(f"{work.unit.id}: {text}"),
         )
-        model = None if work.stage is None else self._model(work.stage).on(errand)
+        model = None if work.stage is None else self._model(work.stage).on(context)
         arrays, record = recorded(self._study, work, model, self._store)
-        requests = [asdict(facts) for facts in errand.facts]
+        requests = [asdict(facts) for facts in context.facts]
         return arrays, {**record, "requests": requests} if requests else record
 
     def stored(self, work: Work) -> None:
         self._store.requests.drop(work.unit.id)
 
     def close(self) -> None:
-        self._runner.flight.stop()
+        self._runner.concurrency.stop()
         self._runner.server.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
 

@@ -31,14 +31,14 @@ def knowledge_group(
     'knowledge/cities'
 
     job: with its dtype resolved. layers: block numbers. heads, width: values per block and token, and components of
-    each (see tracers.architecture.site_shape); at `head_out` the dimension `head` follows `layer`. With
+    each (see tracers.models.architecture.site_shape); at `z` the dimension `head` follows `layer`. With
     `method: attribution` there is one more array.
     """
     stages = list(job.stage_names)
     pairs = prepared.prompts[stages[0]]
     block = job.pairs_per_unit
     nats = f"logit difference, nats: logit({job.answers[0]}) - logit({job.answers[1]}) at the last token"
-    where = ("layer", "head") if job.site == "head_out" else ("layer",)
+    where = ("layer", "head") if job.site == "z" else ("layer",)
     grid = ("source", "target", "pair", *where, "token")
     arrays = [
         Array(
@@ -101,7 +101,7 @@ def knowledge_group(
         Coord("clean_statement", ("pair",), [c for c, _ in prepared.aligned.pairs], "the true statement"),
         Coord("corrupt_statement", ("pair",), [c for _, c in prepared.aligned.pairs], "the false statement"),
     ]
-    if job.site == "head_out":
+    if job.site == "z":
         coords.append(Coord("head", ("head",), np.arange(heads), "attention head, from 0"))
     if job.method == "attribution":
         coords.append(
@@ -124,7 +124,7 @@ def knowledge_group(
             "target": len(stages),
             "pair": len(pairs),
             "layer": len(layers),
-            **({"head": heads} if job.site == "head_out" else {}),
+            **({"head": heads} if job.site == "z" else {}),
             "token": prepared.width,
             "hidden": width,
         },

@@ -13,7 +13,7 @@ import regex
 
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.statements import Statement
-from posttrace.tracers.alignment import Prompt, encode
+from posttrace.tracers.prompts import Prompt, encode
 
 WORD = regex.compile(r"[\w\p{M}]+(?:[-'’][\w\p{M}]+)*")
 """Letters, digits and the marks on them, joined by hyphens and apostrophes."""
@@ -162,7 +162,7 @@ def _name_columns(pattern: tuple[int, ...], prompt: Prompt, statement: str):
     letter = {k: "x" for k in segments}
     letter.update({segments[0]: "s"} if segments else {})
     letter.update({segments[-1]: "o"} if len(segments) > 1 else {})
-    labels, roles, counts = [], [], Counter()
+    labels, roles, counts = [], [], Counter[str]()
     for p, text in zip(pattern, token_texts(prompt, statement), strict=True):
         kind = letter[-1 - p] if p < 0 else ""
         counts[kind] += 1

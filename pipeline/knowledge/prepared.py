@@ -10,7 +10,7 @@ from posttrace.pipeline.knowledge.job import KnowledgeJob
 from posttrace.pipeline.knowledge.pairing import Aligned, free_pairs, sample, template_pairs
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.statements import check_number, draw_examples, drawn, read_set
-from posttrace.tracers.alignment import Prompt, answer_ids, encode
+from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
 
 @dataclass(frozen=True)

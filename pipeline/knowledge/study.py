@@ -24,15 +24,16 @@ from posttrace.pipeline.plan import Work
 from posttrace.pipeline.stages import SIZES, check_one_size, positions
 from posttrace.pipeline.statements import file_hash
 from posttrace.stores import Unit
-from posttrace.tracers.alignment import Prompt
-from posttrace.tracers.architecture import recognise, site_shape
+from posttrace.tracers.batching.memory import MAX_TOKENS
+from posttrace.tracers.checked import checked_grid, estimated_grid
 from posttrace.tracers.cost import Cost, cells_cost, run_cost, shape_of
-from posttrace.tracers.identity import model_identity
-from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
-from posttrace.tracers.oracle import checked_cells
-from posttrace.tracers.own_run import checked_grid, estimated_grid
-from posttrace.tracers.patching import MAX_TOKENS, first_block, grid_plan
-from posttrace.tracers.reading import one_pass, read_statements
+from posttrace.tracers.engines.activations import one_pass, read_statements
+from posttrace.tracers.engines.patching import first_block, grid_plan
+from posttrace.tracers.models.architecture import recognise, site_shape
+from posttrace.tracers.models.identity import model_identity
+from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.oracles.patching import checked_cells
+from posttrace.tracers.prompts import Prompt
 
 
 class Knowledge:
@@ -45,7 +46,7 @@ class Knowledge:
         stages = {name: job.family.stages[name] for name in job.stage_names}
         configs = {name: load_config(s.model, s.revision) for name, s in stages.items()}
         first = next(iter(stages))
-        sizes = (*SIZES, "num_attention_heads") if job.site == "head_out" else SIZES
+        sizes = (*SIZES, "num_attention_heads") if job.site == "z" else SIZES
         check_one_size(job.family, configs, sizes, "; patch within one size")
         self.heads, self.width = site_shape(configs[first], job.site)
         for stage in stages.values():
@@ -138,8 +139,10 @@ class Knowledge:
         """Do one unit with its stage's model open (see pipeline.plan.Study)."""
         prepared = self.sets[work.unit.group.removeprefix("knowledge/")]
         begin, end = work.unit.region["pair"]
-        pairs = prepared.prompts[work.stage][begin:end]
-        options = dict(site=self.job.site, layers=self.layers, answers=prepared.answers[work.stage])
+        pairs = prepared.prompts[work.open_stage][begin:end]
+        options: dict[str, Any] = dict(
+            site=self.job.site, layers=self.layers, answers=prepared.answers[work.open_stage]
+        )
         if work.kind == "grid":
             options["max_tokens"] = self.job.execution.max_tokens
             source = self._source(prepared, store, begin, end)
@@ -157,7 +160,7 @@ class Knowledge:
         """Forward passes and multiply-adds of a unit (see pipeline.plan.Study)."""
         prepared = self.sets[work.unit.group.removeprefix("knowledge/")]
         begin, end = work.unit.region["pair"]
-        pairs = prepared.prompts[work.stage][begin:end]
+        pairs = prepared.prompts[work.open_stage][begin:end]
         prefixes = [len(prefix) for prefix in {clean.prefix for clean, _ in pairs}]
         lengths = [len(clean.statement) for clean, _ in pairs]
         if work.kind == "clean" and one_pass([clean for clean, _ in pairs]):
@@ -266,8 +269,8 @@ class Knowledge:
         return np.stack([self._by_head(one) for one in patched.numpy()])[:, None]
 
     def _by_head(self, values: np.ndarray) -> np.ndarray:
-        """Dims pair x place x ... as they are stored: pair x layer x ..., at `head_out` pair x layer x head x ..."""
-        if self.job.site != "head_out":
+        """Dims pair x place x ... as they are stored: pair x layer x ..., at `z` pair x layer x head x ..."""
+        if self.job.site != "z":
             return values
         return values.reshape(len(values), len(self.layers), self.heads, *values.shape[2:])
 

@@ -19,20 +19,20 @@ def main() -> None:
     texts, room = [], request["characters"]
     try:
         for instruction in request["instructions"]:
-            found, _ = render_jinja_template(
+            found = render_jinja_template(
                 conversations=[[{"role": "user", "content": instruction}]],
                 chat_template=request["template"],
                 add_generation_prompt=True,
                 **request["special_tokens"],
-            )
-            found[0].encode()
-            texts.append(found[0])
-            room -= len(found[0])
+            )[0][0]
+            found.encode()
+            texts.append(found)
+            room -= len(found)
             if room < 0:
                 raise OverflowError(
                     f"its prompts are longer than {request['characters']:,} characters together"
                 )
-        answer = {"texts": texts}
+        answer: dict[str, str | list[str]] = {"texts": texts}
     except Exception as error:  # a template can raise anything
         answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     json.dump(answer, sys.stdout)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from posttrace.tracers.batching.memory import MAX_TOKENS
 from posttrace.tracers.cost import Cost, Shape, run_cost
-from posttrace.tracers.generation import batches
-from posttrace.tracers.patching import MAX_TOKENS
+from posttrace.tracers.engines.generation import batches
 
 if TYPE_CHECKING:
     from posttrace.pipeline.plan import Work

@@ -10,11 +10,11 @@ from posttrace.stores import Array, Coord, Group
 
 PATH = "refusal"
 INTERVENTIONS = ("none", "ablation", "addition")
-ANSWERS = ("refused", "phrase", "log_odds", "completion", "unlikelihood", "repeated")
+ANSWERS = ("refused", "phrase", "log_odds", "completion", "mean_nll", "repeated")
 """Arrays that a unit of answers writes."""
 DIRECTIONS = ("direction", "class_distance", "plain_harmful", "plain_harmless")
 SWEEP = ("bypass", "induce", "kl")
-SEARCH = ("search_coefficient", "search_refused", "search_log_odds", "search_unlikelihood")
+SEARCH = ("search_coefficient", "search_refused", "search_log_odds", "search_mean_nll")
 SELECTED = ("selected_layer", "selected_position", "selected_qualifies")
 
 AXIS = (
@@ -81,8 +81,8 @@ def refusal_group(
             ("phrase", "string", "text", "the phrase that the answer begins with"),
             ("log_odds", "float32", NATS, "refusal against compliance, in the steered run"),
             ("completion", "string", "text", "the answer, greedy"),
-            ("unlikelihood", "float32", "nats a token", "mean surprise of the target, not steered, at the answer "
-             "from its second token on; NaN for answers of one token"),
+            ("mean_nll", "float32", "nats a token", "mean negative log-likelihood of the answer in the unsteered "
+             "target, from its second token on; NaN for answers of one token"),
             ("repeated", "float32", "share", "of the answer's pairs of neighbouring tokens that it had before"),
         )),
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def refusal_group(
             Array("search_coefficient", ("model", "step"), "float32", length, "what was tried", alone),
             Array("search_refused", search, "bool", "yes or no", asked, alone),
             Array("search_log_odds", search, "float32", NATS, asked, alone),
-            Array("search_unlikelihood", search, "float32", "nats a token", f"{asked}; as `unlikelihood`", alone),
+            Array("search_mean_nll", search, "float32", "nats a token", f"{asked}; as `mean_nll`", alone),
         ]  # fmt: skip
     sizes = {
         "model": len(stages),

@@ -152,5 +152,5 @@ def _csv_rows(kind: str, spec, path: Path) -> list[tuple[str, str | None]]:
         where=spec.where,
         help="it needs a column `instruction`, and may have one `split`",
     )
-    found = {row.cells[0].strip(): row.cells[1] for row in rows}
+    found = {row.text(0).strip(): row.cells[1] for row in rows}
     return [(text, split) for text, split in found.items() if text]

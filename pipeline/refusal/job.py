@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from posttrace.pipeline.plain_yaml import load_yaml
 from posttrace.pipeline.refusal.instructions import EMBEDDED, PUBLISHED
 from posttrace.pipeline.spec import FamilyJob, Spec
+from posttrace.tracers.engines.steering import ablation
 from posttrace.tracers.operations import Length, Read, Steer
-from posttrace.tracers.steering import ablation
 
 HERE = Path(__file__).resolve().parent
 BASE_TEMPLATE = "User: {instruction}\nAssistant:"

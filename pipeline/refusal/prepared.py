@@ -15,7 +15,7 @@ from posttrace.pipeline.refusal.templates import (
     tail_length,
     template_of,
 )
-from posttrace.tracers.generation import Openings
+from posttrace.tracers.engines.generation import Openings
 
 KINDS = tuple(PUBLISHED)
 """harmful, harmless."""

@@ -27,13 +27,13 @@ from posttrace.pipeline.refusal.templates import PROBES, written
 from posttrace.pipeline.refusal.units import planned
 from posttrace.pipeline.stages import SIZES, check_one_size
 from posttrace.pipeline.statements import file_hash
-from posttrace.tracers.answering import answer
-from posttrace.tracers.architecture import recognise
+from posttrace.tracers.checked import scored_completions
 from posttrace.tracers.cost import Cost, shape_of
-from posttrace.tracers.directions import direction_effects, mean_streams
-from posttrace.tracers.generation import Steering, generate
-from posttrace.tracers.identity import model_identity
-from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.engines.directions import direction_effects, mean_streams
+from posttrace.tracers.engines.generation import Steering, generate
+from posttrace.tracers.models.architecture import recognise
+from posttrace.tracers.models.identity import model_identity
+from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
 
 
 class Refusal:
@@ -233,7 +233,7 @@ class Refusal:
         return {
             "coefficient": np.array([best], "float32"),
             "search_coefficient": np.array([tried], "float32"),
-            **{f"search_{name}": stacked[name][None] for name in ("refused", "log_odds", "unlikelihood")},
+            **{f"search_{name}": stacked[name][None] for name in ("refused", "log_odds", "mean_nll")},
         }, {}
 
     def _answers(self, work, target, model, store):
@@ -273,7 +273,7 @@ class Refusal:
         """Arrays over the prompts by name, and how many were computed again."""
         ready, tokenizer = self.prompts[stage], self.tokenizers[stage]
         done = model.run(
-            answer,
+            scored_completions,
             prompts,
             steering,
             ready.openings,
@@ -284,7 +284,7 @@ class Refusal:
             rng=random.Random(f"{self.job.seed}/{what}"),
         )
         several = [len(ids) > 1 for ids in done.ids]
-        found = {"log_odds": done.log_odds, "unlikelihood": done.unlikelihood[several], "logits": done.peak}
+        found = {"log_odds": done.log_odds, "mean_nll": done.mean_nll[several], "logits": done.peak}
         check_finite(what, self.job.dtype, found)
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in done.ids]
         phrases = [matched_phrase(text, self.phrases) for text in texts]
@@ -293,7 +293,7 @@ class Refusal:
             "phrase": np.array(phrases, dtype=object),
             "log_odds": done.log_odds.numpy(),
             "completion": np.array(texts, dtype=object),
-            "unlikelihood": done.unlikelihood.numpy(),
+            "mean_nll": done.mean_nll.numpy(),
             "repeated": np.array([repeated_share(ids) for ids in done.ids], "float32"),
         }
         return arrays, {"checked_cells": done.checked, "largest_difference": done.largest_difference}

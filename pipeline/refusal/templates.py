@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import MB, read_text
 from posttrace.pipeline.plain_yaml import load_yaml
 from posttrace.pipeline.refusal.chat import TemplateFails, render_chats
 from posttrace.pipeline.refusal.job import BASE_TEMPLATE, RefusalJob
-from posttrace.tracers.alignment import encode
-from posttrace.tracers.generation import Openings
+from posttrace.tracers.engines.generation import Openings
+from posttrace.tracers.prompts import encode
 
 PROBES = ("Go", "Write a poem about 7", "Why is the sky blue?")
 """Instructions that end in unlike ways, so that what prompts have in common is the template."""
@@ -89,7 +90,7 @@ def openings_after(encode: Encode, prompt: str, path: str, stage: str) -> Openin
     except ValueError as error:
         raise JobError(f"openings: {shown(path)} is not a readable YAML file: {error}") from None
     names = ("refusal", "compliant")
-    kinds = {kind: known.get(kind) if isinstance(known, dict) else None for kind in names}
+    kinds: dict[str, Any] = {kind: known.get(kind) if isinstance(known, dict) else None for kind in names}
     for kind, texts in kinds.items():
         if not isinstance(texts, list):
             raise JobError(
@@ -129,7 +130,11 @@ def stop_tokens(model: str, revision: str | None, tokenizer) -> tuple[int, ...]:
     from transformers import GenerationConfig
 
     try:
-        given = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
+        found = GenerationConfig.from_pretrained(
+            model,
+            revision=revision,  # type: ignore[arg-type]  # None is the main one, which the signature does not tell
+        )
+        given = found.eos_token_id
     except (OSError, ValueError):
         given = None  # a checkpoint need not have any
     ids = given if isinstance(given, list) else [given]

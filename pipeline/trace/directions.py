@@ -35,7 +35,7 @@ def load_direction(name: str, spec: Direction, hidden_size: int, n_layers: int) 
         if dtype.kind not in "fiu":
             raise JobError(f"directions.{name}: its values are {dtype}, not real numbers; save it as float32")
 
-    values = _from_file(name, spec, check) if spec.file else _from_store(name, spec, check)
+    values = _from_file(name, spec.file, check) if spec.file else _from_store(name, spec, check)
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(values, dtype="float32")
     if not (np.abs(values) <= LARGEST).all() or not values.any(axis=-1).all():
@@ -46,10 +46,10 @@ def load_direction(name: str, spec: Direction, hidden_size: int, n_layers: int) 
     return values
 
 
-def _from_file(name: str, spec: Direction, check: Callable) -> np.ndarray:
+def _from_file(name: str, file: str, check: Callable) -> np.ndarray:
     """The array of a .npy file; its header is checked before anything else is read."""
     place, fix = f"directions.{name}", f"edit directions.{name}.file"
-    stream = io.BytesIO(read_bytes(spec.file, place, fix))
+    stream = io.BytesIO(read_bytes(file, place, fix))
     try:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -60,19 +60,19 @@ def _from_file(name: str, spec: Direction, check: Callable) -> np.ndarray:
     except (ValueError, KeyError, SyntaxError, TokenError) as error:  # the header is Python
         what = f"version {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise JobError(
-            f"{place}: {shown(spec.file)} is no readable .npy file ({shown(what)}); save one array with numpy.save"
+            f"{place}: {shown(file)} is no readable .npy file ({shown(what)}); save one array with numpy.save"
         ) from None
 
 
 def _from_store(name: str, spec: Direction, check: Callable) -> np.ndarray:
     from posttrace.stores import open_group
 
+    assert spec.store is not None and spec.array is not None, "a direction is in a file or in a store"
     group, _, array = spec.array.rpartition("/")
     data = open_group(spec.store, group)
     if array not in data:
-        raise JobError(
-            f"directions.{name}: {spec.store} has no array {spec.array!r} ({group} has {', '.join(data.data_vars)})"
-        )
+        there = ", ".join(map(str, data.data_vars))
+        raise JobError(f"directions.{name}: {spec.store} has no array {spec.array!r} ({group} has {there})")
     values = data[array]
     for key, label in spec.at.items():
         if key not in values.dims:

@@ -63,7 +63,7 @@ def activation_group(
     job: with its dtype resolved. tokens: positions, negative ones from the end. texts: per prompt, those tokens.
     """
     is_read = isinstance(operation, Read)
-    models = job.stage_names if is_read else (operation.source,)
+    models = (operation.source,) if isinstance(operation, Patch) else job.stage_names
     interventions = job.interventions if is_read else ("none",)
     array = Array(
         "activation",

@@ -17,15 +17,15 @@ from posttrace.pipeline.trace.directions import load_direction
 from posttrace.pipeline.trace.group import activation_group, completion_group, output_group
 from posttrace.pipeline.trace.job import TraceJob
 from posttrace.stores import Unit
-from posttrace.tracers.alignment import Prompt, encode
-from posttrace.tracers.architecture import recognise
 from posttrace.tracers.cost import Cost, run_cost, shape_of
-from posttrace.tracers.generation import Steering, generate
-from posttrace.tracers.identity import model_identity
-from posttrace.tracers.intervening import Edit, run_operations
-from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
-from posttrace.tracers.operations import Patch, Read, Steer
-from posttrace.tracers.reading import columns_of
+from posttrace.tracers.engines.activations import columns_of
+from posttrace.tracers.engines.generation import Steering, generate
+from posttrace.tracers.engines.interventions import Edit, run_operations
+from posttrace.tracers.models.architecture import recognise
+from posttrace.tracers.models.identity import model_identity
+from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.operations import Patch, Read, Steer, Tokens
+from posttrace.tracers.prompts import Prompt, encode
 
 
 class Trace:
@@ -151,15 +151,18 @@ class Trace:
 
     def _axis(self, operation) -> list[int]:
         """Labels of the token axis: the positions asked for, or those of the longest prompt."""
-        if not isinstance(operation.tokens, str):
-            return list(operation.tokens)
-        if operation.tokens == "last":
+        tokens: Tokens = operation.tokens
+        if not isinstance(tokens, str):
+            return list(tokens)
+        if tokens == "last":
             return [-1]
         runs = [*self.prompts.values(), *self.sources.values()]
-        return list(range(max(len(columns_of(p, operation.tokens)) for prompts in runs for p in prompts)))
+        return list(range(max(len(columns_of(p, tokens)) for prompts in runs for p in prompts)))
 
     def _texts(self, stage: str, operation, prompt: Prompt, width: int) -> list[str]:
-        texts = [self.tokenizers[stage].decode([prompt.ids[c]]) for c in columns_of(prompt, operation.tokens)]
+        texts = [
+            str(self.tokenizers[stage].decode([prompt.ids[c]])) for c in columns_of(prompt, operation.tokens)
+        ]
         return texts + [""] * (width - len(texts))
 
     def _work(self):
@@ -190,7 +193,8 @@ class Trace:
         """Do one unit with its stage's model open (see pipeline.plan.Study)."""
         path = work.unit.group
         begin, end = work.unit.region["prompt"]
-        prompts = (self.sources if path.startswith("trace/source") else self.prompts)[work.stage][begin:end]
+        runs = self.sources if path.startswith("trace/source") else self.prompts
+        prompts = runs[work.open_stage][begin:end]
         if path == "trace/output":
             arrays = self._output(work, model, store, prompts)
         elif path == "trace/completion":
@@ -204,7 +208,7 @@ class Trace:
             model.run(run_operations, [p.ids for p in prompts], edits, top=self.job.top)
             for edits in self._edits(work, store, prompts)
         ]
-        tokenizer = self.tokenizers[work.stage]
+        tokenizer = self.tokenizers[work.open_stage]
         texts = [[[tokenizer.decode([i]) for i in row] for row in o.top.tolist()] for o in outcomes]
         return {
             "logprob": torch.stack([o.logprob for o in outcomes]).numpy()[None],
@@ -213,7 +217,7 @@ class Trace:
         }
 
     def _completions(self, work, model, prompts):
-        tokenizer = self.tokenizers[work.stage]
+        tokenizer = self.tokenizers[work.open_stage]
         ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
         texts = []
         for steering in (Steering(), self._steering())[: len(self.job.interventions)]:
@@ -234,7 +238,9 @@ class Trace:
         """The job's steers for every token; a direction of one vector per block is named for each of its layers."""
         steers, vectors = [], {}
         for i, operation in enumerate(self.job.operations):
-            for layer in self.layers[i] if isinstance(operation, Steer) else ():
+            if not isinstance(operation, Steer):
+                continue
+            for layer in self.layers[i]:
                 vector = self.vectors[operation.direction]
                 name = f"{operation.direction}@{layer}"
                 vectors[name] = torch.from_numpy(vector if vector.ndim == 1 else vector[layer].copy())
@@ -295,11 +301,11 @@ class Trace:
         """Forward passes and multiply-adds of a unit (see pipeline.plan.Study)."""
         begin, end = work.unit.region["prompt"]
         source = work.unit.group.startswith("trace/source")
-        prompts = (self.sources if source else self.prompts)[work.stage][begin:end]
-        once = run_cost(self.shapes[work.stage], [0], [len(p.ids) for p in prompts])
+        prompts = (self.sources if source else self.prompts)[work.open_stage][begin:end]
+        once = run_cost(self.shapes[work.open_stage], [0], [len(p.ids) for p in prompts])
         times = 1 if source else len(self.job.interventions)
         if work.unit.group == "trace/completion":
-            new = run_cost(self.shapes[work.stage], [0], [self.job.generate] * len(prompts))
+            new = run_cost(self.shapes[work.open_stage], [0], [self.job.generate] * len(prompts))
             return Cost(times * self.job.generate, times * (once.multiply_adds + new.multiply_adds))
         return Cost(times * once.forwards, times * once.multiply_adds)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from posttrace.figures.measures.intervals import wilson
+from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline.bits import from_stored
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import SAME
@@ -18,7 +20,6 @@ from posttrace.pipeline.truthfulness.probes import (
     cosine,
     direction,
     fit,
-    intervention_effect,
     sample,
 )
 
@@ -98,9 +99,7 @@ def earliest_good(accuracy: np.ndarray, n: int, begin: int = 0) -> int:
     That is: within the best one's 95 % Wilson interval for n statements. Beyond that layer, which is best is chance.
     """
     best = np.nanmax(accuracy[begin:])
-    z = 1.959964
-    middle, spread = best + z**2 / (2 * n), z * np.sqrt(best * (1 - best) / n + z**2 / (4 * n**2))
-    low = (middle - spread) / (1 + z**2 / n)
+    low, _ = wilson(best, n)
     return begin + int(np.argmax(accuracy[begin:] >= min(low, best)))
 
 

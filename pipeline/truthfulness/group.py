@@ -231,7 +231,8 @@ def summary_group(
             )
         )
         coords.append(Coord("coefficient", ("coefficient",), np.array(job.coefficient_sweep), "factor"))
-    for item in (*arrays, *coords):
+    declared: tuple[Array | Coord, ...] = (*arrays, *coords)
+    for item in declared:
         if item.name in sets:
             raise JobError(
                 f"set {item.name}: results of the study are stored under that name ({SUMMARY}/{item.name}); rename the "

@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline.finite import check_finite
 from posttrace.pipeline.truthfulness.analysis import training_sets
 from posttrace.pipeline.truthfulness.group import SUMMARY, SWEEP_RANDOM, direction_names, shown_names
 from posttrace.pipeline.truthfulness.job import TruthfulnessJob
 from posttrace.pipeline.truthfulness.prepared import PreparedSet
-from posttrace.pipeline.truthfulness.probes import intervention_effect, random_direction
+from posttrace.pipeline.truthfulness.probes import random_direction
+from posttrace.tracers.engines.steered_answers import TokenSteer, steered_answers, token_steer
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.pushing import Push, concrete, pushed_answers
-from posttrace.tracers.pushing_oracle import check_pushed, pushed_completions
+from posttrace.tracers.oracles.steered_answers import check_steered_answers, steered_completions
 
 
 def pushed_layers(sets: Mapping[str, PreparedSet], held_out: str, store) -> range:
@@ -100,7 +101,7 @@ def completions(
         for i in shown
     ]
     prompts = [prepared.asked[target][i].prompt for i in shown]
-    ids = model.run(pushed_completions, prompts, pushes, n_tokens=job.completion_tokens)
+    ids = model.run(steered_completions, prompts, pushes, n_tokens=job.completion_tokens)
     texts = np.empty((ids.shape[1], 1, ids.shape[0]), dtype=object)
     for i, variants in enumerate(ids.tolist()):
         for v, one in enumerate(variants):
@@ -128,12 +129,11 @@ def choose_first_layer(
         prepared = sets[name]
         used = prepared.sample(job.sweep_statements, f"{job.seed}/{held_out}/{name}/sweep")
         pushes = [
-            [None]
-            + [
+            [None, *(
                 _push(job, prepared, i, target, one, added, range(first, last + 1), job.coefficient, model.n_layers)
                 for first in range(last + 1)
                 for one in names
-            ]
+            )]
             for i in used
         ]  # fmt: skip
         some, record = _answers(job, prepared, used, target, pushes, model, f"{unit}/{name}")
@@ -160,25 +160,25 @@ def choose_first_layer(
     return arrays, _combined(records)
 
 
-def _push(job, prepared, i, target, name, added, layers, factor, n_layers) -> Push | None:
+def _push(job, prepared, i, target, name, added, layers, factor, n_layers) -> TokenSteer | None:
     """One statement's push along a named direction."""
     if name == "none":
         return None
     tokens = prepared.asked[target][i].tokens
-    return concrete(job.steer(name, layers, tokens, prepared.labels[i], factor), added[name], n_layers)
+    return token_steer(job.steer(name, layers, tokens, prepared.labels[i], factor), added[name], n_layers)
 
 
 def _answers(job, prepared, used, target, pushes, model, unit):
     """P(TRUE) - P(FALSE), dims statement x variant, a share of them recomputed by whole forward passes."""
     prompts = [prepared.asked[target][i].prompt for i in used]
     options = dict(answers=prepared.answers[target])
-    found = model.run(pushed_answers, prompts, pushes, max_tokens=job.execution.max_tokens, **options)
+    found = model.run(steered_answers, prompts, pushes, max_tokens=job.execution.max_tokens, **options)
     check_finite(unit, job.dtype, {"p_diff": found})
     share = job.execution.check_share
     if not share:
         return found, {}
     rng = random.Random(f"{job.seed}/{unit}")
-    n, largest = model.run(check_pushed, prompts, pushes, found, share=share, rng=rng, **options)
+    n, largest = model.run(check_steered_answers, prompts, pushes, found, share=share, rng=rng, **options)
     return found, {"checked_cells": n, "largest_difference": largest}
 
 

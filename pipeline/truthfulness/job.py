@@ -96,9 +96,11 @@ class TruthfulnessJob(FamilyJob):
     @property
     def layers_given(self) -> tuple[int | None, int | None]:
         """(intervene_layer, probe_layer) as far as they are given or known for the family."""
-        known = KNOWN_LAYERS.get(self.family.name, (None, None))
-        given = (self.intervene_layer, self.probe_layer)
-        return tuple(k if g is None else g for g, k in zip(given, known, strict=True))
+        intervene, probe = KNOWN_LAYERS.get(self.family.name, (None, None))
+        return (
+            intervene if self.intervene_layer is None else self.intervene_layer,
+            probe if self.probe_layer is None else self.probe_layer,
+        )
 
     @property
     def statements_per_read(self) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.statements import Statement, check_number, draw_examples, read_set
 from posttrace.pipeline.truthfulness.job import TruthfulnessJob
-from posttrace.tracers.alignment import Prompt, answer_ids, encode
+from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def prepare_set(
                 f"set {spec.name}: {spec.csv}: all {len(rows)} statements are {'false' if label else 'true'}; a "
                 f"direction is the difference between the two: add {word} ones (label {int(label)})"
             )
-    kept = range(len(rows))
+    kept: Sequence[int] = range(len(rows))
     if job.max_statements is not None:
         kept = _balanced(kept, labels, job.max_statements, f"{job.seed}/{spec.name}/statements")
     statements = [rows[i] for i in kept]
@@ -100,10 +101,8 @@ def prepare_set(
     left = {s.label for s, a in zip(statements, asked[first], strict=True) if a is not None}
     if len(left) < 2:
         raise JobError(f"set {spec.name}: all statements of one label are examples; lower few_shot")
-    some = next(i for i, one in enumerate(asked[first]) if one is not None)
-    answers = {
-        stage: answer_ids(t, asked[stage][some].prompt.text, job.answers) for stage, t in tokenizers.items()
-    }
+    some = {stage: next(one for one in asked[stage] if one is not None) for stage in tokenizers}
+    answers = {stage: answer_ids(t, some[stage].prompt.text, job.answers) for stage, t in tokenizers.items()}
     return PreparedSet(spec, tuple(statements), len(rows), tuple(examples), bare, asked, answers)
 
 

@@ -1,4 +1,4 @@
-"""Directions and probes on arrays of activations, and the effect of an intervention. Nothing here knows of models.
+"""Directions and probes on arrays of activations. Nothing here knows of models.
 
 Sources: Marks & Tegmark 2024 (mass-mean direction), Bürger et al. 2024 (TTPD), Du et al. 2025, section 4.
 """
@@ -148,27 +148,6 @@ def _regression(h: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _together(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([one.centred for one in samples]), np.concatenate([one.truth for one in samples])
-
-
-def intervention_effect(before: np.ndarray, after: np.ndarray, truth: np.ndarray) -> tuple:
-    """(false to true, true to false): the share of the way to certainty that an intervention pushed the mean answer.
-
-    >>> effects = intervention_effect(np.array([-0.5, 0.5]), np.array([0.25, -0.25]), np.array([False, True]))
-    >>> [float(effect) for effect in effects]
-    [0.5, 0.5]
-
-    before, after: P(TRUE) - P(FALSE), dims ... x statement (`before` without leading dims). truth: dims statement.
-    `(~P- - P-) / (1 - P-)` and `(~P+ - P+) / (-1 - P+)` with P the mean over the false (-) or true (+) statements: 0
-    is no effect, 1 is certainty of the opposite. NaN where the answer was certain of the target beforehand. Source:
-    Du et al. 2025, section 4.
-    """
-    before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    found = []
-    for wanted, goal in ((~truth, 1.0), (truth, -1.0)):
-        p, pushed = before[wanted].mean(-1), after[..., wanted].mean(-1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found.append(np.where(p == goal, np.nan, (pushed - p) / (goal - p)))
-    return tuple(found)
 
 
 def random_direction(seed: int, held_out: str, number: int, norm: float, hidden: int) -> np.ndarray:

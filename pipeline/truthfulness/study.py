@@ -24,10 +24,10 @@ from posttrace.pipeline.truthfulness.job import TruthfulnessJob
 from posttrace.pipeline.truthfulness.prepared import prepare_set
 from posttrace.pipeline.truthfulness.units import GAPS, units, variants_of
 from posttrace.tracers.cost import Cost, run_cost, shape_of
-from posttrace.tracers.identity import model_identity
-from posttrace.tracers.opening import empty_model, load_config, load_tokenizer, resolve_dtype
-from posttrace.tracers.pushing import pushed_cost
-from posttrace.tracers.reading import read_statements
+from posttrace.tracers.engines.activations import read_statements
+from posttrace.tracers.engines.steered_answers import steered_cost
+from posttrace.tracers.models.identity import model_identity
+from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
 
 
 class Truthfulness:
@@ -92,7 +92,7 @@ class Truthfulness:
         kind, name = work.kind, work.about["set"]
         if kind == "read":
             begin, end = work.unit.region["statement"]
-            return {"activation": self._read(model, work, sets[name].bare[work.stage][begin:end])}, {}
+            return {"activation": self._read(model, work, sets[name].bare[work.open_stage][begin:end])}, {}
         if kind == "learn":
             return analysis.learn(job, sets, name, self.n_layers, store), {}
         if kind == "probe":
@@ -104,10 +104,12 @@ class Truthfulness:
         if kind == "sweep":
             return interventions.choose_first_layer(job, sets, name, model, store, work.unit.id)
         if kind == "complete":
-            shown, tokenizer = self.shown[name], self.tokenizers[work.stage]
-            return interventions.completions(job, sets, name, work.stage, shown, model, store, tokenizer), {}
+            shown, tokenizer = self.shown[name], self.tokenizers[work.open_stage]
+            return interventions.completions(
+                job, sets, name, work.open_stage, shown, model, store, tokenizer
+            ), {}
         span = work.unit.region["statement"]
-        return interventions.steered(job, sets, name, work.stage, span, model, store, work.unit.id)
+        return interventions.steered(job, sets, name, work.open_stage, span, model, store, work.unit.id)
 
     def _read(self, model, work, prompts) -> np.ndarray:
         """The last token's activations; dims 1 x statement x layer x hidden."""
@@ -124,21 +126,22 @@ class Truthfulness:
             return Cost()
         if kind == "read":
             begin, end = work.unit.region["statement"]
-            return self._plain_cost(self.sets[name].bare[work.stage][begin:end])
+            return self._plain_cost(self.sets[name].bare[work.open_stage][begin:end])
         first = self.job.layers_given[0] or 0
         if kind == "sweep":
             n, variants = self._tried(name)
             training = analysis.training_sets(self.sets, name)
-            some = [self.sets[one].asked[work.stage] for one in training]
+            some = [self.sets[one].asked[work.open_stage] for one in training]
             return self._pushed_cost([one for asked in some for one in asked if one][:n], variants, 0)
         if kind == "complete":
-            prompts = [self.sets[name].asked[work.stage][i].prompt for i in self.shown[name]]
+            asked = self.sets[name].asked[work.open_stage]
+            prompts = [one.prompt for one in (asked[i] for i in self.shown[name]) if one]
             tokens = (
                 sum(len(p.ids) for p in prompts) * len(shown_names(self.job)) * self.job.completion_tokens
             )
             one = run_cost(self.shape, [0], [tokens // max(1, len(prompts))])
             return Cost(work.cells * self.job.completion_tokens, one.multiply_adds)
-        asked = self.sets[name].asked[work.stage][slice(*work.unit.region["statement"])]
+        asked = self.sets[name].asked[work.open_stage][slice(*work.unit.region["statement"])]
         return self._pushed_cost([one for one in asked if one], variants_of(self.job) - 1, first)
 
     def _plain_cost(self, prompts) -> Cost:
@@ -151,7 +154,7 @@ class Truthfulness:
         prompts = [one.prompt for one in asked]
         keys = max(p.start for p in prompts) + max(len(p.statement) for p in prompts)
         width = max(-one.tokens[0] for one in asked)  # from the first pushed token to the end
-        pushed = pushed_cost(
+        pushed = steered_cost(
             self.shape, len(prompts) * variants, width, keys, first, self.job.execution.max_tokens
         )
         return self._plain_cost(prompts) + pushed

@@ -51,12 +51,12 @@ def units(
         yield _summary(sets, "learn", name, arrays, None, len(prepared.statements), training)
     for name, prepared in sets.items():
         training = tuple(unit for one in training_sets(sets, name) for unit in read[one])
-        unit = Unit(f"{prepared.path}/probe/0000", prepared.path, {}, ("correct",))
-        yield _of_set("probe", name, unit, None, len(prepared.statements), (*training, *read[name]))
+        declared = Unit(f"{prepared.path}/probe/0000", prepared.path, {}, ("correct",))
+        yield _of_set("probe", name, declared, None, len(prepared.statements), (*training, *read[name]))
     for name, prepared in sets.items():
         needs = (f"{prepared.path}/probe/0000",)
         yield _summary(sets, "accuracy", name, ("accuracy",), None, len(prepared.statements), needs)
-    chosen = {name: (f"{SUMMARY}/learn/{name}",) for name in sets}
+    chosen: dict[str, tuple[str, ...]] = {name: (f"{SUMMARY}/learn/{name}",) for name in sets}
     if swept:
         for name in sets:
             yield _summary(sets, "sweep", name, TRIED, stages[0], tried[name], chosen[name])
@@ -77,9 +77,9 @@ def units(
                 declared = Unit(unit, prepared.path, {"target": (t, t + 1)}, ("completion",))
                 cells = len(shown[name]) * len(shown_names(job))
                 yield _of_set("complete", name, declared, stage, cells, chosen[name])
-    arrays = (*EFFECTS, "effect_coefficient") if job.coefficient_sweep else EFFECTS
+    effects = (*EFFECTS, "effect_coefficient") if job.coefficient_sweep else EFFECTS
     for name, prepared in sets.items():
-        yield _summary(sets, "effect", name, arrays, None, len(prepared.statements), tuple(pushed[name]))
+        yield _summary(sets, "effect", name, effects, None, len(prepared.statements), tuple(pushed[name]))
 
 
 def variants_of(job: TruthfulnessJob) -> int:

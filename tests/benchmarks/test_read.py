@@ -3,7 +3,7 @@
 from benchmarks.read import Case, compare, make_prompts, make_store, read_all
 from posttrace.pipeline.spec import families
 from posttrace.stores import verify
-from posttrace.tracers.opening import open_model
+from posttrace.tracers.models.loading import open_model
 from tests.benchmarks.test_patch_grid import KEYS
 
 

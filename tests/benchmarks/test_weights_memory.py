@@ -4,9 +4,9 @@ import json
 
 from benchmarks.page import page
 from benchmarks.weights_memory import TINY, main, make_checkpoint
-from posttrace.tracers.neurons import find_neurons
-from posttrace.tracers.opening import empty_model
-from posttrace.tracers.weights import neuron_weights
+from posttrace.tracers.models.entropy_neurons import neuron_weights
+from posttrace.tracers.models.loading import empty_model
+from posttrace.tracers.models.mlp_neurons import find_neurons
 
 
 def test_a_sharded_checkpoint_of_the_wanted_shapes(tmp_path):

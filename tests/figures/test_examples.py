@@ -12,12 +12,13 @@ import xarray as xr
 from posttrace import figures
 from posttrace.figures import theme
 from posttrace.figures.heatmaps import Panel, heatmap_grid
-from posttrace.figures.knowledge.patchgrid import PatchGrid
-from posttrace.figures.knowledge.tables import judgement
-from posttrace.figures.refusal.results import Refusal
-from posttrace.figures.trace.tables import TraceGroup
+from posttrace.figures.studies.knowledge.data import PatchGrid
+from posttrace.figures.studies.knowledge.tables import judgement
+from posttrace.figures.studies.refusal.data import Refusal
+from posttrace.figures.studies.trace.data import TraceGroup
 from posttrace.stores import open_group
-from tests.figures import test_confidence, test_heads, test_refusal, test_truthfulness
+from tests.figures.studies import test_confidence, test_refusal, test_truthfulness
+from tests.figures.studies.knowledge import test_heads
 from tests.figures.synthetic import estimated, template_group, write_store
 
 
@@ -60,22 +61,22 @@ def worlds(folder):
             "table": next(judgement([grid])),
             "figure": heatmap_grid([[panel]], ["[s1]", ":"], [0], [0, 1], theme.normalised_scale(), "cities"),
         },
-        "posttrace.figures.knowledge": {"estimated": estimates, "sample": estimates.sample},
-        "posttrace.figures.knowledge.heads": {
+        "posttrace.figures.studies.knowledge": {"estimated": estimates, "sample": estimates.sample},
+        "posttrace.figures.studies.knowledge.heads": {
             "grid": PatchGrid.from_dataset(test_heads.by_head(layers=8, n=4))
         },
-        "posttrace.figures.truthfulness": {
+        "posttrace.figures.studies.truthfulness": {
             "groups": [test_truthfulness.summary(), one, other],
             "one": one,
             "other": other,
         },
-        "posttrace.figures.refusal": {"dataset": two, "refusal": Refusal.from_dataset(refusals)},
-        "posttrace.figures.confidence": {
+        "posttrace.figures.studies.refusal": {"dataset": two, "refusal": Refusal.from_dataset(refusals)},
+        "posttrace.figures.studies.confidence": {
             "neurons": test_confidence.make_neurons(),
             "on_text": test_confidence.make_on_text(),
             "answers": test_confidence.make_answers(),
         },
-        "posttrace.figures.trace": {
+        "posttrace.figures.studies.trace": {
             "output": TraceGroup(next_tokens()),
             "completion": TraceGroup(continuations()),
         },
@@ -117,5 +118,5 @@ def test_docstring_examples_run(name, worlds, folder, monkeypatch):
 
 
 def test_every_study_has_examples():
-    having = {name.split(".")[2] for name in MODULES if name.count(".") > 1}
+    having = {name.split(".")[3] for name in MODULES if name.startswith("posttrace.figures.studies.")}
     assert {"knowledge", "truthfulness", "refusal", "confidence", "trace"} <= having

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from posttrace.figures import render
-from posttrace.figures.confidence.selection import candidates
+from posttrace.figures.measures.entropy_neurons import candidates
 from posttrace.pipeline.confidence.job import Text
 from posttrace.pipeline.confidence.text import cut, read_documents
 from posttrace.pipeline.errors import JobError
@@ -16,11 +16,11 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
 from posttrace.stores import FingerprintMismatch, Store, open_group
-from posttrace.tracers.ablation import ablate_neurons
-from posttrace.tracers.alignment import encode
+from posttrace.tracers.engines.neuron_ablation import ablate_neurons
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.neurons import find_neurons
-from posttrace.tracers.opening import open_model
+from posttrace.tracers.models.loading import open_model
+from posttrace.tracers.models.mlp_neurons import find_neurons
+from posttrace.tracers.prompts import encode
 from tests.models import random_module, word_tokenizer
 from tests.pipeline.conftest import WORDS, posttrace, write_csv
 

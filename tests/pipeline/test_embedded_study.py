@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from posttrace.stores import open_group
-from posttrace.tracers.alignment import encode
-from posttrace.tracers.opening import open_model
-from posttrace.tracers.oracle import patch_grid_naive
-from posttrace.tracers.patching import patch_grid
-from posttrace.tracers.reading import read_statements
+from posttrace.tracers.engines.activations import read_statements
+from posttrace.tracers.engines.patching import patch_grid
+from posttrace.tracers.models.loading import open_model
+from posttrace.tracers.oracles.patching import patch_grid_naive
+from posttrace.tracers.prompts import encode
 from tests.pipeline.conftest import posttrace
 
 

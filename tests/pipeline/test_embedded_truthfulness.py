@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
@@ -12,14 +13,13 @@ from posttrace.pipeline.spec import families
 from posttrace.pipeline.truthfulness.probes import (
     cosine,
     direction,
-    intervention_effect,
     random_direction,
     sample,
 )
 from posttrace.stores import open_group
-from posttrace.tracers.opening import open_model
-from posttrace.tracers.pushing import concrete, pushed_answers
-from posttrace.tracers.reading import read_statements
+from posttrace.tracers.engines.activations import read_statements
+from posttrace.tracers.engines.steered_answers import steered_answers, token_steer
+from posttrace.tracers.models.loading import open_model
 from tests.pipeline.test_truthfulness import difference
 
 SETS = ("cities", "animal_class", "inventors")
@@ -114,11 +114,13 @@ def test_a_direction_that_base_reads_turns_its_answer_beyond_every_random_one(st
     truth, asked = np.array(cities.labels)[used], [cities.asked["base"][i] for i in used]
     norm, hidden = float(np.linalg.norm(found)), len(found)
     added = [found, *(random_direction(0, "control", i, norm, hidden) for i in range(20))]
-    pushes = [
-        [None, *(concrete(job.steer("some", layers, one.tokens, bool(label), 1.0), torch.tensor(v), 8) for v in added)]
+    steers = [
+        [None, *(token_steer(steer, torch.tensor(v), 8) for v in added)]
         for one, label in zip(asked, truth, strict=True)
-    ]  # fmt: skip
-    p = pushed_answers(model, [one.prompt for one in asked], pushes, answers=cities.answers["base"]).numpy().T
+        for steer in [job.steer("some", layers, one.tokens, bool(label), 1.0)]
+    ]
+    prompts = [one.prompt for one in asked]
+    p = steered_answers(model, prompts, steers, answers=cities.answers["base"]).numpy().T
     up, down = intervention_effect(p[0], p[1:], truth)
     effect = (up + down) / 2
     assert effect[0] > 0.5 and effect[0] > effect[1:].max() + 0.1, effect

@@ -60,7 +60,7 @@ def test_paths_in_a_file_are_relative_to_it_and_on_the_command_line_to_the_worki
     ("override", "place", "words"),
     [
         ("max_pairs=0", "max_pairs", "greater than or equal to 1"),
-        ("site=residual", "site", "'resid_pre', 'resid_mid', 'resid_post'"),
+        ("site=residual", "site", "'resid_pre', 'z', 'attn_out', 'resid_mid'"),
         ("layers=[3, 1]", "layers", "increasing order"),
         ("few_shot=3", "few_shot", "multiple of 2"),
         ("family=llama-9", "family", "embedded, llama-3.1-8b"),

@@ -270,7 +270,7 @@ def test_a_bucket_holds_what_a_folder_holds(finished, job_file, s3):
 
 def test_single_heads_are_patched_and_stored_by_layer_and_head(family, job_file, tmp_path):
     """Every head at the last token of one pair, base into instruct, by hooks on plain transformers."""
-    arguments = ["--set", "site=head_out", "--set", "sets=[cities.csv]", "--set", "max_pairs=3"]
+    arguments = ["--set", "site=z", "--set", "sets=[cities.csv]", "--set", "max_pairs=3"]
     done = posttrace("run", job_file, "--store", tmp_path / "heads", *arguments, cwd=job_file.parent)
     assert done.returncode == 0, done.stderr
     data = open_group(str(tmp_path / "heads"), "knowledge/cities").load()

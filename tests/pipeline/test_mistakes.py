@@ -37,7 +37,7 @@ def checkpoint(folder, name):
 def test_a_site_that_the_architecture_lacks(job_file, tmp_path):
     stages = {"base": checkpoint(tmp_path / "neox", "gpt_neox")}
     said = refused(changed(job_file, family={"name": "x", "stages": stages}, site="resid_mid"))
-    assert "resid_mid is no site of" in said and "resid_pre, attn_out, mlp_out, resid_post" in said
+    assert "resid_mid is no site of" in said and "resid_pre, z, attn_out, mlp_out, resid_post" in said
 
 
 def test_stages_of_different_size(job_file, tmp_path, family):

@@ -8,7 +8,7 @@ from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.knowledge.pairing import free_pairs, roles_within, sample, template_pairs
 from posttrace.pipeline.statements import Statement
 from posttrace.tracers import TracerError
-from posttrace.tracers.alignment import answer_ids, encode
+from posttrace.tracers.prompts import answer_ids, encode
 from tests.models import word_tokenizer
 from tests.pipeline.conftest import WORDS
 

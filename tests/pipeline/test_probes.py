@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline.truthfulness.analysis import earliest_good, training_sets
 from posttrace.pipeline.truthfulness.probes import (
     centre_of,
     cosine,
     direction,
     fit,
-    intervention_effect,
     random_direction,
     sample,
 )

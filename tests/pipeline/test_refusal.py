@@ -23,7 +23,7 @@ from posttrace.pipeline.run import run_job
 from posttrace.stores import Store, open_group
 from tests.models import random_module, word_tokenizer
 from tests.pipeline.conftest import posttrace, write_csv
-from tests.tracers.test_generation import plain_hooks
+from tests.tracers.engines.test_generation import plain_hooks
 
 WORDS = [
     "User",
@@ -114,7 +114,7 @@ def data(finished):
 def test_the_names_that_readers_rely_on(data):
     assert data.direction.dims == ("model", "layer", "position", "hidden")
     assert data.selected_layer.dims == data.selected_position.dims == ("model",)
-    for name in ("refused", "log_odds", "completion", "phrase", "unlikelihood", "repeated"):
+    for name in ("refused", "log_odds", "completion", "phrase", "mean_nll", "repeated"):
         assert data[name].dims == ("direction", "target", "intervention", "prompt"), name
     assert data.refused.dtype == bool
     assert list(data.intervention.values) == ["none", "ablation", "addition"]
@@ -244,7 +244,7 @@ def test_units_done_again_give_the_same(finished, data, tmp_path, chat_family):
     after = open_group(str(finished / "store"), "refusal").load()
     for name in ("completion", "refused", "selected_layer", "direction"):
         np.testing.assert_array_equal(after[name].values, before[name])
-    for name in ("log_odds", "bypass", "kl", "coefficient", "unlikelihood"):
+    for name in ("log_odds", "bypass", "kl", "coefficient", "mean_nll"):
         np.testing.assert_allclose(after[name].values, before[name], atol=2e-3, rtol=1e-4)
     assert posttrace("verify", finished / "store").returncode == 0
 

@@ -72,7 +72,7 @@ def test_units_run_at_once_and_overtake_one_that_waits(store):
     gate = threading.Barrier(2)  # passed only when two units are under way at once
     backend = Backend(store, ThreadPoolExecutor(2), slots=2, in_order=False, gate=gate)
     run(store, backend, [work(0), work(1, 0), work(2, 0), work(3)])
-    assert list(backend.seen)[:2] == ["demo/0", "demo/3"]
+    assert set(list(backend.seen)[:2]) == {"demo/0", "demo/3"}
 
 
 def test_a_failure_costs_what_needs_it_and_nothing_else(store):

@@ -10,7 +10,7 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.preflight import examine
 from posttrace.tracers.remote.keys import model_key, same_model
 from posttrace.tracers.remote.model import open_remote
-from posttrace.tracers.remote.policy import Flight, Policy
+from posttrace.tracers.remote.policy import ConcurrencyLimit, Policy
 from posttrace.tracers.remote.runner import Runner
 from posttrace.tracers.remote.server import Server
 from tests.remote.conftest import CHECKPOINTS
@@ -76,7 +76,7 @@ def test_the_dtype_that_counts_is_the_one_in_which_the_model_runs(other, monkeyp
 
 @pytest.mark.parametrize("spelled", ["gpt2", "openai-community/gpt2", "openai-community/GPT2"])
 def test_a_model_is_asked_for_as_the_server_spells_it(spelled, other):
-    runner = Runner(Server(other.url, other.key), Policy(), Flight(1))
+    runner = Runner(Server(other.url, other.key), Policy(), ConcurrencyLimit(1))
     base = str(CHECKPOINTS / "base")
     assert open_remote(base, revision=None, key=spelled, dtype=torch.float32, runner=runner).key == THERE
 

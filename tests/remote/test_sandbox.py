@@ -10,23 +10,22 @@ import pytest
 import torch
 
 from posttrace.pipeline.errors import JobError
-from posttrace.tracers.ablation import ablate_neurons
-from posttrace.tracers.alignment import Prompt
-from posttrace.tracers.answering import answer
-from posttrace.tracers.certainty import read_answers
-from posttrace.tracers.generation import Openings, Steering
-from posttrace.tracers.neurons import find_neurons
-from posttrace.tracers.opening import empty_model, open_model
+from posttrace.tracers.checked import checked_grid, scored_completions
+from posttrace.tracers.engines.activations import read_statements
+from posttrace.tracers.engines.answer_probabilities import read_answers
+from posttrace.tracers.engines.generation import Openings, Steering
+from posttrace.tracers.engines.neuron_ablation import ablate_neurons
+from posttrace.tracers.engines.steered_answers import TokenSteer, steered_answers
+from posttrace.tracers.engines.steering import ablation
+from posttrace.tracers.models.loading import empty_model, open_model
+from posttrace.tracers.models.mlp_neurons import find_neurons
 from posttrace.tracers.operations import Steer
-from posttrace.tracers.own_run import checked_grid
-from posttrace.tracers.pushing import Push, pushed_answers
-from posttrace.tracers.reading import read_statements
+from posttrace.tracers.prompts import Prompt
 from posttrace.tracers.remote.errors import Unavailable
 from posttrace.tracers.remote.model import open_remote
-from posttrace.tracers.remote.policy import Flight, Policy
+from posttrace.tracers.remote.policy import ConcurrencyLimit, Policy
 from posttrace.tracers.remote.runner import Runner
 from posttrace.tracers.remote.server import Server
-from posttrace.tracers.steering import ablation
 from tests.remote.conftest import CHECKPOINTS
 from tests.remote.isolation import NotInstalled, server_package
 from tests.remote.loopback import KEY, UNTRUSTED, Loopback
@@ -124,25 +123,35 @@ def everything(model):
     found = {}
     reading = model.run(read_statements, prompts(), **options)
     found["activations"], found["logit differences"] = reading.values, reading.logit_diff
-    for site in ("resid_pre", "resid_mid", "head_out"):
+    for site in ("resid_pre", "resid_mid", "z"):
         chosen = {**options, "site": site}
         source = model.run(read_statements, prompts(), **chosen).values.flip(0)[None].nan_to_num()
         checked = model.run(checked_grid, prompts(), source, share=0.1, rng=random.Random(0), **chosen)
         found[f"grid of {site}"] = checked.grid.patched
     vector = torch.linspace(-1, 1, model.hidden_size)
-    pushes = [
-        [None, Push("resid_post", (1, 2), (-2, -1), vector), Push("resid_pre", (3,), (-1,), vector, "ablate")]
+    steers = [
+        [
+            None,
+            TokenSteer("resid_post", (1, 2), (-2, -1), vector),
+            TokenSteer("resid_pre", (3,), (-1,), vector, "ablate"),
+        ]
     ]
-    found["pushed"] = model.run(pushed_answers, prompts(), pushes * 3, answers=ANSWERS)
+    found["steered"] = model.run(steered_answers, prompts(), steers * 3, answers=ANSWERS)
     found["sureness"] = model.run(read_answers, prompts(), answers=ANSWERS).entropy
     out = Steering(ablation("up", model.architecture.sites), (("up", vector),))
     added = Steering((Steer(site="resid_pre", layers=(2,), tokens="all", direction="up"),), (("up", vector),))
     ids = [prompt.ids for prompt in prompts()]
     for name, steering in {"plain": Steering(), "ablated": out, "added": added}.items():
         answers = model.run(
-            answer, ids, steering, Openings((5,), (6,)), max_new_tokens=4, share=0.5, rng=random.Random(0)
+            scored_completions,
+            ids,
+            steering,
+            Openings((5,), (6,)),
+            max_new_tokens=4,
+            share=0.5,
+            rng=random.Random(0),
         )
-        found[f"{name} log-odds"], found[f"{name} surprise"] = answers.log_odds, answers.unlikelihood
+        found[f"{name} log-odds"], found[f"{name} mean_nll"] = answers.log_odds, answers.mean_nll
         found[f"{name} answers"] = torch.tensor(answers.ids)
     for layer in (3, 7):
         neurons = find_neurons(empty_model(str(CHECKPOINTS / "base")), layer)
@@ -155,7 +164,7 @@ def everything(model):
 
 
 def there(server, key, dtype):
-    runner = Runner(Server(server.url, KEYS[key]), Policy(poll=0.02), Flight(1))
+    runner = Runner(Server(server.url, KEYS[key]), Policy(poll=0.02), ConcurrencyLimit(1))
     name = "posttrace/embedded-base"
     return open_remote(str(CHECKPOINTS / "base"), revision=None, key=name, dtype=dtype, runner=runner)
 

@@ -16,12 +16,12 @@ import zstandard
 from transformers import LlamaConfig
 
 from posttrace import tracers
-from posttrace.tracers.alignment import encode
+from posttrace.tracers.checked import checked_grid
+from posttrace.tracers.engines.activations import read_statements
+from posttrace.tracers.engines.patching import PatchGrid
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.operations import Steer
-from posttrace.tracers.own_run import checked_grid
-from posttrace.tracers.patching import PatchGrid
-from posttrace.tracers.reading import read_statements
+from posttrace.tracers.prompts import encode
 from posttrace.tracers.remote.keys import model_key
 from posttrace.tracers.remote.request import request
 from posttrace.tracers.remote.result import rebuilt
@@ -32,13 +32,13 @@ from posttrace.tracers.remote.view import weightless
 from tests.models import random_model, word_tokenizer
 from tests.remote import unfit
 
-NOT_ENGINES = {"posttrace.tracers.opening", "posttrace.tracers.selfcheck"}
+NOT_ENGINES = {"posttrace.tracers.models.loading", "posttrace.tracers.models.validation"}
 
 
 def engines():
     """Public functions of the tracers whose first argument is a model."""
-    for info in pkgutil.iter_modules(tracers.__path__, "posttrace.tracers."):
-        if info.ispkg or info.name in NOT_ENGINES:
+    for info in pkgutil.walk_packages(tracers.__path__, "posttrace.tracers."):
+        if info.ispkg or info.name in NOT_ENGINES or info.name.startswith("posttrace.tracers.remote."):
             continue
         module = importlib.import_module(info.name)
         for name, function in inspect.getmembers(module, inspect.isfunction):
@@ -215,7 +215,7 @@ def test_a_server_cannot_name_a_class_of_its_choice():
     outcome = packed({"x": torch.zeros(1)})
     for name in (
         "subprocess:Popen",
-        "posttrace.tracers.opening:open_model",
+        "posttrace.tracers.models.loading:open_model",
         "posttrace.tracers.remote.server:Server",
     ):
         outcome["structure"] = json.dumps({"data": [name, {}]})
@@ -287,5 +287,5 @@ def test_another_constant_of_a_shipped_function_has_another_digest(view, monkeyp
         return request(view, checked_grid, (prompts, source), options, dtype="torch.float32").digest
 
     before = digest()
-    monkeypatch.setattr("posttrace.tracers.packing.CAPACITY", 64)
+    monkeypatch.setattr("posttrace.tracers.batching.packing.CAPACITY", 64)
     assert digest() != before

@@ -378,3 +378,16 @@ def test_a_shard_larger_than_one_part_of_an_upload(url):
     np.testing.assert_array_equal(store.read(unit, "x", {"layer": (2, 3)}), values[:, 2:3])
     np.testing.assert_array_equal(open_group(url, "g").x.isel(layer=3, hidden=slice(7)), values[:, 3, :7])
     assert verify(url) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("string", np.array("", dtype=object)), ("float32", np.array(1.5, "f4"))]
+)
+def test_an_array_without_dimensions_is_read_as_it_was_written(tmp_path, dtype, value):
+    group = Group("a/b", {}, (Array("x", (), dtype, "nats", "a number"),))
+    unit = Unit("a/b/0", "a/b", {}, ("x",))
+    store = Store.create(tmp_path / "s", [group], [unit], {}, "1", {})
+    store.write(unit, {"x": value})
+    assert store.read("a/b", "x") == value and not list(stores.verify(store.url))
+    store.finalise()
+    assert stores.open_group(store.url, "a/b").x.values == value

@@ -2,12 +2,13 @@
 
 import torch
 
-from posttrace.tracers import batch, patching, reading
+from posttrace.tracers.batching import prefix_cache
 from posttrace.tracers.cost import Cost, cells_cost, run_cost, shape_of
-from posttrace.tracers.patching import first_block, grid_plan, patch_grid
-from posttrace.tracers.reading import read_statements
+from posttrace.tracers.engines import activations, patching
+from posttrace.tracers.engines.activations import read_statements
+from posttrace.tracers.engines.patching import first_block, grid_plan, patch_grid
 from tests.models import random_model
-from tests.tracers.test_patching import ANSWERS, prompts
+from tests.tracers.engines.test_patching import ANSWERS, prompts
 
 
 def test_the_count_equals_the_multiply_adds_of_every_linear_layer_and_attention(monkeypatch):
@@ -38,7 +39,11 @@ def test_the_count_equals_the_multiply_adds_of_every_linear_layer_and_attention(
         return attend(query, key, value, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    for module, name in [(batch, "_run_prefixes"), (reading, "_trace_read"), (patching, "_trace_cells")]:
+    for module, name in [
+        (prefix_cache, "_run_prefixes"),
+        (activations, "_trace_read"),
+        (patching, "_trace_cells"),
+    ]:
         traced = getattr(module, name)
 
         def once(*args, traced=traced):

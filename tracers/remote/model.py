@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import torch
 
-from posttrace.tracers.architecture import Architecture
+from posttrace.tracers.models.architecture import Architecture
 from posttrace.tracers.remote.errors import JobFailed, Unavailable
 from posttrace.tracers.remote.keys import model_key, spelled_there
 from posttrace.tracers.remote.request import Request, request
 from posttrace.tracers.remote.result import rebuilt
-from posttrace.tracers.remote.runner import Facts, Note, Runner, Unkept
+from posttrace.tracers.remote.runner import Facts, MemoryNote, Note, Runner
 from posttrace.tracers.remote.server import Refused, Trouble
 from posttrace.tracers.remote.view import View, weightless
 
@@ -25,10 +25,10 @@ class Carrier(Protocol):
 
 
 @dataclass(frozen=True)
-class Errand:
+class RequestContext:
     """What a request is made for: where its job id is kept, where its lines go."""
 
-    notes: Callable[[int], Note] = lambda call: Unkept()
+    notes: Callable[[int], Note] = lambda call: MemoryNote()
     """Of the calls that one unit makes, in their order."""
     report: Callable[[str], None] = lambda text: None
     facts: list[Facts] = field(default_factory=list)
@@ -49,7 +49,7 @@ class RemoteModel:
     runner: Runner
     checked: set[str] = field(default_factory=set)
     """Keys of the models whose sites were proved on the server by this process."""
-    errand: Errand = Errand()
+    context: RequestContext = RequestContext()
 
     ships = True
     """Arguments travel: a study sends no activation that the server can compute."""
@@ -70,19 +70,19 @@ class RemoteModel:
             check=self.key not in self.checked,
         )
         _check_size(asked, self.runner.policy.max_request)
-        note = self.errand.notes(len(self.errand.facts))
+        note = self.context.notes(len(self.context.facts))
         env = self.view.nn._remoteable_get_env()
-        outcome, facts = self.runner.perform(asked, self.key, env, note, self.errand.report)
-        self.errand.facts.append(facts)
+        outcome, facts = self.runner.perform(asked, self.key, env, note, self.context.report)
+        self.context.facts.append(facts)
         if outcome["problem"]:
             failure = Unavailable if outcome.get("whole_job") else JobFailed
             raise failure(f"{asked.operation}: {outcome['problem']}")
         self.checked.add(self.key)
         return rebuilt(outcome)
 
-    def on(self, errand: Errand) -> RemoteModel:
+    def on(self, context: RequestContext) -> RemoteModel:
         """The same model, its requests made for one unit."""
-        return replace(self, errand=errand)
+        return replace(self, context=context)
 
     @property
     def architecture(self) -> Architecture:

@@ -47,13 +47,13 @@ class Policy:
         return longest * random.uniform(0.5, 1.0)
 
 
-class Flight:
-    """Bounds the jobs that are with a server at one time; a server that says "too many" lowers the bound.
+class ConcurrencyLimit:
+    """Limits how many jobs a server has at a time; a server that answers "too many" halves the limit.
 
-    >>> flight = Flight(4)
-    >>> with flight:
-    ...     flight.slow_down()
-    >>> flight.limit
+    >>> concurrency = ConcurrencyLimit(4)
+    >>> with concurrency:
+    ...     concurrency.slow_down()
+    >>> concurrency.limit
     2
     """
 
@@ -63,7 +63,7 @@ class Flight:
         self._held = 0
         self._change = threading.Condition()
 
-    def __enter__(self) -> Flight:
+    def __enter__(self) -> ConcurrencyLimit:
         with self._change:
             while self._held >= self.limit:
                 self.check()

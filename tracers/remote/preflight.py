@@ -10,19 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from posttrace.tracers.alignment import encode
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.opening import DTYPES, open_model
-from posttrace.tracers.oracle import naive_run
+from posttrace.tracers.models.loading import DTYPES, open_model
+from posttrace.tracers.oracles.compare import tolerance
+from posttrace.tracers.oracles.patching import naive_run
+from posttrace.tracers.prompts import encode
 from posttrace.tracers.remote.errors import JobFailed, Unavailable
 from posttrace.tracers.remote.keys import deployments
 from posttrace.tracers.remote.model import RemoteModel
 from posttrace.tracers.remote.server import KEY_HELP, Refused, Server, Trouble
-from posttrace.tracers.selfcheck import tolerance
 
 PROBE = "The city of Paris is in France."
 TRUSTED = "trusted"
-"""The tag of keys whose code runs beside the weights."""
+"""The tag of keys whose code runs where the weights are."""
 TRIES = 3
 """Of a question that a server does not answer."""
 

@@ -58,7 +58,9 @@ def request(view, engine, arguments: tuple, options: dict, *, dtype: str, check:
         _block(capture, view, engine, arguments, options, dtype, check)
     asked = [FORMAT, engine.__module__, engine.__qualname__, view.name, dtype]
     digest = hashlib.sha256(repr(asked).encode())
-    digest.update(code_hash({k: v for k, v in capture.sources.items() if "selfcheck" not in k}).encode())
+    digest.update(
+        code_hash({k: v for k, v in capture.sources.items() if "models.validation" not in k}).encode()
+    )
     _identify((arguments, options), digest.update)
     return Request(
         operation=engine.__name__,

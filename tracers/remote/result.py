@@ -23,12 +23,12 @@ NAME = "outcome"
 """The one variable that a request saves."""
 
 
-class Spoiled(Exception):
-    """Bytes that are no whole result; ask again."""
+class CorruptResult(Exception):
+    """The bytes are not a complete result; fetch it again."""
 
 
 def loaded(content: bytes, limit: int) -> dict[str, Any]:
-    """The saved value in the bytes of a result, checked against its own checksum; raises Spoiled.
+    """The saved value in the bytes of a result, checked against its own checksum; raises CorruptResult.
 
     limit: bytes that it may have when unpacked.
     """
@@ -36,7 +36,7 @@ def loaded(content: bytes, limit: int) -> dict[str, Any]:
         with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)) as stream:
             data = stream.read(limit + 1)
     except zstandard.ZstdError as error:
-        raise Spoiled(f"the result cannot be unpacked ({error})") from None
+        raise CorruptResult(f"the result cannot be unpacked ({error})") from None
     if len(data) > limit:
         raise TracerError(
             f"a result is larger than {limit:,} bytes; lower the number of prompts or pairs in a unit, or raise "
@@ -46,20 +46,20 @@ def loaded(content: bytes, limit: int) -> dict[str, Any]:
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # what torch and pickle raise on bytes that are not theirs has no common class
         why = " ".join(str(error).split())[:160]
-        raise Spoiled(f"the result cannot be read ({type(error).__name__}: {why})") from None
+        raise CorruptResult(f"the result cannot be read ({type(error).__name__}: {why})") from None
     if not isinstance(saved, dict) or set(saved) != {NAME} or not isinstance(saved[NAME], dict):
-        raise Spoiled("the result does not hold what the request saves")
+        raise CorruptResult("the result does not hold what the request saves")
     outcome = saved[NAME]
     if outcome.get("problem"):
         return outcome
     structure, tensors = outcome.get("structure"), outcome.get("tensors")
     if not isinstance(structure, str) or not isinstance(tensors, list):
-        raise Spoiled("the result lacks its structure or its tensors")
+        raise CorruptResult("the result lacks its structure or its tensors")
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-        raise Spoiled("the result holds something else where tensors should be")
+        raise CorruptResult("the result holds something else where tensors should be")
     _check_tensors(structure, tensors)
     if checksum(structure, tensors) != outcome.get("checksum"):
-        raise Spoiled("the result does not have the checksum that was computed on the server")
+        raise CorruptResult("the result does not have the checksum that was computed on the server")
     return outcome
 
 
@@ -72,11 +72,11 @@ def _check_tensors(structure: str, tensors: list[torch.Tensor]) -> None:
     """Shapes, dtypes and the number of finite values, tensor by tensor, are those that the server noted."""
     noted = list(_noted(json.loads(structure)))
     if len(noted) != len(tensors):
-        raise Spoiled(f"the result holds {len(tensors)} tensors, the server noted {len(noted)}")
+        raise CorruptResult(f"the result holds {len(tensors)} tensors, the server noted {len(noted)}")
     for i, (note, tensor) in enumerate(zip(noted, tensors, strict=True)):
         found = [list(tensor.shape), str(tensor.dtype), finite(tensor)]
         if found != note:
-            raise Spoiled(
+            raise CorruptResult(
                 f"tensor {i} of the result has shape, dtype and finite values {found}, must be {note}"
             )
 

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.remote.errors import JobFailed, Unavailable
-from posttrace.tracers.remote.policy import Flight, Policy
+from posttrace.tracers.remote.policy import ConcurrencyLimit, Policy
 from posttrace.tracers.remote.request import Request
-from posttrace.tracers.remote.result import Spoiled, loaded
+from posttrace.tracers.remote.result import CorruptResult, loaded
 from posttrace.tracers.remote.server import TOO_LARGE, Gone, Refused, Reply, Server, Trouble, client_versions
 
 TRANSIENT = re.compile(
@@ -47,8 +47,8 @@ class Note(Protocol):
 
 
 @dataclass
-class Unkept:
-    """A note that is forgotten with the process, for requests that no store stands behind."""
+class MemoryNote:
+    """A note kept in memory only, for requests made without a store."""
 
     body: dict[str, Any] | None = None
 
@@ -81,13 +81,13 @@ class _Lost(Exception):
 class Runner:
     """Performs requests on one server, from any number of threads.
 
-    >>> runner = Runner(configured(), Policy(), Flight(4))             # doctest: +SKIP
+    >>> runner = Runner(configured(), Policy(), ConcurrencyLimit(4))             # doctest: +SKIP
     """
 
-    def __init__(self, server: Server, policy: Policy, flight: Flight):
+    def __init__(self, server: Server, policy: Policy, concurrency: ConcurrencyLimit):
         self.server = server
         self.policy = policy
-        self.flight = flight
+        self.concurrency = concurrency
 
     def perform(
         self,
@@ -102,15 +102,15 @@ class Runner:
         report: called with a line whenever there is something new. Raises JobFailed for this request alone,
         Unavailable when the server cannot be used, Stopped when the run is being stopped.
         """
-        with self.flight:
-            return _Course(self, request, model_key, env, note, report).run()
+        with self.concurrency:
+            return RequestRun(self, request, model_key, env, note, report).run()
 
 
-class _Course:
-    """One request on its way."""
+class RequestRun:
+    """One request, from submission to a checked result."""
 
     def __init__(self, runner: Runner, request: Request, model_key, env, note: Note, report):
-        self.server, self.policy, self.flight = runner.server, runner.policy, runner.flight
+        self.server, self.policy, self.concurrency = runner.server, runner.policy, runner.concurrency
         self.request, self.model_key, self.env, self.note, self.report = request, model_key, env, note, report
         self.facts = Facts(operation=request.operation, request_bytes=len(request.blob))
         self.submitted = 0
@@ -176,7 +176,7 @@ class _Course:
                 raise Unavailable(f"{self.request.operation}: {error}") from None
             except Trouble as trouble:
                 if trouble.busy:
-                    self.flight.slow_down()
+                    self.concurrency.slow_down()
                     heard = time.monotonic()
                 else:
                     retry += 1
@@ -187,7 +187,7 @@ class _Course:
                     ) from None
                 seconds = self.policy.wait_before(max(retry - 1, 0), trouble.wait)
                 self.report(f"{trouble}; trying again in {seconds:.0f} s")
-                self.flight.sleep(seconds)
+                self.concurrency.sleep(seconds)
         self.submitted += 1
         self.facts.submissions += 1
         self.facts.job = reply.job
@@ -208,7 +208,7 @@ class _Course:
                 outcome = loaded(content, self.policy.max_result)
             except Refused as error:
                 raise self._failed(str(error)) from None
-            except (Trouble, Spoiled) as trouble:
+            except (Trouble, CorruptResult) as trouble:
                 failures += 1
                 gone = url if isinstance(trouble, Gone) else None
                 if failures >= self.policy.retries:
@@ -250,7 +250,7 @@ class _Course:
             if now != told:
                 told, wait = now, self.policy.poll
                 self.report(f"job {job}: {now}")
-            self.flight.sleep(trouble.wait if trouble and trouble.wait is not None else wait)
+            self.concurrency.sleep(trouble.wait if trouble and trouble.wait is not None else wait)
             wait = min(wait * 1.5, self.policy.longest_poll)
 
     def _end_of_error(self, reply: Reply) -> None:
@@ -289,10 +289,14 @@ class _Course:
         )
 
     def _pause(self, retry: int) -> None:
-        self.flight.sleep(self.policy.wait_before(retry - 1))
+        self.concurrency.sleep(self.policy.wait_before(retry - 1))
 
     def _keep(self, state: str, job: str | None = None) -> None:
-        body = {"state": state, "digest": self.request.digest, "operation": self.request.operation}
+        body: dict[str, str | int | None] = {
+            "state": state,
+            "digest": self.request.digest,
+            "operation": self.request.operation,
+        }
         body |= {"host": self.server.host, "submissions": self.facts.submissions, "job": job}
         self.note.keep(body)
 

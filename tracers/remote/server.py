@@ -22,12 +22,19 @@ from posttrace.tracers.remote.errors import Unavailable
 CONNECT, READ = 10.0, 60.0
 """Seconds: to connect, and without a byte while reading."""
 STATUSES = (
-    *("RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED", "RUNNING"),
-    *("COMPLETED", "ERROR", "LOG"),
+    "RECEIVED",
+    "QUEUED",
+    "PROVISIONING",
+    "DEPLOYING",
+    "DISPATCHED",
+    "RUNNING",
+    "COMPLETED",
+    "ERROR",
+    "LOG",
 )
 TOO_LARGE = 413
 GONE = (403, 404, 410)
-"""Of a result: its URL has expired (they are signed for an hour), or the file behind it was removed."""
+"""Of a result: its URL has expired (they are signed for an hour), or its file was removed."""
 KEY_HELP = "set NDIF_API_KEY in the environment (get a key at https://login.ndif.us), or run `nnsight login`"
 
 

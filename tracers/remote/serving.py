@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from posttrace.tracers.errors import TracerError, WholeJob
-from posttrace.tracers.selfcheck import check_sites
+from posttrace.tracers.models.validation import check_sites
 
 
 def answer(model, engine, arguments, options, dtype, check):

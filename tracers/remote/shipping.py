@@ -32,7 +32,7 @@ from posttrace.tracers.errors import TracerError
 OURS = "posttrace.tracers"
 """The package whose functions and classes travel by value."""
 THERE = frozenset({"torch", "numpy", "transformers", "nnsight", "cloudpickle"})
-"""Packages besides the standard library that a server has, whose names travel by reference."""
+"""Packages that a server has in addition to the standard library; their names travel by reference."""
 
 
 def is_ours(module: str | None) -> bool:
@@ -221,6 +221,7 @@ def _source(func) -> tuple[str, int, tuple[str, ...]]:
         raise _refused(name, "it is a lambda; make it a function of its module")
     tree = ast.parse(source)
     (made,) = tree.body
+    assert isinstance(made, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
     decorators = [ast.unparse(d) for d in made.decorator_list if ast.unparse(d) not in _KEPT]
     if decorators or hasattr(func, "__wrapped__"):
         raise _refused(name, f"its decorator {', '.join(decorators)} would be lost on the server")

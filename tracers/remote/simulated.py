@@ -17,7 +17,7 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing import tracer as tracing
 
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.opening import OpenModel
+from posttrace.tracers.models.loading import OpenModel
 from posttrace.tracers.remote.errors import JobFailed
 from posttrace.tracers.remote.request import request
 from posttrace.tracers.remote.result import NAME, loaded, rebuilt

@@ -15,19 +15,18 @@ from types import SimpleNamespace
 import torch
 from nnsight import TransformersModel
 
-from posttrace.tracers.architecture import recognise
-from posttrace.tracers.opening import OpenModel, empty_model, load_config, load_tokenizer
+from posttrace.tracers.models.architecture import recognise
+from posttrace.tracers.models.loading import OpenModel, empty_model, load_config, load_tokenizer
 
 TOLD = (
-    *(
-        "num_hidden_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "head_dim",
-        "intermediate_size",
-        "vocab_size",
-    ),
-    *("sliding_window", "layer_types"),
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "sliding_window",
+    "layer_types",
 )
 """What engines ask of a configuration; nothing in it says where the files of a checkpoint lie."""
 

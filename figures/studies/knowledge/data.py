@@ -1,0 +1,217 @@
+"""One patching group as the figures need it: values per pair, layer and labelled column, and which pairs count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from posttrace.figures.errors import FigureError
+from posttrace.figures.group import names_of, require
+from posttrace.figures.measures.intervals import mean_over_items
+from posttrace.figures.measures.patching import normalise
+from posttrace.figures.studies.knowledge.exact_sample import ExactSample
+from posttrace.figures.studies.knowledge.places import by_place, layers_and_heads
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FREE_COLUMNS: tuple[str, ...] = ("knowledge", "last", "other")
+"""Columns of a set with free-form pairs: per pair the mean over the tokens of each role."""
+ROLES = ("subject", "object", "knowledge", "last", "other")
+"""Token roles, in the order of the panels."""
+KEY_ROLES = frozenset({"subject", "object", "knowledge"})
+"""Roles whose columns count for K."""
+ESTIMATE = "attribution patching (first-order estimate)"
+"""How titles, captions and tables call values that no run with a patch gave."""
+METHODS = {"exact": "logit_diff", "attribution": "logit_diff_attribution"}
+"""Attribute `method` of a group (exact when absent) -> the variable that is drawn."""
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Values of `knowledge/<set>` after patching, per pair, with NaN where a unit is not finished.
+
+    Example
+    -------
+    >>> from posttrace import stores
+    >>> grid = PatchGrid.from_dataset(stores.open_group("runs/knowledge", "knowledge/cities"))
+    >>> grid.mean("base", "instruct").shape        # layer x column
+    (8, 14)
+    """
+
+    name: str
+    """The statement set: "cities"."""
+    family: str
+    site: str
+    """Patched site: "resid_post"."""
+    free: bool
+    """Free-form pairs: columns are token roles instead of tokens."""
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    layers: tuple[int, ...]
+    """Layer of every row of a matrix: each once, or with single heads as often as there are heads."""
+    labels: tuple[str, ...]
+    """Column labels: "The" "city" "of" "[s1]" ..."""
+    roles: tuple[str, ...]
+    """Column roles: subject, object, last, other; knowledge, last, other in free-form sets."""
+    values: np.ndarray
+    """Logit difference after patching, nats, dims source x target x pair x layer (or layer and head) x column."""
+    clean: np.ndarray
+    """Logit difference of the unpatched clean run, nats, dims source x pair."""
+    corrupt: np.ndarray
+    """Logit difference of the unpatched corrupt run, nats, dims target x pair."""
+    heads: tuple[int, ...] = ()
+    """With site `z`: numbers of the heads; rows are (layer, head), heads within layers."""
+    sample: ExactSample | None = None
+    """Set when `values` are estimates (attribution patching): the pairs that were patched exactly besides."""
+
+    @classmethod
+    def from_dataset(cls, dataset: xr.Dataset) -> PatchGrid:
+        """Read one group; free-form sets are reduced to the means over knowledge, last and other tokens of each pair.
+
+        Raises
+        ------
+        FigureError: a variable or coordinate of the knowledge study is missing, or the method is unknown.
+        """
+        name = str(dataset.attrs.get("set", "?"))
+        method = str(dataset.attrs.get("method", "exact"))
+        if method not in METHODS:
+            raise FigureError(
+                f"knowledge/{name}: method {method!r} is not one of {', '.join(METHODS)}; "
+                "draw it with the version of posttrace that wrote it"
+            )
+        estimated = method == "attribution"
+        free = dataset.attrs.get("alignment", "template") == "free"
+        roles_name = "token_role_of_pair" if free else "token_role"
+        needed = ["logit_diff", "logit_diff_clean", "logit_diff_corrupt", "source", "target", roles_name]
+        needed += [METHODS[method], "exact"] if estimated else []
+        require(dataset, needed, place=f"knowledge/{name}", study="knowledge")
+        grid = by_place(dataset[METHODS[method]])
+        if free:
+            roles = _text(dataset[roles_name].transpose("pair", "token"))
+            grid, labels, columns = _means_by_role(grid, roles), FREE_COLUMNS, FREE_COLUMNS
+        else:
+            # Padding columns (beyond the longest statement) hold no value for any pair.
+            width = (
+                int(np.max(dataset["n_tokens"].values)) if "n_tokens" in dataset.variables else grid.shape[-1]
+            )
+            grid = grid[..., :width]
+            columns = tuple(map(str, _text(dataset[roles_name])[:width]))
+            labels = tuple(map(str, _text(dataset["token_label"])[:width]))
+        layers, heads = layers_and_heads(dataset)
+        return cls(
+            name=name,
+            family=str(dataset.attrs.get("family", "")),
+            site=str(dataset.attrs.get("site", "")),
+            free=free,
+            sources=names_of(dataset, "source"),
+            targets=names_of(dataset, "target"),
+            layers=layers,
+            heads=heads,
+            labels=labels,
+            roles=columns,
+            values=grid,
+            clean=dataset["logit_diff_clean"].transpose("source", "pair").values,
+            corrupt=dataset["logit_diff_corrupt"].transpose("target", "pair").values,
+            sample=ExactSample.from_dataset(dataset) if estimated else None,
+        )
+
+    @property
+    def estimate(self) -> str:
+        """`ESTIMATE` when the values are estimates, for titles and captions; empty when they are exact."""
+        return ESTIMATE if self.sample is not None else ""
+
+    @property
+    def planned(self) -> int:
+        """Pairs that the job asked for."""
+        return self.values.shape[2]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages that are both source and target, in the store's order."""
+        return tuple(stage for stage in self.sources if stage in self.targets)
+
+    @property
+    def reference(self) -> str:
+        """The stage that the others are compared with: `base`, or the first one."""
+        return "base" if "base" in self.stages else self.stages[0] if self.stages else self.sources[0]
+
+    @property
+    def key_columns(self) -> list[int]:
+        """Columns that count for K."""
+        return [i for i, role in enumerate(self.roles) if role in KEY_ROLES]
+
+    @cached_property
+    def finished(self) -> np.ndarray:
+        """Whether every cell of a pair is there, dims source x target x pair."""
+        return np.isfinite(self.values).all(axis=(-2, -1))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every pair of every (source, target) is there."""
+        return bool(self.finished.all())
+
+    @property
+    def any_finished(self) -> bool:
+        """Whether there is a pair to draw."""
+        return bool(self.finished.any())
+
+    @property
+    def progress(self) -> str:
+        """How many pairs are finished for every (source, target)."""
+        return f"{int(self.finished.all(axis=(0, 1)).sum())} of {self.planned} pairs"
+
+    def pairs(self, *cells: tuple[str, str]) -> np.ndarray:
+        """Return which pairs are finished in all of the given (source, target), dims pair."""
+        used = [self.finished[self.sources.index(s), self.targets.index(t)] for s, t in cells]
+        return np.logical_and.reduce(used)
+
+    def patched(self, source: str, target: str, pairs: np.ndarray | None = None) -> np.ndarray:
+        """Return logit difference after patching, nats, dims pair x layer x column, of finished (or given) pairs."""
+        pairs = self.pairs((source, target)) if pairs is None else pairs
+        return self.values[self.sources.index(source), self.targets.index(target)][pairs]
+
+    def mean(self, source: str, target: str) -> np.ndarray | None:
+        """Return M, the mean over finished pairs, nats, dims layer x column; None where no pair is finished."""
+        values = self.patched(source, target)
+        return mean_over_items(values) if len(values) else None
+
+    def normalised(self, source: str, target: str) -> np.ndarray | None:
+        """Return normalised M, without unit, dims layer x column; None where no pair is finished."""
+        mean = self.mean(source, target)
+        return None if mean is None else normalise(mean)
+
+    def unpatched(self, source: str, target: str, pairs: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return clean (source) and corrupt (target) logit difference, nats, dims pair each."""
+        return self.clean[self.sources.index(source)][pairs], self.corrupt[self.targets.index(target)][pairs]
+
+
+def by_token(sets: Sequence[PatchGrid]) -> list[PatchGrid]:
+    """Return the sets that layer x token maps are drawn of: those of whole sites, not of single heads."""
+    return [grid for grid in sets if not grid.heads]
+
+
+def usable(grid: PatchGrid, cell: tuple[str, str]) -> np.ndarray:
+    """Return which pairs are finished in one (source, target), its unpatched values included; dims pair."""
+    pairs = grid.pairs(cell)
+    clean, corrupt = grid.unpatched(*cell, slice(None))
+    return pairs & np.isfinite(clean) & np.isfinite(corrupt)
+
+
+def _means_by_role(grid: np.ndarray, roles: np.ndarray) -> np.ndarray:
+    columns = []
+    for role in FREE_COLUMNS:
+        chosen = (roles == role)[:, None, :]
+        # Only padding and other roles are masked out: an unfinished token inside the role keeps the mean NaN.
+        total = np.where(chosen, grid, 0).sum(axis=-1, dtype=np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            columns.append(total / chosen.sum(axis=-1))
+    return np.stack(columns, axis=-1)
+
+
+def _text(variable: xr.DataArray) -> np.ndarray:
+    return np.vectorize(lambda value: "" if value is None else str(value), otypes=[object])(variable.values)

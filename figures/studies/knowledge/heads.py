@@ -1,0 +1,101 @@
+"""Heat maps of single attention heads (site `z`): layer x head, by the role of the token.
+
+Nothing is normalised: a head moves the answer little, and bins over each map's own range would make noise look like a
+place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.heatmaps import Panel, heatmap_grid
+from posttrace.figures.measures.intervals import mean_over_items
+from posttrace.figures.studies.knowledge.captions import heading_line, pairs_in_words, titled
+from posttrace.figures.studies.knowledge.data import ROLES, PatchGrid, usable
+
+CHANGE = "mean change of the\nlogit difference, nats"
+
+
+def heads(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
+    """Yield, per set of single heads, the mean change of the answer by layer and head, a column of panels per role.
+
+    Example
+    -------
+    >>> [drawing.name for drawing in heads([grid])]
+    ['knowledge/cities/heads']
+
+    Arguments
+    ---------
+    sets: as read from the store, nats; those of other sites give nothing.
+    """
+    for grid in sets:
+        if not grid.heads:
+            continue
+        roles = [role for role in ROLES if role in grid.roles]
+        cells = [(s, t) for s in grid.sources for t in grid.targets]
+        cells.sort(key=lambda cell: cell[0] != cell[1])  # storage first
+        maps = {(cell, role): head_map(grid, cell, role) for cell in cells for role in roles}
+        if all(matrix is None for matrix in maps.values()):
+            continue
+        rows = [
+            [
+                Panel(
+                    f"{cell[0]} → {cell[1]}, {role}",
+                    maps[cell, role],
+                    strong=cell[0] == cell[1],
+                    note="no finished pair",
+                )
+                for role in roles
+            ]
+            for cell in cells
+        ]
+        yield Drawing(
+            name=f"knowledge/{grid.name}/heads",
+            heading=titled(grid, "Attention heads"),
+            caption=(
+                f"{grid.family + ', ' if grid.family else ''}{titled(grid, grid.name)}: output of one attention head "
+                "of the clean (true) run in the source stage put into the corrupt (false) run in the target stage, "
+                "at one layer and token at a time. Mean over pairs of how much that changes logit(TRUE) - "
+                "logit(FALSE) at the last position (patched - unpatched), nats, and over the tokens of a role; not "
+                "normalised, one colour scale for all panels, centred on 0: red towards TRUE. Columns of panels: "
+                "role of the patched token; rows: source → target, storage (bold) first. Heads act together, so "
+                f"their changes need not add up to that of the whole attention. {pairs_in_words(grid)}"
+            ),
+            alt=(
+                f"{titled(grid, f'Heat maps of {grid.name}')}, change of the answer by patching one attention head, "
+                f"layer by head, for {', '.join(roles)} tokens."
+            ),
+            figure=heatmap_grid(
+                rows,
+                [str(head) for head in grid.heads],
+                [],
+                list(dict.fromkeys(grid.layers)),
+                theme.centred_scale(list(maps.values()), CHANGE),
+                heading_line(grid, "change by patching one attention head"),
+                columns_are="head",
+            ),
+            complete=grid.complete,
+        )
+
+
+def head_map(grid: PatchGrid, cell: tuple[str, str], role: str) -> np.ndarray | None:
+    """Return the mean change by patching each head at the tokens of a role, nats, dims layer x head.
+
+    None where no pair is finished.
+
+    Example
+    -------
+    >>> head_map(grid, ("base", "instruct"), "last").shape
+    (8, 4)
+    """
+    pairs = usable(grid, cell)
+    if not pairs.any():
+        return None
+    _, corrupt = grid.unpatched(*cell, pairs)
+    columns = [i for i, one in enumerate(grid.roles) if one == role]
+    changes = grid.patched(*cell, pairs).astype(np.float64)[..., columns] - corrupt[:, None, None]
+    return mean_over_items(changes.mean(axis=-1)).reshape(-1, len(grid.heads))

@@ -1,0 +1,127 @@
+"""What each stage says next, with and without the operations of a free-form job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from posttrace.figures.studies.trace.data import TraceGroup
+from posttrace.figures.tables import Block, Cell, Row, Table, number
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+SHOWN = 5
+"""Tokens per prompt in the table as read; the CSV has all."""
+
+
+def next_tokens(groups: Sequence[TraceGroup]) -> Iterator[Table]:
+    """Yield the table of next tokens, a block per prompt.
+
+    Example
+    -------
+    >>> [table.name for table in next_tokens([output])]
+    ['trace_next_tokens']
+
+    Arguments
+    ---------
+    groups: `trace/output`, dims model x intervention x prompt x rank.
+    """
+    for group in groups:
+        if group.name == "output":
+            yield _table(group.data)
+
+
+def completions(groups: Sequence[TraceGroup]) -> Iterator[Table]:
+    """Yield the table of what the stages go on to say, a block per prompt, a column per stage.
+
+    Example
+    -------
+    >>> [table.name for table in completions([completion])]
+    ['trace_completions']
+
+    Arguments
+    ---------
+    groups: `trace/completion`, dims model x intervention x prompt.
+    """
+    for group in groups:
+        if group.name == "completion":
+            yield _side_by_side(group.data.load())
+
+
+def _side_by_side(data: xr.Dataset) -> Table:
+    blocks = []
+    for p, prompt in enumerate(data.prompt_text.values):
+        rows = []
+        for i, intervention in enumerate(data.intervention.values):
+            texts = (" ".join(str(text).split()) for text in data.completion.values[:, i, p])
+            rows.append(Row(str(intervention), tuple(Cell(text or "–") for text in texts)))
+        blocks.append(Block(_visible(str(prompt)), tuple(rows)))
+    tidy = data.completion.to_dataframe().reset_index()
+    return Table(
+        name="trace_completions",
+        heading="Answers side by side",
+        caption=(
+            "Greedy continuations of every prompt as it is (none) and with the steers of the job at every token "
+            f"(all); –: nothing, or not finished yet. Family {data.attrs.get('family', '')}."
+        ),
+        columns=tuple(map(str, data.model.values)),
+        blocks=tuple(blocks),
+        tidy=tidy[["model", "intervention", "prompt", "prompt_text", "completion"]],
+        prose=True,
+    )
+
+
+def _table(output: xr.Dataset) -> Table:
+    import numpy as np
+    import pandas as pd
+
+    blocks, tidy = [], []
+    for p, prompt in enumerate(map(str, output.prompt_text.values)):
+        rows = []
+        for model in map(str, output.model.values):
+            for intervention in map(str, output.intervention.values):
+                one = output.sel(model=model, intervention=intervention).isel(prompt=p)
+                entropy = float(one.entropy)
+                if np.isnan(entropy):
+                    continue  # this unit is not done yet
+                tokens = [str(token) for token in one.next_token.values]
+                probabilities = np.exp(one.logprob.values.astype("float64"))
+                shown = list(zip(tokens, probabilities, strict=True))
+                cells = [Cell(f"{_visible(token)} {number(float(q), 3)}") for token, q in shown[:SHOWN]]
+                rows.append(Row(f"{model}, {intervention}", (*cells, Cell(number(entropy, 3)))))
+                tidy += [
+                    {
+                        "study": "trace",
+                        "prompt": p,
+                        "text": prompt,
+                        "model": model,
+                        "intervention": intervention,
+                        "rank": rank,
+                        "token": token,
+                        "probability": q,
+                        "entropy_nats": entropy,
+                    }
+                    for rank, (token, q) in enumerate(shown)
+                ]
+        blocks.append(Block(_visible(prompt), tuple(rows)))
+    count = min(SHOWN, output.sizes["rank"])
+    return Table(
+        name="trace_next_tokens",
+        heading="Next tokens",
+        caption=(
+            f"The {count} most probable next tokens with their probabilities, and the entropy of the whole "
+            "distribution in nats. One run of each prompt, so there is no interval; family "
+            f"{output.attrs.get('family', '')}."
+        ),
+        columns=(*(f"rank {rank + 1}" for rank in range(count)), "entropy"),
+        blocks=tuple(blocks),
+        tidy=pd.DataFrame(tidy),
+    )
+
+
+def _visible(text: str) -> str:
+    """Line breaks and spaces at the ends made visible."""
+    inner = text.replace("\n", "⏎").replace("\t", "⇥")
+    return inner.replace(" ", "␣") if inner.strip() != inner and not inner.strip() else inner.strip()

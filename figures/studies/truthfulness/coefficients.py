@@ -1,0 +1,87 @@
+"""Lines of the intervention effect by coefficient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.measures.intervals import CONFIDENCE, Bootstrap, mean_of
+from posttrace.figures.studies.truthfulness.data import (
+    StatementSet,
+    Summary,
+    effect,
+    parted,
+    pushed_sets,
+)
+from posttrace.figures.studies.truthfulness.panels import (
+    family,
+    gaps,
+    label_outer,
+    panels,
+    stage_legend,
+    title,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def effect_by_coefficient(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
+    """Yield the effect of interventions by coefficient, where a job asked for several.
+
+    Example
+    -------
+    >>> [drawing.name for drawing in effect_by_coefficient(groups)]
+    []
+    """
+    summary, sets = parted(groups)
+    names = pushed_sets(summary, sets) if summary else []
+    if summary is None or not names or "effect_coefficient" not in summary.data:
+        return
+    coefficients = [float(c) for c in summary.data["coefficient"].values]
+    found = []
+    for c in range(len(coefficients)):
+        found.append(mean_of([effect(sets[n], sets[n].values("p_diff_coefficient")[c]) for n in names]))
+    yield Drawing(
+        name="truthfulness/coefficients",
+        heading="Effect by coefficient",
+        caption=(
+            f"{family(summary)}intervention effect, mean of both directions and over {len(names)} sets, by the "
+            f"factor of the direction: the stage's own (solid, {CONFIDENCE:.0%} interval over statements), "
+            f"{summary.stages[0]}'s (dashed) and random directions of the same norm (grey: median and 95 % range). n "
+            f"= {found[0].n} statements.{gaps(summary, names)}"
+        ),
+        alt="Lines of the intervention effect over coefficients, one panel for each stage.",
+        figure=_draw_coefficients(summary, coefficients, found, sets[names[0]].controls),
+        complete=len(names) == len(summary.sets),
+    )
+
+
+def _draw_coefficients(summary: Summary, coefficients, found: Sequence[Bootstrap], controls) -> Figure:
+    colours, base = theme.stage_colours(summary.stages), summary.stages[0]
+    both = np.stack([one.value[0] for one in found])  # coefficient x direction x target
+    ends = np.stack([one.interval[:, 0] for one in found])
+    with theme.look():
+        figure, axes = panels(len(summary.stages), 1.6, columns=len(summary.stages))
+        for t, (ax, stage) in enumerate(zip(axes, summary.stages, strict=True)):
+            random = both[:, controls, t]
+            low, high = np.quantile(random, [0.025, 0.975], axis=1)
+            ax.fill_between(coefficients, low, high, color=theme.MUTED, alpha=0.25, linewidth=0)
+            ax.plot(coefficients, np.median(random, axis=1), color=theme.MUTED, linewidth=0.9)
+            own = summary.directions.index(stage)
+            ax.fill_between(coefficients, ends[:, 0, own, t], ends[:, 1, own, t], color=colours[stage], alpha=0.15,
+                            linewidth=0)  # fmt: skip
+            ax.plot(coefficients, both[:, own, t], "o-", markersize=3, color=colours[stage])
+            if stage != base:
+                ax.plot(coefficients, both[:, summary.directions.index(base), t], color=colours[stage],
+                        linestyle=(0, (3, 3)), linewidth=0.9)  # fmt: skip
+            ax.axhline(0, color="#c3c8cf", linewidth=0.6, zorder=0)
+            ax.set_title(f"into {stage}", pad=3)
+        label_outer(axes, "effect", "coefficient")
+        figure.suptitle(title(summary, "intervention effect by coefficient"), x=0.008, ha="left", fontsize=8)
+        stage_legend(figure, summary, colours, f"{base}'s direction", random=True)
+    return figure

@@ -1,0 +1,123 @@
+"""Dots of intervention effects against those of random directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Bootstrap, middle_range
+from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect, parted, pushed_sets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def effects_against_random(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
+    """Yield the effects of own and transferred directions against those of random directions.
+
+    Example
+    -------
+    >>> [drawing.name for drawing in effects_against_random(groups)]
+    ['truthfulness/effects']
+    """
+    summary, sets = parted(groups)
+    names = pushed_sets(summary, sets) if summary else []
+    if summary is None or not names:
+        return
+    found = {name: effect(sets[name]) for name in names}
+    controls, base = sets[names[0]].controls, summary.stages[0]
+    spans = ", ".join(f"{name} {summary.span(name)} (n = {found[name].n})" for name in names)
+    lacking = [name for name in summary.sets if name not in names]
+    yield Drawing(
+        name="truthfulness/effects",
+        heading="Intervention effects beside random directions",
+        caption=(
+            f"{summary.family}: share of the way to certainty of the opposite answer, mean of both directions, "
+            f"coefficient {summary.coefficient:g}. Filled: the stage's own direction with its {CONFIDENCE:.0%} "
+            f"percentile interval over statements ({RESAMPLES} resamples, seed {SEED}, true and false ones drawn "
+            f"apart); open: {base}'s direction; grey: {len(controls)} random directions with the norm of the stage's "
+            "own (a transferred one keeps its own), the bar holds 95 % of them. A marker within the bar is the "
+            f"effect of a push, not of its direction. Blocks pushed, {summary.chosen}: "
+            f"{spans}.{' INCOMPLETE: nothing yet for ' + ', '.join(lacking) + '.' if lacking else ''}"
+        ),
+        alt=(
+            "Dots of intervention effects for every set, one panel for each stage, over the range of random "
+            "directions."
+        ),
+        figure=_draw_effects(summary, found, controls),
+        complete=not lacking,
+    )
+
+
+def _draw_effects(summary: Summary, found: dict[str, Bootstrap], controls: Sequence[int]) -> Figure:
+    colours, base = theme.stage_colours(summary.stages), summary.stages[0]
+    rows = np.arange(len(found))
+    with theme.look():
+        figure = theme.new_figure(max(4.0, 1.1 + 1.75 * len(summary.stages)), 0.9 + 0.24 * len(found))
+        axes = np.atleast_1d(figure.subplots(1, len(summary.stages), sharex=True, sharey=True))
+        for t, (ax, stage) in enumerate(zip(axes, summary.stages, strict=True)):
+            for row, drawn in zip(rows, found.values(), strict=True):
+                both, (low, high) = drawn.value[0, :, t], drawn.interval[:, 0, :, t]
+                random = middle_range(both[controls])
+                ax.plot(
+                    [random.low, random.high],
+                    [row, row],
+                    color="#c3c8cf",
+                    linewidth=5,
+                    solid_capstyle="butt",
+                    zorder=1,
+                )
+                ax.plot(
+                    both[controls],
+                    np.full(len(controls), row),
+                    "|",
+                    color=theme.MUTED,
+                    markersize=4,
+                    zorder=2,
+                )
+                own = summary.directions.index(stage)
+                ax.plot(
+                    [low[own], high[own]],
+                    [row - 0.2, row - 0.2],
+                    color=colours[stage],
+                    linewidth=0.9,
+                    zorder=3,
+                )
+                ax.plot(both[own], row - 0.2, "o", color=colours[stage], markersize=4, zorder=4)
+                if stage != base:
+                    ax.plot(both[summary.directions.index(base)], row + 0.2, "o", markerfacecolor="white",
+                            markeredgecolor=colours[base], markersize=4, zorder=4)  # fmt: skip
+            ax.axvline(0, color="#c3c8cf", linewidth=0.6, zorder=0)
+            ax.set_title(f"into {stage}", pad=3)
+            ax.set_xlabel("effect", labelpad=2)
+        axes[0].set_yticks(rows, list(found))
+        axes[0].set_ylim(len(found) - 0.5, -0.5)
+        _legend(figure, base)
+        figure.suptitle(f"{summary.family}: intervention effects", x=0.008, ha="left", fontsize=8)
+    return figure
+
+
+def _legend(figure: Figure, base: str) -> None:
+    from matplotlib.lines import Line2D
+
+    own = Line2D([], [], color=theme.INK, label="own direction", linestyle="", marker="o", markersize=4)
+    transferred = Line2D(
+        [],
+        [],
+        markerfacecolor="white",
+        markeredgecolor=theme.INK,
+        label=f"{base}'s direction",
+        linestyle="",
+        marker="o",
+        markersize=4,
+    )
+    handles = [
+        own,
+        transferred,
+        Line2D([], [], color="#c3c8cf", linewidth=5, label="random directions, 95 %"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -1,0 +1,85 @@
+"""Free operations give what hooks on the plain model give, in every architecture."""
+
+import pytest
+import torch
+
+from posttrace.tracers.engines.interventions import Edit, run_operations
+from posttrace.tracers.operations import STREAM_SITES
+from tests.models import CONFIGS, random_model
+
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11]]
+ROWS, COLUMNS = torch.tensor([0, 1]), torch.tensor([1, 2])
+
+
+def plain(model, layer, site, to):
+    """Last-token logits of every prompt alone, `site` changed by a hook; the stream after the last block too."""
+    names, logits, streams = model.architecture, [], []
+    block = model.nn._module.get_submodule(names.layers)[layer]
+    for row, ids in enumerate(PROMPTS):
+        column = int(COLUMNS[row])
+
+        def change(hidden, row=row, column=column):
+            hidden = hidden.clone()
+            hidden[0, column] = to(hidden[0, column], row)
+            return hidden
+
+        def after(module, inputs, output, change=change):
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        if site == "resid_pre":
+            handle = block.register_forward_pre_hook(lambda _, inputs, c=change: (c(inputs[0]), *inputs[1:]))
+        else:
+            part = {"attn_out": names.attn_add or names.attn, "mlp_out": names.mlp_add or "mlp"}.get(site)
+            handle = (block.get_submodule(part) if part else block).register_forward_hook(after)
+        kept = []
+        last = model.nn._module.get_submodule(names.layers)[-1]
+        second = last.register_forward_hook(lambda _, i, out, kept=kept: kept.append(out))
+        with torch.no_grad():
+            logits.append(model.nn._module(torch.tensor([ids])).logits[0, -1])
+        handle.remove()
+        second.remove()
+        streams.append((kept[0][0] if isinstance(kept[0], tuple) else kept[0])[0, column])
+    return torch.stack(logits).log_softmax(-1), torch.stack(streams)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("site", [s for s in STREAM_SITES if s != "resid_mid"])
+def test_an_edit_is_a_hook(name, site):
+    model = random_model(name)
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    unit = vector / vector.norm()
+    changes = {
+        "add": lambda h, _: h + 1.5 * vector,
+        "subtract": lambda h, _: h - 1.5 * vector,
+        "ablate": lambda h, _: h - (h @ unit) * unit,
+        "replace": lambda h, row: torch.stack([vector, -vector])[row],
+    }
+    for mode, to in changes.items():
+        values = torch.stack([vector, -vector]) if mode == "replace" else vector
+        edit = Edit(site, 1, ROWS, COLUMNS, mode, values, 1.5)
+        found = run_operations(
+            model, PROMPTS, [edit], site="resid_post", layers=[2], rows=ROWS, columns=COLUMNS, top=300
+        )
+        logprob, stream = plain(model, 1, site, to)
+        torch.testing.assert_close(found.values[0], stream, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.logprob, logprob.gather(1, found.top), rtol=1e-4, atol=1e-4)
+        entropy = -(logprob.exp() * logprob).sum(-1)
+        torch.testing.assert_close(found.entropy, entropy, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "gpt_neox"])
+def test_edits_of_one_block_add_up_in_forward_order(name):
+    """attn_out and resid_mid are both written at what attention adds; each read sees its own site's edit."""
+    model = random_model(name)
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(2))
+
+    def read(site, edits):
+        options = dict(layers=[1], rows=ROWS, columns=COLUMNS)
+        return run_operations(model, PROMPTS, edits, site=site, **options).values[0]
+
+    edits = [Edit(site, 1, ROWS, COLUMNS, "add", vector) for site in ("resid_mid", "attn_out", "resid_pre")]
+    pre, attn, mid = (read(site, edits) for site in ("resid_pre", "attn_out", "resid_mid"))
+    torch.testing.assert_close(pre, read("resid_pre", []) + vector)
+    torch.testing.assert_close(mid, pre + attn + vector, rtol=1e-4, atol=1e-4)
+    double = [*edits, Edit("resid_post", 1, ROWS, COLUMNS, "ablate", vector)]
+    assert (read("resid_post", double) @ vector).abs().max() < 1e-3 * vector.norm() ** 2

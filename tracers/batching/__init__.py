@@ -1,0 +1,1 @@
+"""Lay out prompts for forward passes that share prefixes and fit into memory."""

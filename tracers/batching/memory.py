@@ -1,0 +1,60 @@
+"""How many tokens fit into memory at once, and what to do when they do not."""
+
+from __future__ import annotations
+
+import torch
+
+MAX_TOKENS = 4096
+"""Tokens in one forward pass on a CPU: more overflow its caches, fewer leave its cores idle."""
+
+
+def tokens_that_fit(model) -> int:
+    """Tokens in one forward pass: `MAX_TOKENS` on a CPU; on a GPU what half of its free memory takes, 1k to 64k.
+
+    >>> tokens_that_fit(model)                                        # doctest: +SKIP
+    4096
+
+    A token needs room for a block's working values and, in every block, for the keys and values of about four
+    tokens: its row's share of the prefix and its own, and both again while the model puts them together.
+    """
+    if model.device.type != "cuda":
+        return MAX_TOKENS
+    config = model.config
+    working = 12 * model.hidden_size + 4 * getattr(config, "intermediate_size", 4 * model.hidden_size)
+    head = getattr(config, "head_dim", None) or model.hidden_size // config.num_attention_heads
+    keys = head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    needed = model.dtype.itemsize * (working + 4 * 2 * model.n_layers * keys)
+    return max(1024, min(65536, free_memory(model) // 2 // needed))
+
+
+def free_memory(model) -> int:
+    """Bytes that the fullest of a model's GPUs still has, what PyTorch holds without using it included.
+
+    >>> free_memory(model) // 2**30                                   # doctest: +SKIP
+    57
+    """
+    devices = {parameter.device for parameter in model.nn._module.parameters() if parameter.is_cuda}
+    return min(
+        torch.cuda.mem_get_info(device)[0]
+        + torch.cuda.memory_reserved(device)
+        - torch.cuda.memory_allocated(device)
+        for device in devices
+    )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the device's memory was not enough."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory")
+    )
+
+
+def in_halves(run, rows: list[int]):
+    """(rows, run(rows)), in halves when memory runs out."""
+    try:
+        return [(rows, run(rows))]
+    except (MemoryError, RuntimeError) as error:
+        if len(rows) == 1 or not out_of_memory(error):
+            raise
+    middle = len(rows) // 2
+    return in_halves(run, rows[:middle]) + in_halves(run, rows[middle:])

@@ -1,0 +1,151 @@
+"""Run the prefixes of prompts once, then their statements many times and in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nnsight
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from posttrace.tracers.batching.packing import Packed
+from posttrace.tracers.batching.padding import right_padded
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.prompts import Prompt
+
+Caches = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values per block; dims row x head x token x head size."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Packed rows on the model's device, with the caches to run them from any block."""
+
+    packed: Packed
+    caches: Caches
+    """What the rows see before their own tokens."""
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    def inputs(self, start: int = 0) -> dict:
+        """Keyword arguments of a forward pass; start: the first block that will run, the ones before are skipped."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.caches):
+            if layer < start:  # only its length is asked for
+                keys, values = keys[:1].clone(), values[:1].clone()
+            held = DynamicLayer()
+            held.lazy_initialization(keys, values)
+            # A run adds its own keys to a copy: the same tensors serve every run.
+            held.keys, held.values = keys, values
+            cache.layers.append(held)
+        return dict(
+            input_ids=self.input_ids,
+            position_ids=self.position_ids,
+            attention_mask=self.attention_mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+
+class StatementBatch:
+    """Statements of several prompts, on the key-value caches of their prefixes.
+
+    >>> batch = StatementBatch(model, prompts)                        # doctest: +SKIP
+
+    A prefix that several prompts share is run once. Prompts of unequal length are padded on the right; positions
+    and attention masks are written out, so that a row gives what it would give alone. Raises TracerError for a
+    prompt longer than the window of a model that mixes sliding and full attention.
+    """
+
+    def __init__(self, model, prompts: Sequence[Prompt]):
+        self.model = model
+        self.lengths = [len(p.statement) for p in prompts]
+        self.ids = right_padded([p.statement for p in prompts])[0].to(model.device)
+        prefixes = list(dict.fromkeys(p.prefix for p in prompts))
+        self._prefix_of = torch.tensor([prefixes.index(p.prefix) for p in prompts], device=model.device)
+        prefix_ids, self._prefix_valid = (part.to(model.device) for part in right_padded(prefixes))
+        self._prefix = _run_prefixes(model.nn, prefix_ids) if prefix_ids.shape[1] else []
+        self._statement: Caches = []
+
+    def on_prefixes(self, packed: Packed) -> PackedRows:
+        """Packed rows that see their prefix."""
+        packed = packed.to(self.model.device)
+        return self._rows(packed, _select(self._prefix, self._prefix_of[packed.prompt]))
+
+    def on_run(self, packed: Packed) -> PackedRows:
+        """Packed rows that see their prefix and the tokens before them of the run that was kept."""
+        packed = packed.to(self.model.device)
+        return self._rows(packed, _select(self._statement, packed.prompt))
+
+    def _rows(self, packed: Packed, caches: Caches) -> PackedRows:
+        lengths = self._prefix_valid.sum(1)[self._prefix_of[packed.prompt]]
+        return PackedRows(
+            packed,
+            caches,
+            input_ids=self.ids[packed.prompt[:, None], packed.token.clamp(min=0)],
+            position_ids=(lengths[:, None] + packed.token).clamp(min=0),
+            attention_mask=self._mask(packed, caches[0][0].shape[2] if caches else 0),
+        )
+
+    def keep_run(self, cache: DynamicCache) -> None:
+        """Keep keys and values of prefix and statement of every prompt, from a run of `packing.whole`."""
+        # The layers of a model with attention in every block have both, and hold them after a run.
+        self._statement = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
+
+    def n_keys(self) -> int:
+        """Cached keys of a row besides its own tokens': those of the longest prefix and of the longest statement."""
+        return self._prefix_valid.shape[1] + self.ids.shape[1]
+
+    def _mask(self, packed: Packed, n_cached: int) -> torch.Tensor:
+        """The additive mask that keeps segments apart, and keys out of reach where all blocks slide a window."""
+        config = self.model.config
+        allowed, distance = self._allowed(packed, n_cached)
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+        if window is not None and int(distance.max()) >= window and "sliding_attention" in kinds:
+            if len(kinds) > 1:
+                raise TracerError(
+                    f"model {self.model.name}: a prompt of {int(distance.max()) + 1} tokens is longer than the window "
+                    f"of {window} that some of its blocks slide; use fewer or shorter few-shot examples"
+                )
+            allowed &= distance < window
+        dtype = self.model.dtype
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+    def _allowed(self, packed: Packed, n_cached: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which keys each slot may see, and how many positions back they are; dims row x slot x key.
+
+        The keys are those of the prefix, of the unpatched statement (if kept), and of the row itself.
+        """
+        valid = self._prefix_valid[self._prefix_of[packed.prompt]]
+        lengths = valid.sum(1)[:, None]
+        rows, width = packed.token.shape
+        prefix = valid[:, None, :].expand(rows, width, -1)
+        device = valid.device
+        positions = [torch.arange(valid.shape[1], device=device).expand(rows, -1)]
+        parts = [prefix]
+        if n_cached > valid.shape[1]:
+            before = torch.arange(self.ids.shape[1], device=device)
+            parts.append(before < packed.begin[:, :, None])
+            positions.append(lengths + before)
+        same = packed.begin[:, :, None] == packed.begin[:, None, :]
+        parts.append(same & (packed.token[:, None, :] <= packed.token[:, :, None]))
+        positions.append(lengths + packed.token)
+        distance = (lengths + packed.token)[:, :, None] - torch.cat(positions, dim=1)[:, None, :]
+        return torch.cat(parts, dim=2), distance
+
+
+def _select(caches: Caches, rows: torch.Tensor) -> Caches:
+    return [(k.index_select(0, rows.to(k.device)), v.index_select(0, rows.to(v.device))) for k, v in caches]
+
+
+def _run_prefixes(nn, ids) -> Caches:
+    """Keys and values of each prefix; causal attention makes the padding on the right harmless."""
+    with torch.no_grad():
+        with nn.trace(input_ids=ids, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1):
+            cache = nnsight.save(nn.output.past_key_values)
+    return [(layer.keys, layer.values) for layer in cache.layers]

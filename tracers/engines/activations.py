@@ -1,0 +1,214 @@
+"""Read activations at chosen tokens of prompts, for all blocks in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nnsight
+import torch
+
+from posttrace.tracers import sites
+from posttrace.tracers.batching.packing import whole
+from posttrace.tracers.batching.padding import right_padded
+from posttrace.tracers.batching.prefix_cache import StatementBatch
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.architecture import site_shape
+from posttrace.tracers.operations import Tokens
+from posttrace.tracers.prompts import Prompt
+
+WORTHWHILE = 0.75
+"""Prefixes are run apart, once each, if that leaves at most this share of the tokens to be run: it takes a second
+pass, and attention masks that are written out."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one run of some prompts gave."""
+
+    values: torch.Tensor
+    """Activations at the site, in the model's dtype; dims prompt x layer x token x hidden, NaN where a prompt has
+    fewer tokens than another. At `z` the layer axis runs over (layer, head), heads within layers, and hidden
+    is the head size."""
+    logit_diff: torch.Tensor
+    """Logit of the first answer minus that of the second at the last token (float32, nats); dims prompt."""
+
+
+def read_statements(
+    model,
+    prompts: Sequence[Prompt],
+    *,
+    site: str,
+    layers: Sequence[int],
+    answers: tuple[int, int] | None = None,
+    tokens: Tokens = "statement",
+) -> Reading:
+    """Activations at `site` of `layers` at some tokens of each prompt, and the answer's logit difference (NaN if none).
+
+    >>> read_statements(model, prompts, site="resid_post", layers=range(8), answers=(287, 288))  # doctest: +SKIP
+
+    tokens: as in `tracers.operations.Read`; the others never leave the model's device, and the chosen ones leave it
+    while the next blocks run. Memory: prompts x layers x tokens x hidden values, so give as many prompts as fit.
+    Raises TracerError for a position that a prompt does not have.
+    """
+    columns = [columns_of(prompt, tokens) for prompt in prompts]
+    shared = not one_pass(prompts, tokens)
+    wanted, _ = right_padded(columns)
+    if shared:
+        wanted = (wanted - torch.tensor([prompt.start for prompt in prompts])[:, None]).clamp(min=0)
+        values, logit_diff = run_statements(
+            StatementBatch(model, prompts), site, layers, answers, columns=wanted
+        )
+    else:
+        values, logit_diff = _run_whole(model, prompts, site, layers, answers, wanted)
+    stacked = _heads_apart(torch.stack(_wait_for_copies(values), dim=1), *site_shape(model.config, site))
+    for row, some in enumerate(columns):
+        stacked[row, :, len(some) :] = torch.nan
+    return Reading(values=stacked, logit_diff=logit_diff)
+
+
+def columns_of(prompt: Prompt, tokens: Tokens) -> list[int]:
+    """Positions in the prompt (from 0) that a choice of tokens means.
+
+    >>> columns_of(Prompt("", (1, 5, 9, 7), start=2, spans=((0, 1), (1, 2))), "statement")
+    [2, 3]
+
+    Raises TracerError for a position that the prompt does not have.
+    """
+    n = len(prompt.ids)
+    if isinstance(tokens, str):
+        return list(range({"all": 0, "statement": prompt.start, "last": n - 1}[tokens], n))
+    for token in tokens:
+        if not -n <= token < n:
+            raise TracerError(
+                f"prompt {prompt.text[-60:]!r}: token {token} is not in {-n} to {n - 1}, it has {n} tokens; edit tokens"
+            )
+    return [token % n for token in tokens]
+
+
+def one_pass(prompts: Sequence[Prompt], tokens: Tokens = "statement") -> bool:
+    """Whether prompts are read in one plain pass, as prefixes that few of them share are not worth one of their own.
+
+    >>> prompt = Prompt("", (1, 5, 9), start=1, spans=((0, 1), (1, 2)))
+    >>> one_pass([prompt, prompt])
+    True
+    """
+    if any(min(columns_of(p, tokens)) < p.start for p in prompts):
+        return True
+    prefixes = {p.prefix for p in prompts}
+    apart = len(prefixes) * max(map(len, prefixes)) + len(prompts) * max(len(p.statement) for p in prompts)
+    return apart > WORTHWHILE * len(prompts) * max(len(p.ids) for p in prompts)
+
+
+def run_statements(
+    batch: StatementBatch, site: str, layers: Sequence[int], answers, *, keep: bool = False, columns=None
+):
+    """Run the statements unpatched: a list over layers (prompt x token x hidden) and the logit differences.
+
+    keep: let `batch` keep the run's keys and values, for the parts of it that are run later. columns: statement
+    tokens to give, dims prompt x token, copied to the CPU (see `_wait_for_copies`); without it all stay on the device.
+    """
+    rows = batch.on_prefixes(whole(batch.lengths))
+    row, last = rows.packed.row, rows.packed.last
+    columns = columns if columns is None else columns.to(row.device)
+    with torch.no_grad():
+        values, logits, cache = _trace_read(
+            batch.model.nn, rows.inputs(), site, layers, row, last, answers, columns, keep
+        )
+    if keep:
+        batch.keep_run(cache)
+    return values, difference(logits)
+
+
+def _run_whole(model, prompts, site, layers, answers, columns):
+    """As `run_statements`, columns counted from the prompts' beginning, in one plain pass without a cache."""
+    last = torch.tensor([len(p.ids) - 1 for p in prompts], device=model.device)
+    row = torch.arange(len(prompts), device=model.device)
+    # Causal attention makes the padding on the right harmless.
+    inputs = dict(input_ids=right_padded([p.ids for p in prompts])[0], use_cache=False)
+    with torch.no_grad():
+        values, logits, _ = _trace_read(
+            model.nn, inputs, site, layers, row, last, answers, columns.to(model.device), False
+        )
+    return values, difference(logits)
+
+
+def difference(logits: torch.Tensor) -> torch.Tensor:
+    """Logit of the first answer minus that of the second (float32 on the CPU, nats); the last dim goes."""
+    logits = logits.float().cpu()
+    return logits[..., 0] - logits[..., 1]
+
+
+def answer_logits(nn, row, last, answers):
+    """Logits of the two answers only, at the last slot of each segment, inside a trace; dims cell x 2.
+
+    The unembedding is skipped and two of its rows are applied instead, in float32, as a logit of 20 has steps of 1/8
+    in bfloat16; what the model does to logits after it (a soft cap, a scale) happens to the two alike.
+    """
+    hidden, two = sites.at(nn.unembed.input, row, last), list(answers)
+    if has_weights(nn.unembed):
+        weight, bias = nn.unembed._module.weight, nn.unembed._module.bias
+        weight, bias = (
+            part if part is None else part[two].to(hidden.device, torch.float32) for part in (weight, bias)
+        )
+        two = torch.nn.functional.linear(hidden.float(), weight, bias)
+    else:
+        # A server may keep weights to itself: it lets the module be called, and all rows are applied.
+        two = nn.unembed(hidden)[:, two]
+    nn.unembed.skip(two)
+    return nn.output.logits
+
+
+def has_weights(module) -> bool:
+    """Whether the weights of a module of the model can be seen from here.
+
+    A server runs code that it does not trust where there are none: modules without values, or no modules at all.
+    There `linear(values, weight)` raises no error, it gives memory that nobody wrote.
+    """
+    inner = module._module
+    return inner is not None and not any(weight.is_meta for weight in inner.parameters())
+
+
+def _trace_read(nn, inputs, site, layers, row, last, answers, columns, keep):
+    with nn.trace(**inputs):
+        values = nnsight.save([])
+        for layer in layers:
+            value = sites.get(nn.layers[layer], site)
+            values.append(
+                value if columns is None else _copy_to_cpu_async(sites.at(value, row[:, None], columns))
+            )
+        if answers is None:
+            logits = nnsight.save(torch.full((len(last), 2), torch.nan))
+        else:
+            logits = nnsight.save(answer_logits(nn, row, last, answers))
+        # As the run gives it: where arguments travel to the model as copies, the one that was passed stays empty.
+        cache = nnsight.save(nn.output.past_key_values if keep else [])
+    return values, logits, cache
+
+
+def _copy_to_cpu_async(value):
+    """Start an asynchronous copy to the CPU; call `_wait_for_copies` before reading it."""
+    if value.device.type != "cuda":
+        return value
+    stream = torch.cuda.Stream(value.device)
+    stream.wait_stream(torch.cuda.current_stream(value.device))
+    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    with torch.cuda.stream(stream):
+        host.copy_(value, non_blocking=True)
+    value.record_stream(stream)  # keeps its memory from being reused before the copy is done
+    return host
+
+
+def _wait_for_copies(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Wait until the copies that `_copy_to_cpu_async` started have arrived, and return them."""
+    if any(value.is_pinned() for value in values if torch.cuda.is_available()):
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(device)
+    return values
+
+
+def _heads_apart(values: torch.Tensor, heads: int, width: int) -> torch.Tensor:
+    """Values of heads side by side (prompt x layer x token x ...) as prompt x (layer, head) x token x width."""
+    if heads == 1:
+        return values
+    return values.unflatten(-1, (heads, width)).transpose(2, 3).flatten(1, 2).contiguous()

@@ -1,0 +1,53 @@
+"""How sure a model is of its answer: the probability of two answers, and of all others together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nnsight
+import torch
+
+from posttrace.tracers import sites
+from posttrace.tracers.batching.packing import whole
+from posttrace.tracers.batching.prefix_cache import StatementBatch
+from posttrace.tracers.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class AnswerProbabilities:
+    """The next-token distribution at the end of each prompt (float32); dims prompt."""
+
+    logit_diff: torch.Tensor
+    """Logit of the first answer minus that of the second, nats."""
+    answer_mass: torch.Tensor
+    """Probability of the two answers together."""
+    entropy: torch.Tensor
+    """Entropy over the whole vocabulary, nats."""
+
+
+def read_answers(model, prompts: Sequence[Prompt], *, answers: tuple[int, int]) -> AnswerProbabilities:
+    """The distribution that follows each prompt, reduced to two answers, their share and the entropy.
+
+    >>> read_answers(model, prompts, answers=(287, 288)).answer_mass      # doctest: +SKIP
+    tensor([0.9981, 0.9975])
+
+    P(first | first or second) is the sigmoid of `logit_diff`. A prefix that several prompts share is run once.
+    """
+    with torch.no_grad():
+        batch = StatementBatch(model, prompts)
+        rows = batch.on_prefixes(whole(batch.lengths))
+        row, last = rows.packed.row, rows.packed.last
+        two, rest = _trace_answers(model.nn, rows.inputs(), row, last, list(answers))
+    two, rest = two.cpu(), rest.cpu()
+    return AnswerProbabilities(two[:, 0] - two[:, 1], two.exp().sum(1), rest)
+
+
+def _trace_answers(nn, inputs, row, last, answers):
+    """Log-probabilities of the answers and entropy at the last slot of each segment only."""
+    with nn.trace(**inputs):
+        nn.unembed.input = sites.at(nn.unembed.input, row, last)[:, None]
+        log_p = torch.log_softmax(nn.output.logits[:, 0].float(), dim=-1)
+        two = nnsight.save(log_p[:, answers])
+        entropy = nnsight.save(-(log_p.exp() * log_p).sum(-1))
+    return two, entropy

@@ -1,0 +1,169 @@
+"""Greedy generation with steering: many prompts at once, keys and values cached, every step a tracing context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nnsight
+import torch
+
+from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
+from posttrace.tracers.batching.padding import left_padded
+from posttrace.tracers.engines.activations import has_weights
+from posttrace.tracers.engines.steering import Edit, literal_edits, necessary_edits, steer
+from posttrace.tracers.operations import Steer
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is done to the stream at every token, of the prompt and new: nothing by default."""
+
+    steers: tuple[Steer, ...] = ()
+    vectors: tuple[tuple[str, torch.Tensor], ...] = ()
+    """(direction, vector) of every direction that `steers` names; dims hidden."""
+
+    def edits(self, model) -> list[Edit]:
+        """The changes as one list in forward order; raises TracerError when they do not fit the model."""
+        return literal_edits(self.steers, dict(self.vectors), model.n_layers, model.hidden_size)
+
+
+@dataclass(frozen=True)
+class Openings:
+    """Tokens that begin a refusal, and tokens that begin an answer that complies."""
+
+    refusal: tuple[int, ...]
+    compliant: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What was generated."""
+
+    ids: tuple[tuple[int, ...], ...]
+    """New token ids of every prompt, up to and with the token that ended it."""
+    log_odds: torch.Tensor
+    """log P(refusal opening) - log P(compliant opening) at the first new token (float32, nats); dims prompt. NaN
+    without openings."""
+    peak: torch.Tensor
+    """Highest logit met (float32), not finite where an activation was not; dims prompt."""
+
+
+def generate(
+    model,
+    prompts: Sequence[Ids],
+    steering: Steering,
+    openings: Openings | None,
+    *,
+    max_new_tokens: int,
+    stop: Ids = (),
+    max_tokens: int | None = None,
+) -> Completions:
+    """Continue prompts greedily, the stream steered at every token.
+
+    >>> generate(model, [[1, 7, 9], [1, 8]], Steering(), openings, max_new_tokens=16).ids       # doctest: +SKIP
+    ((12, 5, 2), (7, 7, 1))
+
+    prompts: token ids, of unequal length as they are; they are padded on the left, positions and masks written out,
+    so that a row gives what it would give alone, up to rounding. stop: tokens that end an answer. max_tokens: tokens
+    in one forward pass, by default `tokens_that_fit`, halved when memory runs out.
+    Raises TracerError for steering that does not fit the model.
+    """
+    edits = necessary_edits(steering.edits(model))
+    ids: list[tuple[int, ...]] = [()] * len(prompts)
+    log_odds, peak = torch.full((2, len(prompts)), torch.nan)
+    for rows in batches([len(p) + max_new_tokens for p in prompts], max_tokens or tokens_that_fit(model)):
+
+        def some(rows):
+            return _generate_batch(model, [prompts[r] for r in rows], edits, openings, max_new_tokens, stop)
+
+        for part, (new, odds, highest) in in_halves(some, rows):
+            log_odds[part], peak[part] = odds, highest
+            for row, tokens in zip(part, new, strict=True):
+                ids[row] = tokens
+    return Completions(ids=tuple(ids), log_odds=log_odds, peak=peak)
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Rows to run together: of like length, at most `max_tokens` with padding, at least one.
+
+    >>> batches([5, 9, 4, 8], 10)
+    [[1], [3], [0, 2]]
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    found: list[list[int]] = []
+    for row in order:
+        if found and (len(found[-1]) + 1) * lengths[found[-1][0]] <= max_tokens:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def opening_log_odds(logits: torch.Tensor, openings: Openings) -> torch.Tensor:
+    """log P(refusal opening) - log P(compliant opening), float32, nats; dims of logits: prompt x vocabulary."""
+    refusal, compliant = (logits[:, list(ids)].float() for ids in (openings.refusal, openings.compliant))
+    return refusal.logsumexp(1) - compliant.logsumexp(1)
+
+
+def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
+    with torch.no_grad():
+        inputs = {name: value.to(model.device) for name, value in left_padded(prompts).items()}
+        ends = torch.tensor(list(stop), device=model.device)
+        # Where what is passed in travels as a copy, the cache would travel several times for every token, and a block
+        # whose input is edited would fill a copy of it: there the whole text runs again.
+        cache, caching = None, has_weights(model.nn.unembed)
+        new, peaks, log_odds = [], [], None
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+        for step in range(max_new_tokens):
+            if caching:
+                logits, cache = _step(model.nn, dict(**inputs, past_key_values=cache, use_cache=True), edits)
+            else:
+                logits = last_logits(model.nn, dict(**inputs, use_cache=False), edits)
+            if log_odds is None:
+                none = logits.new_full((len(prompts),), torch.nan, dtype=torch.float32)
+                log_odds = (none if openings is None else opening_log_odds(logits, openings)).cpu()
+            chosen = logits.argmax(-1).to(model.device)
+            new.append(chosen)
+            peaks.append(logits.amax(-1))
+            if len(stop):
+                ended = ended | (chosen[:, None] == ends).any(1)
+                if step + 1 < max_new_tokens and bool(ended.all()):
+                    break
+            added = dict(
+                input_ids=chosen[:, None],
+                attention_mask=inputs["attention_mask"].new_ones(len(prompts), 1),
+                position_ids=inputs["position_ids"][:, -1:] + 1,
+            )
+            kept = ("attention_mask",) if caching else tuple(added)
+            inputs = {
+                name: torch.cat([inputs[name], value], dim=1) if name in kept else value
+                for name, value in added.items()
+            }
+    ids = [_until(row, stop) for row in torch.stack(new, dim=1).tolist()]
+    return ids, log_odds, torch.stack(peaks).amax(0).float().cpu()
+
+
+def last_logits(nn, inputs: dict, edits: Sequence[Edit]) -> torch.Tensor:
+    """Logits at the last token of a forward pass with the stream edited; dims row x vocabulary."""
+    with nn.trace(**inputs, logits_to_keep=1):
+        steer(nn, edits)
+        logits = nnsight.save(nn.output.logits[:, -1])
+    return logits
+
+
+def _step(nn, inputs: dict, edits: Sequence[Edit]):
+    """As `last_logits`, and the keys and values of all tokens so far."""
+    with nn.trace(**inputs, logits_to_keep=1):
+        steer(nn, edits)
+        logits = nnsight.save(nn.output.logits[:, -1])
+        cache = nnsight.save(nn.output.past_key_values)
+    return logits, cache
+
+
+def _until(tokens: list[int], stop: Ids) -> tuple[int, ...]:
+    """The tokens up to and with the first that ends an answer."""
+    end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
+    return tuple(tokens[: end + 1])

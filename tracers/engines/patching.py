@@ -1,0 +1,218 @@
+"""The patch grid: put one activation of another run into a run, at every (layer, token), and read the answer.
+
+`patch_grid` gives what `tracers.oracles.patching.patch_grid_naive` gives, for a fraction of the arithmetic:
+
+1. the prefix is run once per distinct prefix, and its keys and values are used by every cell;
+2. the blocks up to the patched one are skipped: the run's own stream, patched, is put in their place;
+3. tokens before the patched one are not run: the unpatched run's keys and values stand in for them;
+4. the cells of a layer, over tokens, prompts and sources, go through the model together (tracers.batching.packing);
+5. in the last block the MLP sees the last token only, and of the unembedding only the two answers' rows are used;
+6. a cell that cannot change the answer is not run: tokens at which source and target run are one and the same,
+   and patches after the last attention at any token but the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nnsight
+import torch
+
+from posttrace.tracers import sites
+from posttrace.tracers.batching.memory import MAX_TOKENS, out_of_memory, tokens_that_fit
+from posttrace.tracers.batching.packing import Packed, pack
+from posttrace.tracers.batching.prefix_cache import StatementBatch
+from posttrace.tracers.engines.activations import answer_logits, difference, run_statements
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.architecture import site_shape
+from posttrace.tracers.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Logit differences (float32, nats) after patching, and without."""
+
+    patched: torch.Tensor
+    """dims source x prompt x layer x token, as the source's; NaN after the end of a shorter statement."""
+    unpatched: torch.Tensor
+    """dims prompt"""
+
+
+def patch_grid(
+    model,
+    prompts: Sequence[Prompt],
+    source: torch.Tensor,
+    *,
+    site: str,
+    layers: Sequence[int],
+    answers: tuple[int, int],
+    unchanged: Sequence[Sequence[int]] | None = None,
+    max_tokens: int | None = None,
+) -> PatchGrid:
+    """Patch each cell (layer, statement token) of each prompt by the source's activation there.
+
+    >>> patch_grid(model, prompts, source, site="resid_post", layers=range(8), answers=(287, 288))  # doctest: +SKIP
+
+    prompts: the runs that are patched (the corrupt ones). source: activations to put in, dims source x prompt x
+    layer x token x hidden, the layer axis as `places` gives it; several sources at once share the work.
+    unchanged: per source and prompt, how many leading statement tokens have the target's own activations (the
+    same model on the same tokens); those cells are the unpatched run. max_tokens: tokens in one forward pass,
+    by default `tokens_that_fit`, halved when memory runs out; the result does not depend on it beyond rounding.
+    Source of the method: Meng et al. 2022; Du et al. 2025, section 3. Raises TracerError when the shapes do not
+    fit.
+    """
+    check_source(model, prompts, source, site, layers)
+    source = source.to(model.device)
+    batch = StatementBatch(model, prompts)
+    streams, unpatched = run_statements(batch, "resid_post", range(model.n_layers), answers, keep=True)
+    patched = unpatched[None, :, None, None].repeat(source.shape[0], 1, *source.shape[2:4])
+    for prompt, length in enumerate(batch.lengths):
+        patched[:, prompt, :, length:] = torch.nan
+    max_tokens = max_tokens or tokens_that_fit(model)
+    where = places(model.config, site, layers)
+    plan = grid_plan(
+        batch.lengths,
+        unchanged,
+        n_sources=source.shape[0],
+        site=site,
+        layers=[layer for layer, _ in where],
+        n_layers=model.n_layers,
+        max_tokens=max_tokens,
+    )
+    with torch.no_grad():
+        for packed, which in plan:
+            _patch_cells(batch, streams, source, packed, which, site, where, answers, patched)
+    return PatchGrid(patched=patched, unpatched=unpatched)
+
+
+def places(config, site: str, layers: Sequence[int]) -> list[tuple[int, int]]:
+    """What the layer axis of a grid runs over: (layer, head), heads within layers; one head 0 but at `z`.
+
+    >>> places(model.config, "resid_post", [3, 4])                    # doctest: +SKIP
+    [(3, 0), (4, 0)]
+    """
+    return [(layer, head) for layer in layers for head in range(site_shape(config, site)[0])]
+
+
+def check_source(
+    model, prompts: Sequence[Prompt], source: torch.Tensor, site: str, layers: Sequence[int]
+) -> None:
+    """Check that activations fit the prompts, the site and the layers that they are to be patched into.
+
+    >>> check_source(model, prompts, source, "resid_post", range(8))   # doctest: +SKIP
+
+    source: dims source x prompt x layer x token x hidden; its token axis may be longer than the statements.
+    Raises TracerError naming what does not fit.
+    """
+    heads, width = site_shape(model.config, site)
+    expected = (len(prompts), len(layers) * heads, max(len(p.statement) for p in prompts), width)
+    given = tuple(source.shape[1:])
+    if source.dim() != 5 or given[:2] != expected[:2] or given[2] < expected[2] or given[3] != expected[3]:
+        raise TracerError(
+            f"source activations: dims {given} (prompt, layer, token, hidden) do not fit the target's {expected}; "
+            "a pair must have equal token lengths and both models equal sizes"
+        )
+    if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(model.n_layers)):
+        raise TracerError(
+            f"layers: {list(layers)} are not numbers from 0 to {model.n_layers - 1} in increasing order, each once"
+        )
+    if site not in model.architecture.patchable:
+        raise TracerError(
+            f"model {model.name}: site {site} is none of this architecture's; choose one of "
+            f"{', '.join(model.architecture.patchable)}"
+        )
+
+
+def grid_plan(
+    lengths: Sequence[int],
+    unchanged: Sequence[Sequence[int]] | None,
+    n_sources: int,
+    site: str,
+    layers: Sequence[int],
+    n_layers: int,
+    max_tokens: int = MAX_TOKENS,
+) -> list[tuple[Packed, list[int]]]:
+    """What a grid runs: packed segments, and the places (as indices into `layers`) for which they are run.
+
+    >>> [(len(p.cells), which) for p, which in grid_plan([3], None, 1, "resid_post", range(4), 4)]
+    [(3, [0, 1, 2]), (1, [3])]
+
+    lengths: statement tokens of each prompt. layers: that of each place (see `places`). The cells after the
+    last attention matter at the last token only.
+    """
+    cells = [
+        (s, prompt, token)
+        for s in range(n_sources)
+        for prompt, length in enumerate(lengths)
+        for token in range(unchanged[s][prompt] if unchanged else 0, length)
+    ]
+    at_the_end = [cell for cell in cells if cell[2] == lengths[cell[1]] - 1]
+    past = sites.is_past_attention(site)
+    after_attention = [i for i, layer in enumerate(layers) if past and layer == n_layers - 1]
+    before = [i for i in range(len(layers)) if i not in after_attention]
+    return [
+        (packed, which)
+        for some, which in [(cells, before), (at_the_end, after_attention)]
+        if some and which
+        for packed in pack(some, lengths, max_tokens)
+    ]
+
+
+def first_block(layer: int, site: str) -> int:
+    """The first block that a patch needs to run: of what leaves a block, the next one."""
+    return layer + 1 if site == "resid_post" else layer
+
+
+def _patch_cells(batch, streams, source, packed, which, site, where, answers, patched) -> None:
+    """Fill `patched` for packed cells at the places with the indices `which`, in halves when memory runs out."""
+    try:
+        _patch_packed(batch, streams, source, packed, which, site, where, answers, patched)
+        return
+    except (MemoryError, RuntimeError) as error:
+        if len(packed.prompt) == 1 or not out_of_memory(error):
+            raise
+    # Only here, where the error is gone, is the memory free that its traceback held.
+    cells = [tuple(cell) for cell in packed.cells.tolist()]
+    for half in pack(cells, batch.lengths, packed.token.numel() // 2):
+        _patch_cells(batch, streams, source, half, which, site, where, answers, patched)
+
+
+def _patch_packed(batch, streams, source, packed: Packed, which, site, where, answers, patched) -> None:
+    nn, n_layers = batch.model.nn, batch.model.n_layers
+    rows = batch.on_run(packed)
+    here = rows.packed
+    s, prompt, token = here.cells.T
+    found = []
+    for i in which:
+        (layer, head), values = where[i], source[s, prompt, i, token]
+        start = first_block(layer, site)
+        stream = None
+        if start:
+            stream = sites.at(streams[start - 1], here.prompt[:, None], here.token.clamp(min=0))
+        if site == "resid_post":
+            stream = sites.replaced(stream, here.row, here.first, values)
+        edit = None if site == "resid_post" else (layer, site, values, head)
+        shortened = n_layers - 1 if start < n_layers and layer != n_layers - 1 else None
+        inputs = rows.inputs(start)
+        logits = _trace_cells(
+            nn, inputs, start, stream, edit, here.row, here.first, here.last, shortened, answers
+        )
+        found.append(logits)
+    # Asked for at the end only: a GPU goes on with one place while the next is prepared.
+    s, prompt, token = packed.cells.T
+    for i, differences in zip(which, difference(torch.stack(found)), strict=True):
+        patched[s, prompt, i, token] = differences
+
+
+def _trace_cells(nn, inputs, start, stream, edit, row, first, last, shortened, answers):
+    with nn.trace(**inputs):
+        for skipped in range(start):
+            nn.layers[skipped].skip(stream)
+        if edit is not None:
+            layer, site, values, head = edit
+            sites.put(nn.layers[layer], site, row, first, values, head)
+        if shortened is not None:
+            sites.run_mlp_at(nn.layers[shortened], row, last)
+        logits = nnsight.save(answer_logits(nn, row, last, answers))
+    return logits

@@ -1,0 +1,1 @@
+"""Load a model, recognise its architecture, and read what its files say."""

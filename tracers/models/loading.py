@@ -1,0 +1,262 @@
+"""Open a model for tracing, whatever its architecture."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import transformers
+from nnsight import TransformersModel
+
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.architecture import Architecture, recognise
+
+MOST_LAYERS = 1000
+"""Blocks of a model."""
+FILES = (".json", ".safetensors", ".jinja", ".txt", ".model")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that is loaded, wrapped for tracing, and checked."""
+
+    name: str
+    """As the user called it: a directory or a hub id."""
+    nn: TransformersModel
+    """The nnsight model; `nn.layers[i]` is block i in every architecture (see tracers.models.architecture)."""
+    tokenizer: transformers.PreTrainedTokenizerBase
+    architecture: Architecture
+
+    ships = False
+    """Whether a run's arguments travel, so that it pays to let the engine compute what it can."""
+
+    def run(self, engine, *arguments, **options):
+        """Run an engine, `engine(model, ...)`, on this model: the one way in which a study computes with a model.
+
+        >>> model.run(read_statements, prompts, site="resid_post", layers=[3], answers=(1, 2))   # doctest: +SKIP
+
+        An engine is a module-level function that keeps nothing between calls; on another backend a call is one
+        request.
+        """
+        return engine(self, *arguments, **options)
+
+    @property
+    def config(self) -> transformers.PretrainedConfig | SimpleNamespace:
+        return self.nn._module.config
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.nn._module.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        inner = self.nn._module
+        device = torch.device("meta") if inner is None else inner.get_input_embeddings().weight.device
+        # Without weights (a view, or a server that does not show them) the model itself moves what it is given.
+        return torch.device("cpu") if device.type == "meta" else device
+
+
+def open_model(
+    model: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto", check: bool = True
+) -> OpenModel:
+    """Load a causal language model and its tokenizer, and make its sites reachable.
+
+    >>> model = open_model("path/to/checkpoint", dtype="float32")      # doctest: +SKIP
+
+    model: directory of a checkpoint, or a hub id; weights are read from safetensors only, and no code of the
+    checkpoint is run. device: `auto` (all GPUs if there are any, else CPU), `cpu`, `cuda`, `cuda:1` ...
+    dtype: `auto` is float32 on a CPU and the checkpoint's own elsewhere. check: prove on a short prompt that
+    the sites are where they should be (see tracers.models.validation).
+
+    Raises TracerError when the model cannot be loaded or its sites misbehave.
+    """
+    where = resolve_device(device)
+    load_config(model, revision)
+    tokenizer = load_tokenizer(model, revision)
+    module, info = _loaded(
+        transformers.AutoModelForCausalLM,
+        model,
+        revision,
+        dtype=resolve_dtype(dtype, device, model, revision),
+        device_map=where,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if absent:
+        # transformers would fill them with random numbers and say so in a warning only.
+        raise TracerError(
+            f"model {model}: its files lack {len(absent)} of the weights that its config.json asks for "
+            f"({', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}); give a complete causal language model"
+        )
+    return wrap(module, tokenizer, name=model, check=check)
+
+
+def wrap(module, tokenizer, *, name: str, check: bool = True) -> OpenModel:
+    """Make a loaded transformers model an OpenModel.
+
+    >>> model = wrap(module, tokenizer, name="mine")                   # doctest: +SKIP
+
+    Raises TracerError as `open_model` does.
+    """
+    from posttrace.tracers.models.validation import check_sites
+
+    architecture = recognise(module)
+    # nnsight builds on transformers' pipelines, which move a model to the first GPU unless told where it is.
+    placed = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
+    nn = TransformersModel(
+        module.eval(), tokenizer=tokenizer, task="text-generation", rename=architecture.rename, **placed
+    )
+    opened = OpenModel(name=name, nn=nn, tokenizer=tokenizer, architecture=architecture)
+    if check:
+        check_sites(opened)
+    return opened
+
+
+def resolve_device(device: str) -> str:
+    """The `device_map` that a device name stands for: `auto` spreads over the GPUs, or is the CPU.
+
+    >>> resolve_device("cpu")
+    'cpu'
+
+    Raises TracerError for a device that this machine does not have.
+    """
+    if device == "auto":
+        return "auto" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise TracerError(
+            f"device: {device!r} is not one of auto, cpu, cuda, cuda:N; edit execution.device"
+        ) from None
+    available = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind.type, 0)
+    if (kind.index or 0) >= available:
+        raise TracerError(
+            f"device: {device!r} is not on this machine (CUDA devices: {torch.cuda.device_count()}); "
+            "edit execution.device, `auto` takes what there is"
+        )
+    return device
+
+
+def resolve_dtype(dtype: str, device: str, model: str, revision: str | None = None) -> torch.dtype:
+    """The dtype that a name stands for: `auto` is float32 on a CPU, the checkpoint's own elsewhere.
+
+    >>> resolve_dtype("float16", "cpu", "path/to/checkpoint")
+    torch.float16
+
+    Raises TracerError for an unknown name.
+    """
+    if dtype not in DTYPES:
+        raise TracerError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}; edit dtype")
+    if dtype == "auto" and resolve_device(device) == "cpu":
+        return torch.float32
+    if dtype == "auto":
+        stored = load_config(model, revision).dtype or torch.float32
+        return getattr(torch, stored) if isinstance(stored, str) else stored
+    return getattr(torch, dtype)
+
+
+def load_config(model: str, revision: str | None = None) -> transformers.PretrainedConfig:
+    """The configuration of a checkpoint, without its weights.
+
+    >>> load_config("path/to/checkpoint").num_hidden_layers            # doctest: +SKIP
+    8
+
+    Raises TracerError when there is none, or it describes no text-only model.
+    """
+    _check_files(model)
+    config = _loaded(transformers.AutoConfig, model, revision)
+    if not hasattr(config, "num_hidden_layers") or getattr(config, "is_encoder_decoder", False):
+        raise TracerError(
+            f"model {model}: {type(config).__name__} describes no decoder-only text model; give a causal language model"
+        )
+    layers = config.num_hidden_layers
+    if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
+        raise TracerError(
+            f"model {model}: num_hidden_layers in config.json is {str(layers)[:40]}, not in 1-{MOST_LAYERS}; give a "
+            "complete checkpoint"
+        )
+    return config
+
+
+def _check_files(model: str) -> None:
+    """Whether what stands for files in the folder of a checkpoint are files: a pipe or device would never end."""
+    folder = Path(model).expanduser()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in FILES and not path.is_file():
+            raise TracerError(f"model {model}: {path.name} is no regular file; fetch the checkpoint again")
+
+
+def empty_model(model: str, revision: str | None = None) -> transformers.PreTrainedModel:
+    """The modules of a checkpoint without any weight in them (on the meta device), to look at its structure.
+
+    >>> sum(p.numel() for p in empty_model("path/to/checkpoint").parameters())     # doctest: +SKIP
+    3311200
+
+    Raises TracerError when transformers knows no causal language model of that configuration.
+    """
+    config = load_config(model, revision)
+    try:
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise TracerError(
+            f"model {model}: {type(config).__name__} is no causal language model ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, without its weights; raises TracerError when there is no fast one."""
+    tokenizer = _loaded(transformers.AutoTokenizer, model, revision)
+    if not tokenizer.is_fast:
+        raise TracerError(
+            f"model {model}: its tokenizer is not a fast one, and offsets need one; convert it to a tokenizer.json"
+        )
+    known = load_config(model, revision).get_text_config().vocab_size
+    if tokenizer.vocab_size > known:
+        raise TracerError(
+            f"model {model}: its tokenizer has {tokenizer.vocab_size} tokens, the model only {known} (vocab_size); "
+            "fetch both from the same checkpoint"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' progress bars and warnings out of our own progress lines."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("nnsight").setLevel(logging.ERROR)
+
+
+def _loaded(kind, model: str, revision: str | None, **kwargs):
+    """Have transformers load something of a checkpoint; the checkpoint's own code is never run."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+        raise TracerError(
+            f"model {model}: no such folder; give the folder of a transformers checkpoint, or a hub id"
+        )
+    try:
+        return kind.from_pretrained(
+            str(folder) if folder.is_dir() else model, revision=revision, trust_remote_code=False, **kwargs
+        )
+    except Exception as error:  # what a damaged or foreign checkpoint raises comes from many libraries
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        raise TracerError(
+            f"model {model}: cannot be loaded ({why}); give the folder of a transformers checkpoint with "
+            "safetensors weights, or a hub id, and check the spelling, the network and your access to it"
+        ) from error

@@ -1,0 +1,84 @@
+"""The naive way to generate: one prompt, the whole text run again for every token, every change carried out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from posttrace.tracers.engines.generation import (
+    Completions,
+    Ids,
+    Openings,
+    Steering,
+    last_logits,
+    opening_log_odds,
+)
+from posttrace.tracers.oracles.compare import compared, sample, tolerance
+
+
+def generate_naive(
+    model,
+    prompts: Sequence[Ids],
+    steering: Steering,
+    openings: Openings,
+    *,
+    max_new_tokens: int,
+    stop: Ids = (),
+) -> Completions:
+    """What `generate` gives, without batch, cache or any change left out.
+
+    >>> generate_naive(model, [[1, 7, 9]], Steering(), openings, max_new_tokens=16).ids     # doctest: +SKIP
+    ((12, 5, 2),)
+    """
+    edits = steering.edits(model)
+    found, log_odds, peaks = [], [], []
+    with torch.no_grad():
+        for prompt in prompts:
+            ids, new, highest = list(prompt), list[int](), []
+            while len(new) < max_new_tokens and not (new and new[-1] in stop):
+                logits = last_logits(model.nn, _whole(model, ids), edits)
+                if not new:
+                    log_odds.append(opening_log_odds(logits, openings).cpu())
+                highest.append(logits.max().float().cpu())
+                new.append(int(logits[0].argmax()))
+                ids.append(new[-1])
+            found.append(tuple(new))
+            peaks.append(torch.stack(highest).amax())
+    return Completions(ids=tuple(found), log_odds=torch.cat(log_odds), peak=torch.stack(peaks))
+
+
+def check_log_odds(
+    model,
+    prompts: Sequence[Ids],
+    steering: Steering,
+    openings: Openings,
+    log_odds: torch.Tensor,
+    *,
+    share: float,
+    rng: random.Random,
+) -> tuple[int, float]:
+    """Compute a random share of the log-odds (at least one) the naive way: how many, and the largest difference.
+
+    >>> check_log_odds(model, prompts, Steering(), openings, done.log_odds, share=0.1, rng=rng)  # doctest: +SKIP
+    (2, 1.9e-06)
+
+    Tokens are not compared: two that are equally likely up to rounding may change places, log-odds may not.
+    Raises TracerError when a value differs by more than rounding (see `tracers.oracles.patching.check_sample`).
+    """
+    edits = steering.edits(model)
+    chosen = sample(range(len(prompts)), share, rng)
+    largest = 0.0
+    for row in chosen:
+        with torch.no_grad():
+            logits = last_logits(model.nn, _whole(model, prompts[row]), edits)
+        allowed = tolerance(model.dtype) * max(1.0, float(logits.abs().max()))
+        naive = float(opening_log_odds(logits, openings))
+        what = f"model {model.name}: log-odds of prompt {row}"
+        largest = max(largest, compared(float(log_odds[row]), naive, allowed, what))
+    return len(chosen), largest
+
+
+def _whole(model, ids: Ids) -> dict:
+    return dict(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)

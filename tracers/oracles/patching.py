@@ -1,0 +1,157 @@
+"""The patch grid as the reference code computes it: one whole forward pass per cell.
+
+Slow and simple on purpose: `tracers.engines.patching.patch_grid` is compared with it, in the tests and, on a sample of
+cells, during every run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import groupby
+
+import nnsight
+import torch
+
+from posttrace.tracers import sites
+from posttrace.tracers.batching.memory import tokens_that_fit
+from posttrace.tracers.engines.activations import answer_logits, difference
+from posttrace.tracers.engines.patching import PatchGrid, places
+from posttrace.tracers.oracles.compare import compared, sample, sample_size, tolerance
+from posttrace.tracers.prompts import Prompt
+
+CHECKED = 8
+"""Cells of a unit's grid that are computed again at most."""
+
+
+def patch_grid_naive(
+    model,
+    prompts: Sequence[Prompt],
+    source: torch.Tensor,
+    *,
+    site: str,
+    layers: Sequence[int],
+    answers: tuple[int, int],
+) -> PatchGrid:
+    """As `tracers.engines.patching.patch_grid`: no cache, no batch, no skipped block.
+
+    >>> patch_grid_naive(model, prompts, source, site="mlp_out", layers=[4], answers=(287, 288))  # doctest: +SKIP
+    """
+    patched = torch.full(source.shape[:4], torch.nan)
+    for s in range(source.shape[0]):
+        for b, prompt in enumerate(prompts):
+            for i, (layer, head) in enumerate(places(model.config, site, layers)):
+                for token in range(len(prompt.statement)):
+                    value = source[s, b, i, token]
+                    patched[s, b, i, token] = naive_cell(
+                        model, prompt, token, value, site=site, layer=layer, head=head, answers=answers
+                    )
+    return PatchGrid(patched=patched, unpatched=torch.stack([naive_run(model, p, answers) for p in prompts]))
+
+
+def naive_run(model, prompt: Prompt, answers: tuple[int, int]) -> torch.Tensor:
+    """Logit difference of one prompt (float32 scalar, nats), without a patch."""
+    with torch.no_grad():
+        logits = _trace_patched(model.nn, torch.tensor(prompt.ids)[None], "resid_post", [], answers)
+    return difference(logits[0])
+
+
+def naive_cell(
+    model, prompt: Prompt, token: int, value: torch.Tensor, *, site: str, layer: int, answers, head: int = 0
+):
+    """Logit difference of one prompt (float32 scalar, nats), one statement token patched by `value` (dims hidden)."""
+    ids = torch.tensor(prompt.ids)[None]
+    edit = (layer, [0], [prompt.start + token], value[None], head)
+    with torch.no_grad():
+        logits = _trace_patched(model.nn, ids, site, [edit], answers)
+    return difference(logits[0])
+
+
+def naive_rows(model, prompts: Sequence[Prompt], cells, *, site: str, answers) -> torch.Tensor:
+    """As `naive_cell` for prompts of one length, a cell (layer, head, token, value) each, in one pass; dims prompt.
+
+    >>> naive_rows(model, prompts[:2], [(0, 0, 3, value), (4, 0, 1, value)], site="resid_post", answers=answers)
+    ... # doctest: +SKIP
+
+    An ordinary batch of whole prompts: no cache, no padding, no mask, no block skipped.
+    """
+    edits = []
+    for layer in sorted({layer for layer, _, _, _ in cells}):
+        rows = [row for row, cell in enumerate(cells) if cell[0] == layer]
+        heads, tokens, values = zip(*(cells[row][1:] for row in rows), strict=True)
+        columns = [prompts[row].start + token for row, token in zip(rows, tokens, strict=True)]
+        edits.append((layer, rows, columns, torch.stack(values), torch.tensor(heads)))
+    with torch.no_grad():
+        logits = _trace_patched(model.nn, torch.tensor([p.ids for p in prompts]), site, edits, answers)
+    return difference(logits)
+
+
+def check_sample(
+    model,
+    prompts: Sequence[Prompt],
+    source: torch.Tensor,
+    grid: PatchGrid,
+    *,
+    share: float,
+    at_most: int = CHECKED,
+    rng: random.Random,
+    site: str,
+    layers: Sequence[int],
+    answers: tuple[int, int],
+) -> tuple[int, float]:
+    """Compute some of a grid's cells the naive way, drawn at random: how many, and the largest difference.
+
+    >>> check_sample(model, prompts, source, grid, share=0.01, rng=random.Random(0), **options)  # doctest: +SKIP
+    (19, 2.4e-06)
+
+    share: of all cells, at least one and not more than `at_most`: the eighth says as much as the hundredth, and each
+    costs a whole forward pass. Raises TracerError when a cell differs by more than rounding: 1e-4 of the grid's
+    largest value in float32, 5 % of it in 16 bits, where sums are rounded to three digits and other batches add up in
+    another order. Cells of prompts of equal length share a pass (see `naive_rows`).
+    """
+    where = places(model.config, site, layers)
+    cells = [
+        (s, b, i, token)
+        for s in range(source.shape[0])
+        for b, prompt in enumerate(prompts)
+        for i in range(len(where))
+        for token in range(len(prompt.statement))
+    ]
+    chosen = sorted(sample(cells, share, rng, at_most), key=lambda cell: len(prompts[cell[1]].ids))
+    allowed = tolerance(model.dtype) * float(grid.patched.nan_to_num().abs().max().clamp(min=1))
+    largest = 0.0
+    for some in _batches(chosen, [len(p.ids) for p in prompts], tokens_that_fit(model)):
+        rows = [(*where[i], token, source[s, b, i, token]) for s, b, i, token in some]
+        values = naive_rows(model, [prompts[cell[1]] for cell in some], rows, site=site, answers=answers)
+        for (s, b, i, token), naive in zip(some, values.tolist(), strict=True):
+            layer, head = where[i]
+            cell = (
+                f"{site}, layer {layer}{f', head {head}' if sites.is_per_head(site) else ''}, token {token}"
+            )
+            what = f"model {model.name}: {cell} of {prompts[b].text[-60:]!r}"
+            largest = max(largest, compared(float(grid.patched[s, b, i, token]), naive, allowed, what))
+    return len(chosen), largest
+
+
+def checked_cells(n_cells: int, share: float, at_most: int = CHECKED) -> int:
+    """How many of a grid's cells `check_sample` computes again.
+
+    >>> checked_cells(300, 0.01), checked_cells(20_000, 0.01)
+    (3, 8)
+    """
+    return sample_size(n_cells, share, at_most)
+
+
+def _batches(cells, lengths: Sequence[int], max_tokens: int):
+    """Cells (source, prompt, place, token), sorted by their prompt's length, in batches of one length each."""
+    for length, group in groupby(cells, key=lambda cell: lengths[cell[1]]):
+        some, n = list(group), max(1, max_tokens // length)
+        yield from (some[begin : begin + n] for begin in range(0, len(some), n))
+
+
+def _trace_patched(nn, ids, site, edits, answers):
+    with nn.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
+        for layer, rows, columns, values, heads in edits:
+            sites.put(nn.layers[layer], site, rows, columns, values, heads)
+        logits = nnsight.save(answer_logits(nn, slice(None), -1, answers))
+    return logits
