@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/posttrace figures $(RUN_DIR)/store --out $(RUN_DIR)/figures
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
