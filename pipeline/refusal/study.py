@@ -39,9 +39,8 @@ from posttrace.tracers.models.loading import empty_model, load_config, load_toke
 class Refusal:
     """A `refusal` job, prepared (see pipeline.plan.Study)."""
 
-    gaps = frozenset(
-        {"direction", *SWEEP}
-    )  # places where prompts do not differ, and those that are not swept
+    gaps = frozenset({"direction", *SWEEP, "mean_nll", "search_mean_nll"})
+    """No value where prompts do not differ, where nothing is swept, and of an answer of one token."""
 
     def __init__(self, job: RefusalJob):
         stages = {name: job.family.stages[name] for name in job.stage_names}

@@ -325,6 +325,16 @@ def test_sets_that_do_not_differ_are_said_so(tmp_path, chat_family):
         run_job(load_job(str(job)), str(tmp_path / "store"), say=lambda line: None)
 
 
+def test_an_answer_of_one_token_has_no_mean_nll(tmp_path, chat_family):
+    """The mean runs from the second token on: without one it has no value, which is no fault of the model."""
+    job = write_job(tmp_path, chat_family, new_tokens=1, stages=["base"], random_directions=0)
+    store = run_job(load_job(str(job)), str(tmp_path / "store"), say=lambda line: None)
+    assert (
+        np.isnan(store.read("refusal", "mean_nll")).all()
+        and np.isfinite(store.read("refusal", "log_odds")).all()
+    )
+
+
 def test_a_template_that_says_another_time_makes_another_job(tmp_path, chat_family):
     """Some chat templates write the date: half a store that was asked in other words must not be continued."""
     shutil.copytree(chat_family, tmp_path / "family")
