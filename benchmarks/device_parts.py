@@ -42,10 +42,6 @@ class Bench:
         torch.set_num_threads(self.threads)
         return random_module(self.shape, device=self.device, dtype=self.dtype)
 
-    def module(self):
-        """As `benchmarks.methods.Load.module`: every method wraps the same model."""
-        return self.weights
-
     @property
     def load(self) -> Any:
         return _Loaded(asdict(self.shape), self)
