@@ -371,7 +371,7 @@ def _compared(one: str, other: str) -> dict:
 
 def analysis(bench: Bench) -> dict:
     """Seconds of one fit of every probe: 2,000 statements of hidden size 4096 in eleven sets."""
-    from posttrace.pipeline.truthfulness.probes import fit, sample
+    from posttrace.pipeline.studies.truthfulness.probes import fit, sample
 
     rng = np.random.default_rng(0)
     n, hidden = (2000, 4096) if bench.device != "cpu" else (200, 64)

@@ -194,7 +194,7 @@ def make_store(url: Path, model, case: Case, prompts):
 
 def read_all(model, case: Case, prompts, store) -> None:
     """Read every batch and have it written, as `pipeline.run` does."""
-    from posttrace.pipeline.bits import as_stored
+    from posttrace.pipeline.tensors import as_stored
     from posttrace.pipeline.writer import Writer
     from posttrace.tracers.engines.activations import read_statements
 

@@ -23,11 +23,11 @@ from posttrace.pipeline.spec import HERE, FamilyJob, resolved
 BUILT_IN_JOBS = HERE / "jobs"
 
 JOBS: dict[str, str] = {
-    "knowledge": "posttrace.pipeline.knowledge.job:KnowledgeJob",
-    "truthfulness": "posttrace.pipeline.truthfulness.job:TruthfulnessJob",
-    "confidence": "posttrace.pipeline.confidence.job:ConfidenceJob",
-    "refusal": "posttrace.pipeline.refusal.job:RefusalJob",
-    "trace": "posttrace.pipeline.trace.job:TraceJob",
+    "knowledge": "posttrace.pipeline.studies.knowledge.job:KnowledgeJob",
+    "truthfulness": "posttrace.pipeline.studies.truthfulness.job:TruthfulnessJob",
+    "confidence": "posttrace.pipeline.studies.confidence.job:ConfidenceJob",
+    "refusal": "posttrace.pipeline.studies.refusal.job:RefusalJob",
+    "trace": "posttrace.pipeline.studies.trace.job:TraceJob",
 }
 """Study -> the class of its jobs (`module:class`, imported when used)."""
 

@@ -15,11 +15,11 @@ from posttrace.tracers.models.loading import load_config
 from posttrace.tracers.operations import canonical_hash
 
 STUDIES: dict[str, str] = {
-    "knowledge": "posttrace.pipeline.knowledge.study:Knowledge",
-    "truthfulness": "posttrace.pipeline.truthfulness.study:Truthfulness",
-    "confidence": "posttrace.pipeline.confidence.study:Confidence",
-    "refusal": "posttrace.pipeline.refusal.study:Refusal",
-    "trace": "posttrace.pipeline.trace.study:Trace",
+    "knowledge": "posttrace.pipeline.studies.knowledge.study:Knowledge",
+    "truthfulness": "posttrace.pipeline.studies.truthfulness.study:Truthfulness",
+    "confidence": "posttrace.pipeline.studies.confidence.study:Confidence",
+    "refusal": "posttrace.pipeline.studies.refusal.study:Refusal",
+    "trace": "posttrace.pipeline.studies.trace.study:Trace",
 }
 """Study -> the class that plans and runs it (`module:class`, imported when used)."""
 

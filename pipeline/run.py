@@ -9,7 +9,7 @@ from posttrace.pipeline.executors import backend_of
 from posttrace.pipeline.finished import asked
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import Study, Work, declaration, fingerprint, prepare
-from posttrace.pipeline.progress import progress
+from posttrace.pipeline.progress_bar import progress
 from posttrace.pipeline.provenance import provenance
 from posttrace.pipeline.scheduler import Scheduler
 from posttrace.pipeline.writer import Writer

@@ -14,8 +14,8 @@ from posttrace.stores.errors import FingerprintMismatch, StoreError
 from posttrace.stores.hierarchy import build
 from posttrace.stores.lease import Lease
 from posttrace.stores.location import PARALLEL, Location
+from posttrace.stores.markers import CLAIM, FILES, FOLDER, RECORD
 from posttrace.stores.plan import check_plan, group_to_json, unit_to_json
-from posttrace.stores.progress import CLAIM, FILES, FOLDER, RECORD
 from posttrace.stores.record import FORMAT, pack, read_record, settled, started, unpack
 from posttrace.stores.schema import Group, Unit
 

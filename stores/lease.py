@@ -15,7 +15,7 @@ from typing import Any
 from posttrace.stores.canonical import seal, unseal
 from posttrace.stores.errors import StoreBusy, StoreError
 from posttrace.stores.location import Location
-from posttrace.stores.progress import LEASES
+from posttrace.stores.markers import LEASES
 from posttrace.stores.schema import check_name
 
 

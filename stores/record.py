@@ -10,7 +10,7 @@ from typing import Any
 from posttrace.stores.canonical import hash_bytes, seal, unseal
 from posttrace.stores.errors import StoreError
 from posttrace.stores.location import Location
-from posttrace.stores.progress import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
+from posttrace.stores.markers import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
 from posttrace.stores.schema import check_key
 
 FORMAT = 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from posttrace.stores.canonical import hash_bytes, seal
 from posttrace.stores.checking import Problem, content, keys_of
 from posttrace.stores.location import Location
-from posttrace.stores.progress import CLAIM, COMPLETE, FILES, GATHERED, LEASES, MARKERS, RECORD, SPARE
+from posttrace.stores.markers import CLAIM, COMPLETE, FILES, GATHERED, LEASES, MARKERS, RECORD, SPARE
 from posttrace.stores.record import pack, unpack
 from posttrace.stores.store import Store
 from posttrace.stores.verify import files_wrong, gathered, mendable, units_wrong

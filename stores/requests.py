@@ -9,7 +9,7 @@ from typing import Any
 from posttrace.stores.canonical import as_json, hash_json, seal, unseal
 from posttrace.stores.credentials import refuse_secrets
 from posttrace.stores.location import Location
-from posttrace.stores.progress import FOLDER
+from posttrace.stores.markers import FOLDER
 
 REQUESTS = f"{FOLDER}/requests/"
 

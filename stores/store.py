@@ -15,8 +15,8 @@ from posttrace.stores.credentials import refuse_secrets
 from posttrace.stores.errors import DAMAGED, Damaged, StoreBusy, StoreError, first_line, naming
 from posttrace.stores.lease import Lease
 from posttrace.stores.location import Location
+from posttrace.stores.markers import FOLDER, Progress
 from posttrace.stores.plan import aligned, group_from_json, unit_from_json
-from posttrace.stores.progress import FOLDER, Progress
 from posttrace.stores.record import opened, whole_record
 from posttrace.stores.requests import Requests
 from posttrace.stores.schema import Group, Region, Unit

@@ -13,8 +13,8 @@ import numpy as np
 from posttrace.stores.canonical import seal
 from posttrace.stores.checking import Problem, altered, changed_files, keys_of, lost
 from posttrace.stores.location import Location
+from posttrace.stores.markers import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
 from posttrace.stores.plan import aligned
-from posttrace.stores.progress import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
 from posttrace.stores.record import opened, settled, started, unpack
 from posttrace.stores.schema import DTYPES, Unit
 from posttrace.stores.store import Store

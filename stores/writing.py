@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from posttrace.stores.canonical import hash_json, seal, unseal
 from posttrace.stores.lease import gone, this_process
 from posttrace.stores.location import Location
-from posttrace.stores.progress import FOLDER
+from posttrace.stores.markers import FOLDER
 
 WRITING = f"{FOLDER}/writing/"
 

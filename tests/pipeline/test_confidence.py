@@ -9,12 +9,12 @@ import yaml
 
 from posttrace.figures import render
 from posttrace.figures.measures.entropy_neurons import candidates
-from posttrace.pipeline.confidence.job import Text
-from posttrace.pipeline.confidence.text import cut, read_documents
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
+from posttrace.pipeline.studies.confidence.job import Text
+from posttrace.pipeline.studies.confidence.text import cut, read_documents
 from posttrace.stores import FingerprintMismatch, Store, open_group
 from posttrace.tracers.engines.neuron_ablation import ablate_neurons
 from posttrace.tracers.errors import TracerError

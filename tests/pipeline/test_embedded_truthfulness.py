@@ -10,7 +10,7 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
 from posttrace.pipeline.spec import families
-from posttrace.pipeline.truthfulness.probes import (
+from posttrace.pipeline.studies.truthfulness.probes import (
     cosine,
     direction,
     random_direction,

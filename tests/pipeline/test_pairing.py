@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.knowledge.pairing import free_pairs, roles_within, sample, template_pairs
 from posttrace.pipeline.statements import Statement
+from posttrace.pipeline.studies.knowledge.pairing import free_pairs, roles_within, sample, template_pairs
 from posttrace.tracers import TracerError
 from posttrace.tracers.prompts import answer_ids, encode
 from tests.models import word_tokenizer

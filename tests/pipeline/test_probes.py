@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from posttrace.figures.measures.interventions import intervention_effect
-from posttrace.pipeline.truthfulness.analysis import earliest_good, training_sets
-from posttrace.pipeline.truthfulness.probes import (
+from posttrace.pipeline.studies.truthfulness.analysis import earliest_good, training_sets
+from posttrace.pipeline.studies.truthfulness.probes import (
     centre_of,
     cosine,
     direction,

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import fingerprint, prepare
-from posttrace.pipeline.refusal import instructions
-from posttrace.pipeline.refusal.choice import choose_coefficient, choose_direction
-from posttrace.pipeline.refusal.instructions import Download, read_splits
-from posttrace.pipeline.refusal.job import InstructionSet
-from posttrace.pipeline.refusal.scores import matched_phrase, repeated_share
-from posttrace.pipeline.refusal.templates import tail_length
 from posttrace.pipeline.run import run_job
+from posttrace.pipeline.studies.refusal import instructions
+from posttrace.pipeline.studies.refusal.instructions import Download, read_splits
+from posttrace.pipeline.studies.refusal.job import InstructionSet
+from posttrace.pipeline.studies.refusal.scores import matched_phrase, repeated_share
+from posttrace.pipeline.studies.refusal.selection import choose_coefficient, choose_direction
+from posttrace.pipeline.studies.refusal.templates import tail_length
 from posttrace.stores import Store, open_group
 from tests.models import random_module, word_tokenizer
 from tests.pipeline.conftest import posttrace, write_csv

@@ -22,8 +22,8 @@ import numpy as np
 
 from posttrace.stores import Store, StoreError, Unit, open_group, repair, verify
 from posttrace.stores.checking import keys_of
+from posttrace.stores.markers import COMPLETE, MARKERS
 from posttrace.stores.plan import aligned
-from posttrace.stores.progress import COMPLETE, MARKERS
 from tests.stores.various import Stores, groups, kind_of, make, run, units
 
 OUTCOMES = ("lost", "wrong", "undetected", "not healed")

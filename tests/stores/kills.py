@@ -13,7 +13,7 @@ from pathlib import Path
 
 from posttrace.stores import Store, StoreError, repair, verify
 from posttrace.stores.location import Location
-from posttrace.stores.progress import RECORD
+from posttrace.stores.markers import RECORD
 from tests.stores import faults, various
 from tests.stores.faults import OUTCOMES, Tally
 

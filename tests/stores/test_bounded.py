@@ -10,7 +10,7 @@ import zstandard
 
 from posttrace.stores import Array, Coord, Damaged, Group, Store, StoreError, Unit, open_group, verify
 from posttrace.stores.canonical import hash_bytes, seal
-from posttrace.stores.progress import CLAIM, RECORD
+from posttrace.stores.markers import CLAIM, RECORD
 
 
 def store(url):

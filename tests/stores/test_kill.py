@@ -23,7 +23,7 @@ from posttrace.stores import (
     verify,
 )
 from posttrace.stores.location import Location
-from posttrace.stores.progress import LEASES, RECORD
+from posttrace.stores.markers import LEASES, RECORD
 from tests.stores import example
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from posttrace.stores import Store, StoreBusy, StoreError
-from posttrace.stores.progress import LEASES
+from posttrace.stores.markers import LEASES
 from tests.stores import example
 from tests.stores.test_kill import start
 

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from posttrace.pipeline.bits import as_stored, from_stored
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import check_finite
-from posttrace.pipeline.knowledge.group import grid_arrays, knowledge_group
-from posttrace.pipeline.knowledge.job import KnowledgeJob
-from posttrace.pipeline.knowledge.prepared import PreparedSet, prepare_set
 from posttrace.pipeline.plan import Work
 from posttrace.pipeline.stages import SIZES, check_one_size, positions
 from posttrace.pipeline.statements import file_hash
+from posttrace.pipeline.studies.knowledge.arrays import grid_arrays, knowledge_group
+from posttrace.pipeline.studies.knowledge.inputs import PreparedSet, prepare_set
+from posttrace.pipeline.studies.knowledge.job import KnowledgeJob
+from posttrace.pipeline.tensors import as_stored, from_stored
 from posttrace.stores import Unit
 from posttrace.tracers.batching.memory import MAX_TOKENS
 from posttrace.tracers.checked import checked_grid, estimated_grid

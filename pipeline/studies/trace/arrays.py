@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posttrace.pipeline.trace.job import TraceJob
+from posttrace.pipeline.studies.trace.job import TraceJob
 from posttrace.stores import Array, Coord, Group
 from posttrace.tracers.operations import Patch, Read
 

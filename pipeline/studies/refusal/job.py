@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from posttrace.pipeline.plain_yaml import load_yaml
-from posttrace.pipeline.refusal.instructions import EMBEDDED, PUBLISHED
 from posttrace.pipeline.spec import FamilyJob, Spec
+from posttrace.pipeline.studies.refusal.instructions import EMBEDDED, PUBLISHED
 from posttrace.tracers.engines.steering import ablation
 from posttrace.tracers.operations import Length, Read, Steer
 

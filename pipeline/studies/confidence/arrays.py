@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posttrace.pipeline.confidence.answers import AskedSet
-from posttrace.pipeline.confidence.job import TEXT, ConfidenceJob
+from posttrace.pipeline.studies.confidence.inputs import AskedSet
+from posttrace.pipeline.studies.confidence.job import TEXT, ConfidenceJob
 from posttrace.stores import Array, Coord, Group
 from posttrace.tracers.models.mlp_neurons import Neurons
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.truthfulness.job import TruthfulnessJob, topic
-from posttrace.pipeline.truthfulness.prepared import PreparedSet
+from posttrace.pipeline.studies.truthfulness.inputs import PreparedSet
+from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob, topic
 from posttrace.stores import Array, Coord, Group
 
 SUMMARY = "truthfulness"

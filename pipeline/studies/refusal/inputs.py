@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.refusal.instructions import PUBLISHED, Splits
-from posttrace.pipeline.refusal.job import RefusalJob
-from posttrace.pipeline.refusal.templates import (
+from posttrace.pipeline.studies.refusal.instructions import PUBLISHED, Splits
+from posttrace.pipeline.studies.refusal.job import RefusalJob
+from posttrace.pipeline.studies.refusal.templates import (
     PROBES,
     encoder,
     openings_after,

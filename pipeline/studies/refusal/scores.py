@@ -12,7 +12,7 @@ from posttrace.pipeline.files import MB, read_text
 def read_phrases(path: str) -> tuple[str, ...]:
     """Refusal phrases, one a line, empty lines left out.
 
-    >>> read_phrases("pipeline/refusal/phrases.txt")[0]               # doctest: +SKIP
+    >>> read_phrases("pipeline/studies/refusal/phrases.txt")[0]               # doctest: +SKIP
     'I cannot'
 
     Raises JobError when the file cannot be read or has none.

@@ -10,7 +10,7 @@ import numpy as np
 
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import read_bytes
-from posttrace.pipeline.trace.job import Direction
+from posttrace.pipeline.studies.trace.job import Direction
 
 LARGEST = 1e9
 """Of a direction's values: together with the largest coefficient, its square is still a number of float32."""

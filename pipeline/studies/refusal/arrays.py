@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from posttrace.pipeline.refusal.job import RANDOM, RefusalJob
-from posttrace.pipeline.refusal.prepared import KINDS, StagePrompts
+from posttrace.pipeline.studies.refusal.inputs import KINDS, StagePrompts
+from posttrace.pipeline.studies.refusal.job import RANDOM, RefusalJob
 from posttrace.stores import Array, Coord, Group
 
 PATH = "refusal"

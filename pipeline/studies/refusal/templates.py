@@ -8,8 +8,8 @@ from typing import Any
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import MB, read_text
 from posttrace.pipeline.plain_yaml import load_yaml
-from posttrace.pipeline.refusal.chat import TemplateFails, render_chats
-from posttrace.pipeline.refusal.job import BASE_TEMPLATE, RefusalJob
+from posttrace.pipeline.studies.refusal.chat import TemplateFails, render_chats
+from posttrace.pipeline.studies.refusal.job import BASE_TEMPLATE, RefusalJob
 from posttrace.tracers.engines.generation import Openings
 from posttrace.tracers.prompts import encode
 

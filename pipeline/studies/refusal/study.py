@@ -16,17 +16,24 @@ import torch
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import SAME, check_finite
 from posttrace.pipeline.plan import Work
-from posttrace.pipeline.refusal.choice import choose_coefficient, choose_direction
-from posttrace.pipeline.refusal.costs import unit_cost
-from posttrace.pipeline.refusal.group import ANSWERS, PATH, SELECTED, SWEEP, direction_names, refusal_group
-from posttrace.pipeline.refusal.instructions import read_splits
-from posttrace.pipeline.refusal.job import RANDOM, RefusalJob
-from posttrace.pipeline.refusal.prepared import KINDS, SPLIT_NAMES, check_choices, prepare_stage
-from posttrace.pipeline.refusal.scores import matched_phrase, read_phrases, repeated_share
-from posttrace.pipeline.refusal.templates import PROBES, written
-from posttrace.pipeline.refusal.units import planned
 from posttrace.pipeline.stages import SIZES, check_one_size
 from posttrace.pipeline.statements import file_hash
+from posttrace.pipeline.studies.refusal.arrays import (
+    ANSWERS,
+    PATH,
+    SELECTED,
+    SWEEP,
+    direction_names,
+    refusal_group,
+)
+from posttrace.pipeline.studies.refusal.costs import unit_cost
+from posttrace.pipeline.studies.refusal.inputs import KINDS, SPLIT_NAMES, check_choices, prepare_stage
+from posttrace.pipeline.studies.refusal.instructions import read_splits
+from posttrace.pipeline.studies.refusal.job import RANDOM, RefusalJob
+from posttrace.pipeline.studies.refusal.scores import matched_phrase, read_phrases, repeated_share
+from posttrace.pipeline.studies.refusal.selection import choose_coefficient, choose_direction
+from posttrace.pipeline.studies.refusal.templates import PROBES, written
+from posttrace.pipeline.studies.refusal.units import planned
 from posttrace.tracers.checked import scored_completions
 from posttrace.tracers.cost import Cost, shape_of
 from posttrace.tracers.engines.directions import direction_effects, mean_streams

@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.knowledge.job import KnowledgeJob
-from posttrace.pipeline.knowledge.pairing import Aligned, free_pairs, sample, template_pairs
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.statements import check_number, draw_examples, drawn, read_set
+from posttrace.pipeline.studies.knowledge.job import KnowledgeJob
+from posttrace.pipeline.studies.knowledge.pairing import Aligned, free_pairs, sample, template_pairs
 from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
 

@@ -16,8 +16,11 @@ import numpy as np
 import torch
 
 from posttrace.figures.measures.entropy_neurons import candidates, matched
-from posttrace.pipeline.confidence.answers import ask
-from posttrace.pipeline.confidence.group import (
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.plan import Work
+from posttrace.pipeline.stages import check_one_size, positions
+from posttrace.pipeline.statements import file_hash
+from posttrace.pipeline.studies.confidence.arrays import (
     ANSWERS,
     EFFECTS,
     MEANS,
@@ -28,12 +31,9 @@ from posttrace.pipeline.confidence.group import (
     neurons_group,
     text_group,
 )
-from posttrace.pipeline.confidence.job import TEXT, ConfidenceJob
-from posttrace.pipeline.confidence.text import encode_documents, read_documents
-from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.plan import Work
-from posttrace.pipeline.stages import check_one_size, positions
-from posttrace.pipeline.statements import file_hash
+from posttrace.pipeline.studies.confidence.inputs import ask
+from posttrace.pipeline.studies.confidence.job import TEXT, ConfidenceJob
+from posttrace.pipeline.studies.confidence.text import encode_documents, read_documents
 from posttrace.stores import Unit
 from posttrace.tracers.cost import Cost, run_cost, shape_of
 from posttrace.tracers.engines.answer_probabilities import read_answers

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from posttrace.pipeline.bits import as_stored, from_stored
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import check_finite
 from posttrace.pipeline.plan import Work
 from posttrace.pipeline.stages import SIZES, check_one_size
-from posttrace.pipeline.trace.directions import load_direction
-from posttrace.pipeline.trace.group import activation_group, completion_group, output_group
-from posttrace.pipeline.trace.job import TraceJob
+from posttrace.pipeline.studies.trace.arrays import activation_group, completion_group, output_group
+from posttrace.pipeline.studies.trace.directions import load_direction
+from posttrace.pipeline.studies.trace.job import TraceJob
+from posttrace.pipeline.tensors import as_stored, from_stored
 from posttrace.stores import Unit
 from posttrace.tracers.cost import Cost, run_cost, shape_of
 from posttrace.tracers.engines.activations import columns_of

@@ -11,7 +11,7 @@ from posttrace.tracers.engines.generation import batches
 
 if TYPE_CHECKING:
     from posttrace.pipeline.plan import Work
-    from posttrace.pipeline.refusal.study import Refusal
+    from posttrace.pipeline.studies.refusal.study import Refusal
 
 
 def unit_cost(study: Refusal, work: Work) -> Cost:

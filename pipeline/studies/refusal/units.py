@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from posttrace.pipeline.plan import Work
-from posttrace.pipeline.refusal.group import (
+from posttrace.pipeline.studies.refusal.arrays import (
     ANSWERS,
     DIRECTIONS,
     INTERVENTIONS,
@@ -15,8 +15,8 @@ from posttrace.pipeline.refusal.group import (
     SWEEP,
     direction_names,
 )
-from posttrace.pipeline.refusal.instructions import Splits
-from posttrace.pipeline.refusal.job import RefusalJob
+from posttrace.pipeline.studies.refusal.instructions import Splits
+from posttrace.pipeline.studies.refusal.job import RefusalJob
 from posttrace.stores import Unit
 
 

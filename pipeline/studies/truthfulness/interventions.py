@@ -10,11 +10,11 @@ import torch
 
 from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline.finite import check_finite
-from posttrace.pipeline.truthfulness.analysis import training_sets
-from posttrace.pipeline.truthfulness.group import SUMMARY, SWEEP_RANDOM, direction_names, shown_names
-from posttrace.pipeline.truthfulness.job import TruthfulnessJob
-from posttrace.pipeline.truthfulness.prepared import PreparedSet
-from posttrace.pipeline.truthfulness.probes import random_direction
+from posttrace.pipeline.studies.truthfulness.analysis import training_sets
+from posttrace.pipeline.studies.truthfulness.arrays import SUMMARY, SWEEP_RANDOM, direction_names, shown_names
+from posttrace.pipeline.studies.truthfulness.inputs import PreparedSet
+from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
+from posttrace.pipeline.studies.truthfulness.probes import random_direction
 from posttrace.tracers.engines.steered_answers import TokenSteer, steered_answers, token_steer
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.oracles.steered_answers import check_steered_answers, steered_completions

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.statements import Statement, check_number, draw_examples, read_set
-from posttrace.pipeline.truthfulness.job import TruthfulnessJob
+from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
 from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
 

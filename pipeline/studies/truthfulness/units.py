@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from posttrace.pipeline.plan import Work
-from posttrace.pipeline.truthfulness.analysis import training_sets
-from posttrace.pipeline.truthfulness.group import SUMMARY, direction_names, shown_names
-from posttrace.pipeline.truthfulness.job import TruthfulnessJob
-from posttrace.pipeline.truthfulness.prepared import PreparedSet
+from posttrace.pipeline.studies.truthfulness.analysis import training_sets
+from posttrace.pipeline.studies.truthfulness.arrays import SUMMARY, direction_names, shown_names
+from posttrace.pipeline.studies.truthfulness.inputs import PreparedSet
+from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
 from posttrace.stores import Unit
 
 LEARNED = ("direction", "cosine", "sweep_accuracy", "probe_layer")

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from posttrace.pipeline.confidence.job import Text
 from posttrace.pipeline.embedded import corpus
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import read_text
+from posttrace.pipeline.studies.confidence.job import Text
 from posttrace.tracers.prompts import encode
 
 CORPUS = corpus.Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)

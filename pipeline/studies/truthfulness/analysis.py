@@ -8,13 +8,12 @@ import numpy as np
 
 from posttrace.figures.measures.intervals import wilson
 from posttrace.figures.measures.interventions import intervention_effect
-from posttrace.pipeline.bits import from_stored
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import SAME
-from posttrace.pipeline.truthfulness.group import direction_names
-from posttrace.pipeline.truthfulness.job import TruthfulnessJob, topic
-from posttrace.pipeline.truthfulness.prepared import PreparedSet
-from posttrace.pipeline.truthfulness.probes import (
+from posttrace.pipeline.studies.truthfulness.arrays import direction_names
+from posttrace.pipeline.studies.truthfulness.inputs import PreparedSet
+from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob, topic
+from posttrace.pipeline.studies.truthfulness.probes import (
     Sample,
     centre_of,
     cosine,
@@ -22,6 +21,7 @@ from posttrace.pipeline.truthfulness.probes import (
     fit,
     sample,
 )
+from posttrace.pipeline.tensors import from_stored
 
 AT_ONCE = 2**26
 """Values that are read from the store at once: half a gigabyte as float64."""

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from posttrace.pipeline.bits import as_stored
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import check_finite
 from posttrace.pipeline.plan import Work
 from posttrace.pipeline.stages import SIZES, check_one_size, positions
 from posttrace.pipeline.statements import file_hash
-from posttrace.pipeline.truthfulness import analysis, interventions
-from posttrace.pipeline.truthfulness.group import set_group, shown_names, summary_group
-from posttrace.pipeline.truthfulness.job import TruthfulnessJob
-from posttrace.pipeline.truthfulness.prepared import prepare_set
-from posttrace.pipeline.truthfulness.units import GAPS, units, variants_of
+from posttrace.pipeline.studies.truthfulness import analysis, interventions
+from posttrace.pipeline.studies.truthfulness.arrays import set_group, shown_names, summary_group
+from posttrace.pipeline.studies.truthfulness.inputs import prepare_set
+from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
+from posttrace.pipeline.studies.truthfulness.units import GAPS, units, variants_of
+from posttrace.pipeline.tensors import as_stored
 from posttrace.tracers.cost import Cost, run_cost, shape_of
 from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.steered_answers import steered_cost

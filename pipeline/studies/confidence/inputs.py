@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from posttrace.pipeline.confidence.job import ConfidenceJob
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.statements import Statement, check_number, draw_examples, read_set
+from posttrace.pipeline.studies.confidence.job import ConfidenceJob
 from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
 

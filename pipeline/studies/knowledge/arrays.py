@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posttrace.pipeline.knowledge.job import KnowledgeJob
-from posttrace.pipeline.knowledge.pairing import roles_within, token_texts
-from posttrace.pipeline.knowledge.prepared import PreparedSet
+from posttrace.pipeline.studies.knowledge.inputs import PreparedSet
+from posttrace.pipeline.studies.knowledge.job import KnowledgeJob
+from posttrace.pipeline.studies.knowledge.pairing import roles_within, token_texts
 from posttrace.stores import Array, Coord, Group
 
 
