@@ -64,3 +64,16 @@ def test_every_module_says_what_it_is_for():
             assert ast.get_docstring(ast.parse(path.read_text())), (
                 f"{path.relative_to(ROOT)} has no docstring"
             )
+
+
+def test_no_test_imports_another():
+    """What several tests share lives in tests/support, not in a test module or a conftest.py."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            )
+            module = (getattr(node, "module", None) or "").split(".")
+            parts = [*module, *(part for name in names for part in name.split("."))]
+            wrong = [part for part in parts if part == "conftest" or part.startswith("test_")]
+            assert not wrong, f"{path.relative_to(ROOT)}:{node.lineno} imports {'.'.join(wrong)}"

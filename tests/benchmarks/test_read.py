@@ -4,7 +4,7 @@ from benchmarks.read import Case, compare, make_prompts, make_store, read_all
 from posttrace.pipeline.spec import families
 from posttrace.stores import verify
 from posttrace.tracers.models.loading import open_model
-from tests.benchmarks.test_patch_grid import KEYS
+from tests.support.benchmarks import COLUMNS
 
 
 def test_what_is_timed_is_stored_whole_and_right(tmp_path):
@@ -18,6 +18,6 @@ def test_what_is_timed_is_stored_whole_and_right(tmp_path):
     read_all(model, case, prompts, store)
     assert store.done() == set(store.units) and not list(verify(store.url))
     row = compare(model, case, batches=2, rounds=2, device="cpu")
-    assert set(row) >= KEYS - {"method"} and row["max_abs_diff"] < 1e-4
+    assert set(row) >= COLUMNS - {"method"} and row["max_abs_diff"] < 1e-4
     assert row["bytes_stored"] > 8 * model.n_layers * model.hidden_size * 4
     assert len(row["seconds_each"]) == len(row["seconds_bare_each"]) == 2 and row["throughput"] > 0

@@ -3,7 +3,7 @@
 import pytest
 
 from posttrace.figures import render
-from tests.figures import synthetic
+from tests.support.figures import knowledge as synthetic
 
 
 @pytest.fixture(scope="session")

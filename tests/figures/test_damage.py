@@ -8,7 +8,7 @@ import pytest
 from posttrace.figures import FigureError, render, report
 from posttrace.pipeline.cli import main
 from posttrace.stores import Array, Coord, Damaged, Group, Store, Unit, open_group, repair, verify
-from tests.figures import synthetic
+from tests.support.figures import knowledge as synthetic
 
 SETS = "knowledge/cities"
 

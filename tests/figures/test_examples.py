@@ -17,9 +17,8 @@ from posttrace.figures.studies.knowledge.tables import judgement
 from posttrace.figures.studies.refusal.data import Refusal
 from posttrace.figures.studies.trace.data import TraceGroup
 from posttrace.stores import open_group
-from tests.figures.studies import test_confidence, test_refusal, test_truthfulness
-from tests.figures.studies.knowledge import test_heads
-from tests.figures.synthetic import estimated, template_group, write_store
+from tests.support.figures import confidence, refusal, trace, truthfulness
+from tests.support.figures.knowledge import by_head, estimated, template_group, write_store
 
 
 def examples(name):
@@ -49,9 +48,9 @@ def worlds(folder):
     grid = PatchGrid.from_dataset(patched)
     estimates = PatchGrid.from_dataset(estimated(patched, exact=(0, 3, 4, 7)))
     panel = Panel("base → base", np.eye(2))
-    refusals = open_group(test_refusal.write(folder / "runs" / "refusal"), "refusal")
+    refusals = open_group(refusal.write(folder / "runs" / "refusal"), "refusal")
     two = refusals.isel(model=[0, 2], target=[0, 2], direction=[0, 2])
-    one, other = map(test_truthfulness.statements, test_truthfulness.SETS)
+    one, other = map(truthfulness.statements, truthfulness.SETS)
     return {
         "posttrace.figures": {
             "np": np,
@@ -62,44 +61,23 @@ def worlds(folder):
             "figure": heatmap_grid([[panel]], ["[s1]", ":"], [0], [0, 1], theme.normalised_scale(), "cities"),
         },
         "posttrace.figures.studies.knowledge": {"estimated": estimates, "sample": estimates.sample},
-        "posttrace.figures.studies.knowledge.heads": {
-            "grid": PatchGrid.from_dataset(test_heads.by_head(layers=8, n=4))
-        },
+        "posttrace.figures.studies.knowledge.heads": {"grid": PatchGrid.from_dataset(by_head(layers=8, n=4))},
         "posttrace.figures.studies.truthfulness": {
-            "groups": [test_truthfulness.summary(), one, other],
+            "groups": [truthfulness.summary(), one, other],
             "one": one,
             "other": other,
         },
         "posttrace.figures.studies.refusal": {"dataset": two, "refusal": Refusal.from_dataset(refusals)},
         "posttrace.figures.studies.confidence": {
-            "neurons": test_confidence.make_neurons(),
-            "on_text": test_confidence.make_on_text(),
-            "answers": test_confidence.make_answers(),
+            "neurons": confidence.make_neurons(),
+            "on_text": confidence.make_on_text(),
+            "answers": confidence.make_answers(),
         },
         "posttrace.figures.studies.trace": {
-            "output": TraceGroup(next_tokens()),
-            "completion": TraceGroup(continuations()),
+            "output": TraceGroup(trace.next_tokens()),
+            "completion": TraceGroup(trace.continuations()),
         },
     }
-
-
-def next_tokens():
-    dims = ("model", "intervention", "prompt")
-    return xr.Dataset(
-        {
-            "next_token": ((*dims, "rank"), np.full((1, 1, 1, 2), [" TRUE", " FALSE"], dtype=object)),
-            "logprob": ((*dims, "rank"), np.log(np.full((1, 1, 1, 2), [0.9, 0.1]))),
-            "entropy": (dims, np.full((1, 1, 1), 0.325)),
-        },
-        coords={"model": ["base"], "intervention": ["none"], "prompt_text": ("prompt", ["This is:"])},
-    )
-
-
-def continuations():
-    return xr.Dataset(
-        {"completion": (("model", "intervention", "prompt"), np.full((1, 1, 1), " TRUE", dtype=object))},
-        coords={"model": ["base"], "intervention": ["none"], "prompt": [0], "prompt_text": ("prompt", ["This is:"])},
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from posttrace.figures import report
-from tests.figures.synthetic import template_group, write_store
+from tests.support.figures.knowledge import template_group, write_store
 
 
 class Reader(HTMLParser):

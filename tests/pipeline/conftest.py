@@ -1,17 +1,10 @@
 """A family of random models on disk and a job that patches within and across them."""
 
-import csv
-import os
-import subprocess
-import sys
-
 import pytest
-import yaml
 
-from tests.models import random_module, word_tokenizer
-
-CHAT = "<user> {{ messages[0].content }} <answer>"
-WORDS = ["The", " city", " of", " is", " in", ".", " This", " statement", ":", "'", " not"]
+from tests.support.commands import posttrace
+from tests.support.jobs import CHAT, WORDS, write_csv, write_job
+from tests.support.models import random_module, word_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -65,66 +58,3 @@ def inputs(tmp_path_factory, statements):
     write_csv(folder / "harmless.csv", [(f"{t} w3", s) for t, s in rows], ("instruction", "split"))
     (folder / "openings.yaml").write_text("refusal: [I cannot]\ncompliant: [Sure]\n")
     return folder
-
-
-def good_job(study, inputs):
-    family = {"name": "x", "stages": {"base": str(inputs / "model")}}
-    cities, other = str(inputs / "cities.csv"), str(inputs / "other.csv")
-    return {"study": study, "family": family, "execution": {"device": "cpu"}} | {
-        "knowledge": {"sets": [cities], "max_pairs": 7},
-        "truthfulness": {"sets": [cities, other], "intervene_layer": 1, "probe_layer": 1},
-        "confidence": {"sets": [], "candidates": 2, "top_share": 0.5, "controls": 50},
-        "refusal": {
-            "harmful": str(inputs / "harmful.csv"),
-            "harmless": str(inputs / "harmless.csv"),
-            "openings": str(inputs / "openings.yaml"),
-            "templates": {"base": "User: {instruction}\nAssistant:"},
-        },
-        "trace": {
-            "prompts": ["The city of w1 is in"],
-            "operations": [{"op": "steer", "direction": "up", "tokens": "last"}],
-            "directions": {"up": {"file": str(inputs / "none.npy")}},
-        },
-    }[study]
-
-
-def write_job(folder, family, statements):
-    write_csv(folder / "cities.csv", statements)
-    free = []
-    for i in range(12):
-        middle = " is" * (i % 4)
-        free += [(f"w{i}{middle} w7 of w8.", 1), (f"w{i}{middle} w{9 + i % 2} of w8.", 0)]
-    write_csv(folder / "free.csv", free)
-    job = {
-        "study": "knowledge",
-        "family": {
-            "name": "random",
-            "stages": {"base": str(family / "base"), "instruct": str(family / "instruct")},
-        },
-        "sets": [
-            {"name": "cities", "csv": "cities.csv"},
-            {"name": "free", "csv": "free.csv", "pairs": "free"},
-        ],
-        "max_pairs": 7,
-        "pairs_per_unit": 3,
-        "execution": {"device": "cpu"},
-    }
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(job))
-    return path
-
-
-def write_csv(path, rows, header=("statement", "label")):
-    with path.open("w", newline="") as stream:
-        csv.writer(stream).writerows([header, *rows])
-
-
-def posttrace(*arguments, cwd=None, env=None, module="posttrace"):
-    """Run the real command line in its own process."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-    )

@@ -11,8 +11,8 @@ import sys
 import pytest
 import yaml
 
-from tests.pipeline.bad_inputs import CASES
-from tests.pipeline.conftest import good_job
+from tests.support.bad_inputs import CASES
+from tests.support.jobs import good_job
 
 SECONDS, BYTES = 10, 10**9
 
@@ -25,7 +25,7 @@ class Worker:
     def run(self, arguments, folder):
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.pipeline.bad_input_worker"],
+                [sys.executable, "-m", "tests.support.bad_input_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -11,8 +11,8 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.run import run_job
 from posttrace.stores import Store
 from posttrace.tracers.errors import TracerError
-from tests.models import random_module, word_tokenizer
-from tests.pipeline.conftest import CHAT, WORDS, good_job, write_csv
+from tests.support.jobs import CHAT, WORDS, good_job, write_csv
+from tests.support.models import random_module, word_tokenizer
 
 
 def broken(module):

@@ -10,7 +10,8 @@ from posttrace.pipeline.job import built_in_jobs, load_job
 from posttrace.pipeline.plan import declaration, fingerprint
 from posttrace.pipeline.spec import datasets, families
 from posttrace.tracers.operations import Read, canonical_hash
-from tests.pipeline.conftest import posttrace, write_csv
+from tests.support.commands import posttrace
+from tests.support.jobs import write_csv
 
 
 def test_every_built_in_job_is_a_job():

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from posttrace.stores import Store
-from tests.models import random_module, word_tokenizer
-from tests.pipeline.conftest import WORDS, posttrace, write_csv
-from tests.pipeline.test_knowledge import wait_for_units
+from tests.support.commands import posttrace, wait_for_units
+from tests.support.jobs import WORDS, write_csv
+from tests.support.models import random_module, word_tokenizer
 
 
 def changed(job_file, **keys):

@@ -9,7 +9,7 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.rows import read_rows
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.statements import Statement, drawn, read_set
-from tests.pipeline.conftest import write_csv
+from tests.support.jobs import write_csv
 
 
 def rows_of(path, **options):

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from posttrace.pipeline.embedded import CHECKPOINTS
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.preflight import examine
 from posttrace.tracers.remote.keys import model_key, same_model
@@ -13,9 +14,8 @@ from posttrace.tracers.remote.model import open_remote
 from posttrace.tracers.remote.policy import ConcurrencyLimit, Policy
 from posttrace.tracers.remote.runner import Runner
 from posttrace.tracers.remote.server import Server
-from tests.remote.conftest import CHECKPOINTS
-from tests.remote.loopback import UNTRUSTED, Loopback
-from tests.remote.studies import overrides
+from tests.support.remote.loopback import UNTRUSTED, Loopback
+from tests.support.remote.studies import overrides
 
 
 def findings(study="knowledge", backend="remote", *more):

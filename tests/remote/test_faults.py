@@ -12,17 +12,16 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.run import run_job
 from posttrace.stores import Store
 from posttrace.tracers.remote.errors import Unavailable
-from tests.remote.scenarios import SCENARIOS, table
-from tests.remote.server.faults import OF_JOBS, OF_REQUESTS
-from tests.remote.sweep import accepted, check_complete, folder, local, remotely
+from tests.support.remote.scenarios import SCENARIOS, table
+from tests.support.remote.server.faults import OF_JOBS, OF_REQUESTS
+from tests.support.remote.sweep import accepted, check_complete
 
-__all__ = ["folder", "local", "remotely"]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "remote.md"
 BEGIN, END = "<!-- faults: begin, written by tests/remote/test_faults.py -->\n", "<!-- faults: end -->"
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_scenario(scenario, server, remotely, local, tmp_path):
+def test_scenario(scenario, server, remotely, sweep_values, tmp_path):
     for fault in scenario.arm:
         server.fault(**fault)
     with ThreadPoolExecutor(1) as pool:
@@ -45,7 +44,7 @@ def test_scenario(scenario, server, remotely, local, tmp_path):
         again, lines = remotely(**{k: v for k, v in scenario.limits.items() if k == "silence"})
         assert again is None, again
         shown += "\n".join(lines)
-    check_complete(tmp_path / "store", local, server)
+    check_complete(tmp_path / "store", sweep_values, server)
     assert len(accepted(server)) == scenario.jobs, shown
 
 
@@ -66,7 +65,7 @@ def test_the_sweep_has_every_fault_that_the_server_knows():
 
 
 def test_a_job_is_asked_for_again_after_its_deadline_and_given_up_after_two(
-    server, remotely, local, tmp_path
+    server, remotely, sweep_values, tmp_path
 ):
     server.fault("hold", times=1, at="QUEUED")
     for _ in range(2):

@@ -8,10 +8,8 @@ import sys
 
 import pytest
 
-from tests.remote.scenarios import KILLS
-from tests.remote.sweep import accepted, check_complete, folder, local, remotely
-
-__all__ = ["folder", "local", "remotely"]
+from tests.support.remote.scenarios import KILLS
+from tests.support.remote.sweep import accepted, check_complete
 
 
 def arguments(folder, tmp_path):
@@ -28,7 +26,7 @@ def variables(server):
 def processes():
     """Where processes come from that have everything imported already."""
     context = multiprocessing.get_context("forkserver")
-    modules = ("executors.server", "run", "knowledge.study")
+    modules = ("executors.server", "run", "studies.knowledge.study")
     context.set_forkserver_preload([f"posttrace.pipeline.{module}" for module in modules])
     return context
 
@@ -45,10 +43,10 @@ def run_into(output, arguments, variables):
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.name)
-def test_a_killed_client_goes_on(kill, folder, local, server, remotely, tmp_path, processes):
+def test_a_killed_client_goes_on(kill, sweep_job, sweep_values, server, remotely, tmp_path, processes):
     server.fault(**kill.arm)
     said = tmp_path / "said"
-    order = (said, arguments(folder, tmp_path), variables(server))
+    order = (said, arguments(sweep_job, tmp_path), variables(server))
     client = processes.Process(target=run_into, args=order)
     client.start()
     server.wait_for(seconds=120, alive=client.is_alive, **kill.until)
@@ -60,7 +58,7 @@ def test_a_killed_client_goes_on(kill, folder, local, server, remotely, tmp_path
     server.settle()
     error, lines = remotely(in_flight=1)
     assert error is None, error
-    check_complete(tmp_path / "store", local, server)
+    check_complete(tmp_path / "store", sweep_values, server)
     assert len(accepted(server)) == kill.jobs, "\n".join(lines)
     if kill.known:
         assert any("submitted earlier" in line and job in line for line in lines for job in before), lines
@@ -72,28 +70,28 @@ def run_command(folder, tmp_path, server, **other):
     return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_the_command_line_gets_through_three_faults_at_once(folder, local, server, tmp_path):
+def test_the_command_line_gets_through_three_faults_at_once(sweep_job, sweep_values, server, tmp_path):
     server.fault("post_status", code=503)
     server.fault("post_drop", skip=1, accepted=True)
     server.fault("download_reset")
-    ran = run_command(folder, tmp_path, server)
+    ran = run_command(sweep_job, tmp_path, server)
     assert ran.returncode == 0, ran.stderr
-    check_complete(tmp_path / "store", local, server)
+    check_complete(tmp_path / "store", sweep_values, server)
     assert server.key not in ran.stdout + ran.stderr
 
 
-def test_the_command_line_says_that_the_key_was_refused(folder, server, tmp_path):
+def test_the_command_line_says_that_the_key_was_refused(sweep_job, server, tmp_path):
     wrong = "11111111-0000-4000-8000-000000000000"
-    ran = run_command(folder, tmp_path, server, NDIF_API_KEY=wrong)
+    ran = run_command(sweep_job, tmp_path, server, NDIF_API_KEY=wrong)
     assert ran.returncode == 2
     assert "answers 403" in ran.stderr and "NDIF_API_KEY" in ran.stderr and "Traceback" not in ran.stderr
     assert wrong not in ran.stdout + ran.stderr
     assert [post["code"] for post in server.since("post")] == [403]
 
 
-def test_the_command_line_names_the_unit_whose_code_failed_and_does_the_others(folder, server, tmp_path):
+def test_the_command_line_names_the_unit_whose_code_failed_and_does_the_others(sweep_job, server, tmp_path):
     server.fault("fail", why="code")
-    ran = run_command(folder, tmp_path, server)
+    ran = run_command(sweep_job, tmp_path, server)
     assert ran.returncode == 2
     assert "knowledge/cities/clean/base/0000: read_statements" in ran.stderr.splitlines()[-2]
     assert "RuntimeError: a fault in the block" in ran.stderr

@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 
+from posttrace.pipeline.embedded import CHECKPOINTS
 from posttrace.pipeline.errors import JobError
 from posttrace.tracers.checked import checked_grid, scored_completions
 from posttrace.tracers.engines.activations import read_statements
@@ -26,11 +27,9 @@ from posttrace.tracers.remote.model import open_remote
 from posttrace.tracers.remote.policy import ConcurrencyLimit, Policy
 from posttrace.tracers.remote.runner import Runner
 from posttrace.tracers.remote.server import Server
-from tests.remote.conftest import CHECKPOINTS
-from tests.remote.isolation import NotInstalled, server_package
-from tests.remote.loopback import KEY, UNTRUSTED, Loopback
-from tests.remote.studies import SMALL
-from tests.remote.test_studies import assert_equal, run
+from tests.support.remote.isolation import NotInstalled, server_package
+from tests.support.remote.loopback import KEY, UNTRUSTED, Loopback
+from tests.support.remote.studies import SMALL, assert_equal, run
 
 NDIF = "0.1.2"
 KEYS = {"trusted": KEY, "untrusted": UNTRUSTED}

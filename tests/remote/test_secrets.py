@@ -6,7 +6,7 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.run import run_job
 from posttrace.tracers.remote.errors import Unavailable
 from posttrace.tracers.remote.server import Refused, Server, Trouble, configured, trusted
-from tests.remote.studies import overrides
+from tests.support.remote.studies import overrides
 
 
 @pytest.mark.parametrize(

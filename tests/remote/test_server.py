@@ -3,25 +3,15 @@
 import nnsight
 import pytest
 import torch
-from nnsight import TransformersModel
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 
-from tests.remote.conftest import CHECKPOINTS
-from tests.remote.loopback import Loopback
-
-NAME = "posttrace/embedded-base"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return TransformersModel(
-        str(CHECKPOINTS / "base"), task="text-generation", dtype=torch.float32, dispatch=True
-    )
+from posttrace.pipeline.embedded import CHECKPOINTS
+from tests.support.remote.loopback import BASE, Loopback
 
 
 def backend(server, model, **options):
     made = RemoteBackend(
-        Loopback.model_key(NAME),
+        Loopback.model_key(BASE),
         host=server.url,
         api_key=server.key,
         env=model._remoteable_get_env(),

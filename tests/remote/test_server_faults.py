@@ -12,10 +12,7 @@ import zstandard
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
 
-from tests.remote.loopback import Loopback
-from tests.remote.test_server import NAME, model
-
-__all__ = ["model"]
+from tests.support.remote.loopback import BASE, Loopback
 
 
 class Serialised(Backend):
@@ -46,7 +43,7 @@ class Client:
     def fault(self, kind, **options):
         self.server.fault(kind, **options)
 
-    def post(self, name=NAME, **headers):
+    def post(self, name=BASE, **headers):
         envelope = {"model_key": Loopback.model_key(name), "compress": True, "env": {}}
         sent = {
             "ndif-api-key": self.server.key,

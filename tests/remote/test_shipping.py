@@ -29,8 +29,9 @@ from posttrace.tracers.remote.serving import checksum, packed, raw
 from posttrace.tracers.remote.shipping import shipped
 from posttrace.tracers.remote.simulated import simulated
 from posttrace.tracers.remote.view import weightless
-from tests.models import random_model, word_tokenizer
-from tests.remote import unfit
+from tests.support.models import random_model, word_tokenizer
+from tests.support.remote import unfit
+from tests.support.remote.asked import asked_of, some_prompts
 
 NOT_ENGINES = {"posttrace.tracers.models.loading", "posttrace.tracers.models.validation"}
 
@@ -98,10 +99,6 @@ def view():
     return model
 
 
-def some_prompts(tokenizer, n=2):
-    return [encode(tokenizer, "w1 w2 is w3.\n", f"w{i} w4 is w5.") for i in range(n)]
-
-
 def test_a_simulated_run_gives_what_the_engine_gives():
     model = random_model("llama")
     prompts = some_prompts(model.tokenizer)
@@ -141,16 +138,11 @@ def test_a_request_holds_no_path_of_this_machine_and_no_key(view, monkeypatch, t
 
 
 DIGEST = """
-from tests.remote import unfit
-from tests.models import random_model
-from tests.remote.test_shipping import asked_of
+from tests.support.remote import unfit
+from tests.support.models import random_model
+from tests.support.remote.asked import asked_of
 print(asked_of(random_model("llama")).digest)
 """
-
-
-def asked_of(model):
-    options = dict(site="resid_post", layers=(0, 1), answers=(5, 6))
-    return request(model, read_statements, (some_prompts(model.tokenizer),), options, dtype="torch.float32")
 
 
 def test_the_same_call_has_the_same_digest_in_another_process(view):

@@ -6,37 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from posttrace.pipeline.embedded import CHECKPOINTS
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.job import load_job
-from posttrace.pipeline.run import run_job
 from posttrace.stores import Store
-from tests.remote.conftest import CHECKPOINTS
-from tests.remote.studies import SMALL, overrides
+from tests.support.remote.studies import SMALL, assert_equal, overrides, run
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(study, backend, store, *more):
-    return run_job(load_job(study, overrides(study, backend, *more)), str(store), say=lambda line: None)
-
-
-def assert_equal(store, expected):
-    compared = 0
-    for path, group in expected.groups.items():
-        for array in group.arrays:
-            value, wanted = (s.read(path, array.name) for s in (store, expected))
-            if wanted.dtype.kind == "f":
-                np.testing.assert_allclose(
-                    value, wanted, rtol=1e-5, atol=1e-5, err_msg=f"{path}/{array.name}"
-                )
-                compared += np.isfinite(wanted).sum()
-            else:
-                np.testing.assert_array_equal(value, wanted, err_msg=f"{path}/{array.name}")
-    assert compared, "nothing was compared"
-    assert store.fingerprint == expected.fingerprint
 
 
 @pytest.mark.parametrize("study", SMALL)
@@ -73,7 +50,7 @@ def test_one_prompt_and_its_last_token(tmp_path):
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory):
     """An interpreter whose site-packages hold this project as its wheel would put it there."""
-    from tests.remote.isolation import make_environment
+    from tests.support.remote.isolation import make_environment
 
     folder = tmp_path_factory.mktemp("installed") / "environment"
     python = make_environment(folder)

@@ -1,4 +1,4 @@
-"""Every behaviour is shown on a folder and on S3 (the server of tests/conftest.py)."""
+"""Every behaviour is shown on a folder and on S3 (tests/support/s3.py)."""
 
 import pytest
 

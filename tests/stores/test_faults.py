@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from tests.stores import example, faults, kills, various
-from tests.stores.damage_page import page
+from tests.support.stores import example, faults, kills, various
+from tests.support.stores.damage_page import page
 
 
 def test_single_faults_lose_nothing_are_found_and_healed(tmp_path):

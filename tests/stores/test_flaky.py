@@ -8,8 +8,8 @@ import pytest
 
 from posttrace.stores import Store, StoreError, open_group, verify
 from posttrace.stores.location import Location
-from tests.stores import example
-from tests.stores.flaky import flaky
+from tests.support.stores import example
+from tests.support.stores.flaky import flaky
 
 
 @pytest.mark.parametrize("fault", ["429", "cut", "503"])

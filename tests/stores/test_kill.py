@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -24,19 +23,8 @@ from posttrace.stores import (
 )
 from posttrace.stores.location import Location
 from posttrace.stores.markers import LEASES, RECORD
-from tests.stores import example
-
-
-def start(*arguments: str) -> subprocess.Popen:
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "tests.stores.worker", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert worker.stdout.readline() == "started\n"
-    return worker
+from tests.support.stores import example
+from tests.support.stores.worker import start
 
 
 def sound(url: str) -> int:
@@ -193,7 +181,7 @@ def test_a_disk_that_refuses_is_named_and_loses_nothing(tmp_path):
 def test_a_folder_without_permission_is_named(tmp_path):
     store = example.make(tmp_path / "s")
     code = (
-        "import os, sys, stores; from tests.stores import example\n"
+        "import os, sys, stores; from tests.support.stores import example\n"
         "example.run(example.make(sys.argv[2]), 1)  # all modules are loaded while they can be read\n"
         "store = stores.Store.open(sys.argv[1])\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"

@@ -11,8 +11,8 @@ import pytest
 
 from posttrace.stores import Store, StoreBusy, StoreError
 from posttrace.stores.markers import LEASES
-from tests.stores import example
-from tests.stores.test_kill import start
+from tests.support.stores import example
+from tests.support.stores.worker import start
 
 
 def leases(store: Store) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 
 from posttrace.stores import Store, StoreError, verify
 from posttrace.stores.requests import REQUESTS
-from tests.stores import example
+from tests.support.stores import example
 
 
 def noted(store):

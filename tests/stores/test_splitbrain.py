@@ -9,7 +9,7 @@ import pytest
 
 from posttrace.stores import Store, StoreError, open_group, repair, verify
 from posttrace.stores.location import Location
-from tests.stores import example
+from tests.support.stores import example
 
 OTHER = r"(content is not what was written|the chunk has \d+ bytes, \d+ were written)"
 

@@ -27,7 +27,7 @@ from posttrace.stores import (
     verify,
 )
 from posttrace.stores.location import Location
-from tests.stores import example
+from tests.support.stores import example
 
 
 def test_what_is_written_is_read_back_bit_for_bit(url):

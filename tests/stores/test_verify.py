@@ -20,7 +20,7 @@ from posttrace.stores import (
     verify,
 )
 from posttrace.stores.location import Location
-from tests.stores import example
+from tests.support.stores import example
 
 UNIT = f"{example.PATH}/clean/instruct/0000"
 LAST = f"{example.PATH}/clean/instruct/0004"  # a block shorter than the chunk

@@ -7,8 +7,8 @@ from posttrace.tracers.cost import Cost, cells_cost, run_cost, shape_of
 from posttrace.tracers.engines import activations, patching
 from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.patching import first_block, grid_plan, patch_grid
-from tests.models import random_model
-from tests.tracers.engines.test_patching import ANSWERS, prompts
+from tests.support.models import random_model
+from tests.support.prompts import ANSWERS, prompts
 
 
 def test_the_count_equals_the_multiply_adds_of_every_linear_layer_and_attention(monkeypatch):

@@ -6,8 +6,8 @@ import torch
 from posttrace.tracers import TracerError
 from posttrace.tracers.engines.activations import columns_of, one_pass, read_statements
 from posttrace.tracers.models.loading import wrap
-from tests.models import CONFIGS, random_model, random_module, word_tokenizer
-from tests.tracers.engines.test_patching import ANSWERS, prompts
+from tests.support.models import CONFIGS, random_model, random_module, word_tokenizer
+from tests.support.prompts import ANSWERS, prompts
 
 SHARED = [(20, 3), (20, 5), (20, 4), (20, 3)]
 """(prefix, statement) tokens: one prefix for all, worth a pass of its own."""

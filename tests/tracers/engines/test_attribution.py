@@ -12,8 +12,8 @@ from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.attribution import attribution_grid
 from posttrace.tracers.engines.patching import patch_grid
 from posttrace.tracers.models.loading import wrap
-from tests.models import CONFIGS, random_module, word_tokenizer
-from tests.tracers.engines.test_patching import ANSWERS, prompts
+from tests.support.models import CONFIGS, random_module, word_tokenizer
+from tests.support.prompts import ANSWERS, prompts
 
 SHAPES = [(9, 4), (6, 3), (9, 4)]
 """(prefix, statement) tokens: one prefix shared, one shorter, one statement shorter."""

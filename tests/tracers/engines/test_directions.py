@@ -5,8 +5,8 @@ import torch
 
 from posttrace.tracers import Read, TracerError
 from posttrace.tracers.engines.directions import direction_effects, mean_nll, mean_streams
-from tests.models import random_model
-from tests.tracers.engines.test_generation import OPENINGS, plain_hooks, prompts, vector
+from tests.support.generation import OPENINGS, plain_hooks, prompts, vector
+from tests.support.models import random_model
 
 ARCHITECTURES = ("llama", "gpt2", "gemma2")
 

@@ -13,8 +13,8 @@ from posttrace.tracers.engines.patching import PatchGrid, patch_grid, places
 from posttrace.tracers.models.architecture import site_shape
 from posttrace.tracers.models.validation import check_sites
 from posttrace.tracers.oracles.patching import check_sample, naive_cell
-from tests.models import CONFIGS, random_model, random_module, word_tokenizer
-from tests.tracers.engines.test_patching import ANSWERS, prompts
+from tests.support.models import CONFIGS, random_model, random_module, word_tokenizer
+from tests.support.prompts import ANSWERS, prompts
 
 IDS = torch.tensor([[7, 31, 150, 9, 42, 88]])
 

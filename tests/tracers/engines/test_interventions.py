@@ -5,7 +5,7 @@ import torch
 
 from posttrace.tracers.engines.interventions import Edit, run_operations
 from posttrace.tracers.operations import STREAM_SITES
-from tests.models import CONFIGS, random_model
+from tests.support.models import CONFIGS, random_model
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11]]
 ROWS, COLUMNS = torch.tensor([0, 1]), torch.tensor([1, 2])

@@ -15,7 +15,7 @@ from posttrace.tracers.models.mlp_neurons import find_neurons
 from posttrace.tracers.oracles.neuron_ablation import check_ablation
 from posttrace.tracers.prompts import encode
 from posttrace.tracers.remote.shipping import shipped
-from tests.models import random_module, varied_module, word_tokenizer
+from tests.support.models import random_module, varied_module, word_tokenizer
 
 ROWS = (7, 12, 4)
 ABLATIONS = [[3], [1, 5, 9], list(range(20))]

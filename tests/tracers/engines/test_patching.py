@@ -15,19 +15,8 @@ from posttrace.tracers.engines.patching import PatchGrid, patch_grid
 from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.oracles.patching import check_sample, patch_grid_naive
 from posttrace.tracers.prompts import Prompt
-from tests.models import CONFIGS, random_model, random_module, word_tokenizer
-
-ANSWERS = (5, 6)
-
-
-def prompts(rng, shapes):
-    """Random prompts; shapes: (prefix length, statement length) each, a prefix of equal length shared."""
-    prefixes, made = {}, []
-    for n_prefix, n_statement in shapes:
-        prefix = prefixes.setdefault(n_prefix, torch.randint(3, 300, (n_prefix,), generator=rng).tolist())
-        ids = (*prefix, *torch.randint(3, 300, (n_statement,), generator=rng).tolist())
-        made.append(Prompt(text="", ids=ids, start=n_prefix, spans=((0, 0),) * n_statement))
-    return made
+from tests.support.models import CONFIGS, random_model, random_module, word_tokenizer
+from tests.support.prompts import ANSWERS, prompts
 
 
 def grids(name, site, shapes, n_sources=2, seed=0, **kwargs):

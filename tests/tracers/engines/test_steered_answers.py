@@ -15,8 +15,8 @@ from posttrace.tracers.oracles.steered_answers import (
     steered_answers_naive,
     steered_completions,
 )
-from tests.models import CONFIGS, random_model, random_module, word_tokenizer
-from tests.tracers.engines.test_patching import ANSWERS, prompts
+from tests.support.models import CONFIGS, random_model, random_module, word_tokenizer
+from tests.support.prompts import ANSWERS, prompts
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 

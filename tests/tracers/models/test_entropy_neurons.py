@@ -13,7 +13,7 @@ from posttrace.tracers.models import entropy_neurons
 from posttrace.tracers.models.entropy_neurons import neuron_weights
 from posttrace.tracers.models.loading import empty_model
 from posttrace.tracers.models.mlp_neurons import find_neurons
-from tests.models import random_module, varied_module
+from tests.support.models import random_module, varied_module
 
 transformers.utils.logging.disable_progress_bar()
 

@@ -13,7 +13,7 @@ from posttrace.tracers.models.identity import model_identity
 from posttrace.tracers.models.loading import open_model
 from posttrace.tracers.models.validation import check_sites
 from posttrace.tracers.prompts import answer_ids, encode
-from tests.models import CONFIGS, random_model, random_module, word_tokenizer
+from tests.support.models import CONFIGS, random_model, random_module, word_tokenizer
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from posttrace.figures.studies.knowledge.differences import differences, differe
 from posttrace.figures.studies.knowledge.heatmaps import heatmaps, heatmaps_raw
 from posttrace.figures.studies.knowledge.recovery import recovery
 from posttrace.figures.studies.knowledge.tables import judgement, statistics
-from tests.figures.studies.knowledge.test_heatmaps import overlaps, panels
-from tests.figures.synthetic import estimated, free_group, template_group, write_store
+from tests.support.figures.drawn import overlaps, panels
+from tests.support.figures.knowledge import estimated, free_group, template_group, write_store
 
 EXACT = (0, 3, 4)
 DRAWN = (heatmaps, heatmaps_raw, differences, differences_raw, recovery)

@@ -6,7 +6,7 @@ import pytest
 from posttrace.figures import FigureError
 from posttrace.figures.studies.knowledge.data import PatchGrid
 from posttrace.stores import open_group
-from tests.figures.synthetic import free_group, template_group
+from tests.support.figures.knowledge import free_group, template_group
 
 
 def test_a_template_set_keeps_its_tokens_as_columns():

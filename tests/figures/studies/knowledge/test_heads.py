@@ -9,18 +9,7 @@ from posttrace.figures.studies.knowledge.heads import head_map, heads
 from posttrace.figures.studies.knowledge.heatmaps import heatmaps
 from posttrace.figures.studies.knowledge.recovery import recovery
 from posttrace.figures.studies.knowledge.tables import statistics
-from tests.figures.synthetic import estimated, template_group, write_store
-
-
-def by_head(pairs=6, layers=4, n=3, change=1.0, at=(2, 1)):
-    """Nothing has an effect but one head at the last token, and that exactly `change` nats."""
-    whole = template_group(stages=("base", "instruct"), pairs=pairs, layers=layers)
-    unpatched = whole["logit_diff_corrupt"]
-    values = (unpatched + 0 * whole["logit_diff"]).expand_dims(head=n).copy()
-    values.loc[dict(layer=at[0], head=at[1], token=whole.sizes["token"] - 1)] += change
-    values = values.transpose("source", "target", "pair", "layer", "head", "token").astype("float32")
-    dataset = whole.assign(logit_diff=values).assign_coords(head=np.arange(n))
-    return dataset.assign_attrs(site="z")
+from tests.support.figures.knowledge import by_head, estimated, template_group, write_store
 
 
 def test_a_map_shows_the_head_that_acts_at_the_token_where_it_acts():

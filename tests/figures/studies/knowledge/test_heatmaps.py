@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from posttrace.figures import theme
 from posttrace.figures.measures.patching import normalise
@@ -10,7 +9,8 @@ from posttrace.figures.studies.knowledge.data import PatchGrid
 from posttrace.figures.studies.knowledge.differences import difference, differences, differences_raw
 from posttrace.figures.studies.knowledge.heatmaps import heatmaps, heatmaps_raw
 from posttrace.figures.studies.knowledge.recovery import recovery
-from tests.figures.synthetic import STAGES, free_group, template_group
+from tests.support.figures.drawn import overlaps, panels
+from tests.support.figures.knowledge import STAGES, free_group, template_group
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,6 @@ def partly():
     return PatchGrid.from_dataset(
         template_group("cities", finished={("base", "base"): 24, ("sft", "sft"): 10})
     )
-
-
-def panels(drawing):
-    """Title -> axes, of the panels of a heat map grid."""
-    return {ax.get_title(): ax for ax in drawing.figure.axes if ax.get_label() != "<colorbar>"}
 
 
 def shown(ax):
@@ -159,33 +154,6 @@ def test_recovery_lines_are_the_share_of_the_gap_by_role(cities):
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == [
         "from base", "from sft", "from instruct", "own", "transfer",
     ]  # fmt: skip
-
-
-def overlaps(figure):
-    """Pairs of visible texts of a figure that overlap by more than a pixel, and texts that are cut."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    with theme.look():
-        figure.draw_without_rendering()
-    texts = [figure._suptitle] + [ax.title for ax in figure.axes]
-    for ax in figure.axes:
-        for axis in (ax.xaxis, ax.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-            texts += [tick.label1 for tick in ticks] + [tick.label2 for tick in ticks]
-            texts.append(axis.label)
-    texts = [t for t in texts if t.get_visible() and t.get_text()]
-    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
-    cut = [
-        text for text, box in boxes
-        if box.x0 < -1 or box.y0 < -1 or box.x1 > figure.bbox.x1 + 1 or box.y1 > figure.bbox.y1 + 1
-    ]  # fmt: skip
-    clash = [
-        (a, b)
-        for i, (a, one) in enumerate(boxes)
-        for b, two in boxes[i + 1 :]
-        if min(one.x1, two.x1) - max(one.x0, two.x0) > 1 and min(one.y1, two.y1) - max(one.y0, two.y0) > 1
-    ]
-    return clash + cut
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from posttrace.figures.measures.patching import correlation, largest_difference,
 from posttrace.figures.studies.knowledge.data import PatchGrid
 from posttrace.figures.studies.knowledge.tables import comparisons, judgement, statistics
 from posttrace.figures.tables import Block, Cell, Row, Table, as_csv, as_markdown, cell
-from tests.figures.synthetic import free_group, template_group
+from tests.support.figures.knowledge import free_group, template_group
 
 
 @pytest.fixture(scope="module")

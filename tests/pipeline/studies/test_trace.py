@@ -1,0 +1,232 @@
+"""A free-form job: what it stores is what the plain models give, and its mistakes are said in one line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from posttrace.figures import render
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.plan import fingerprint, prepare
+from posttrace.pipeline.run import run_job
+from posttrace.stores import Store, open_group, verify
+from tests.support.commands import posttrace
+from tests.support.jobs import write_csv
+
+PROMPTS = [
+    {"prompt": "The city of w1 w2 is in", "source": "The city of w3 w4 is in"},
+    {"prompt": "w5 is", "source": "w6 is"},
+]
+
+
+@pytest.fixture
+def trace_job(tmp_path, family):
+    np.save(tmp_path / "up.npy", np.random.default_rng(0).normal(size=(3, 32)).astype("float32"))
+
+    def write(**changes):
+        job = {
+            "study": "trace",
+            "family": {"name": "random", "stages": {s: str(family / s) for s in ("base", "instruct")}},
+            "prompts": PROMPTS,
+            "directions": {"up": {"file": "up.npy"}},
+            "operations": [
+                {"op": "patch", "site": "resid_post", "layers": [0], "tokens": "statement", "source": "base"},
+                {"op": "steer", "layers": [1, 2], "tokens": [-1], "direction": "up", "coefficient": 2.0},
+                {"op": "read", "site": "resid_post", "layers": "all", "tokens": "statement"},
+            ],
+            "prompts_per_unit": 1,
+            "execution": {"device": "cpu"},
+            **changes,
+        }
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(job))
+        return path
+
+    return write
+
+
+def by_hand(folder, source_folder, vectors, prompt):
+    """The stream after every block and the next token's log probabilities, by hooks on the plain model."""
+    streams = {}
+
+    def hooks(model, edit):
+        def keep(i):
+            def hook(_, inputs, out):
+                streams[i] = edit(i, out.clone())
+                return streams[i]
+
+            return hook
+
+        return [block.register_forward_hook(keep(i)) for i, block in enumerate(model.model.layers)]
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(source_folder, dtype=torch.float32)
+        hooks(model, lambda i, out: out)
+        model(**tokenizer(prompt["source"], return_tensors="pt"))
+        source = streams[0][0, 1:].clone()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+        def edit(i, out):
+            if i == 0:
+                out[0, 1:] = source
+            else:
+                out[0, -1] += 2.0 * vectors[i]
+            return out
+
+        hooks(model, edit)
+        logits = model(**tokenizer(prompt["prompt"], return_tensors="pt")).logits[0, -1]
+    return torch.stack([streams[i][0, 1:] for i in range(3)]), logits.log_softmax(-1)
+
+
+def test_patch_steer_and_read_together_equal_plain_hooks(tmp_path, trace_job, family):
+    url = tmp_path / "store"
+    run_job(load_job(str(trace_job())), str(url), say=lambda line: None)
+    output, read = open_group(url, "trace/output"), open_group(url, "trace/read-0")
+    vectors = torch.from_numpy(np.load(tmp_path / "up.npy"))
+    for stage in ("base", "instruct"):
+        for p, prompt in enumerate(PROMPTS):
+            streams, logprob = by_hand(family / stage, family / "base", vectors, prompt)
+            got = read.activation.sel(model=stage, intervention="all").isel(prompt=p).values
+            n = streams.shape[1]
+            np.testing.assert_allclose(got[:, :n], streams, rtol=1e-4, atol=1e-4)
+            assert np.isnan(got[:, n:]).all()
+            one = output.sel(model=stage, intervention="all").isel(prompt=p)
+            best = logprob.topk(10)
+            np.testing.assert_allclose(one.logprob.values, best.values, rtol=1e-4, atol=1e-4)
+            words = AutoTokenizer.from_pretrained(family / stage)
+            assert list(one.next_token.values) == [words.decode([i]) for i in best.indices.tolist()]
+    unedited = output.sel(intervention="none").logprob.values
+    assert np.abs(unedited - output.sel(intervention="all").logprob.values).max() > 0.1
+    texts = read.token_text.values
+    assert [t.strip() for t in texts[1]] == ["w5", "is", "", "", "", "", ""]
+    assert verify(url) == []
+
+
+def test_a_rerun_does_nothing_and_a_forgotten_unit_comes_back_the_same(tmp_path, trace_job):
+    url = str(tmp_path / "store")
+    job = load_job(str(trace_job()))
+    store = run_job(job, url, say=lambda line: None)
+    before = store.read("trace/read-0", "activation").tobytes()
+    lines = []
+    run_job(job, url, say=lines.append)
+    assert "0 to go" in lines[0]
+    store.forget(["trace/source-0/run/base/0001", "trace/read-0/run/instruct/0001"])
+    run_job(job, url, say=lines.append)
+    assert "2 to go" in lines[2]
+    assert Store.open(url).read("trace/read-0", "activation").tobytes() == before
+
+
+def test_prompts_from_a_file_and_a_direction_from_another_store(tmp_path, trace_job):
+    first = str(tmp_path / "first")
+    run_job(load_job(str(trace_job(operations=[{"op": "read", "tokens": "last"}]))), first, say=print)
+    write_csv(tmp_path / "prompts.csv", [("w1 is", ""), ("w2 of w3", "")], ("prompt", "source"))
+    at = {"model": "instruct", "intervention": "none", "prompt": 0, "token": -1}
+    path = trace_job(
+        prompts={"csv": "prompts.csv"},
+        directions={"up": {"store": first, "array": "trace/read-0/activation", "at": {**at, "layer": 2}}},
+        operations=[{"op": "steer", "layers": [1], "tokens": "all", "direction": "up", "mode": "ablate"}],
+    )
+    study = prepare(load_job(str(path)))
+    wanted = open_group(first, "trace/read-0").activation.sel({**at, "layer": 2}).values
+    np.testing.assert_array_equal(study.vectors["up"], wanted)
+    assert [p.prompt for p in study.job.prompts] == ["w1 is", "w2 of w3"]
+    per_layer = trace_job(
+        directions={"up": {"store": first, "array": "trace/read-0/activation", "at": at}},
+    )
+    assert prepare(load_job(str(per_layer))).vectors["up"].shape == (3, 32)
+
+
+def test_where_a_direction_lies_does_not_matter_its_values_do(tmp_path, trace_job):
+    one = fingerprint(prepare(load_job(str(trace_job()))))
+    vector = np.load(tmp_path / "up.npy")
+    np.save(tmp_path / "moved.npy", vector)
+    assert fingerprint(prepare(load_job(str(trace_job(directions={"up": {"file": "moved.npy"}}))))) == one
+    np.save(tmp_path / "moved.npy", vector * 2)
+    assert fingerprint(prepare(load_job(str(trace_job(directions={"up": {"file": "moved.npy"}}))))) != one
+
+
+def test_generation_is_steered_at_every_token(tmp_path, trace_job, family):
+    steer = {"op": "steer", "layers": [1, 2], "tokens": "all", "direction": "up", "coefficient": 3.0}
+    url = str(tmp_path / "store")
+    run_job(load_job(str(trace_job(operations=[steer], generate=5))), url, say=lambda line: None)
+    got = open_group(url, "trace/completion").completion
+    vectors = 3.0 * torch.from_numpy(np.load(tmp_path / "up.npy"))
+    for stage in ("base", "instruct"):
+        model = AutoModelForCausalLM.from_pretrained(family / stage, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(family / stage)
+        for intervention, times in (("none", 0.0), ("all", 1.0)):
+            hooks = [
+                model.model.layers[i].register_forward_hook(
+                    lambda _, inputs, out, v=times * vectors[i]: out + v
+                )
+                for i in (1, 2)
+            ]
+            for p, prompt in enumerate(PROMPTS):
+                ids = tokenizer(prompt["prompt"], return_tensors="pt")
+                out = model.generate(**ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+                text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+                assert str(got.sel(model=stage, intervention=intervention).values[p]) == text
+            for hook in hooks:
+                hook.remove()
+    render(url, tmp_path / "drawn", only=["trace/completions"])
+    shown = pd.read_csv(tmp_path / "drawn/tables/trace_completions.csv", keep_default_na=False)
+    read = shown.set_index(["model", "intervention", "prompt"]).completion
+    for place in read.index:
+        assert read[place] == str(got.sel(dict(zip(read.index.names, place, strict=True))).values)
+    assert len(read) == 4 * len(PROMPTS)
+
+
+def test_the_store_notes_of_every_unit_what_it_took(tmp_path, trace_job):
+    run_job(load_job(str(trace_job())), str(tmp_path / "store"), say=lambda line: None)
+    records = Store.open(str(tmp_path / "store")).records()
+    assert records and all(
+        record["cells"] > 0
+        and record["forwards"] > 0
+        and record["multiply_adds"] > 0
+        and record["device"] == "cpu"
+        for record in records.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"operations": [{"op": "steer", "direction": "down"}]}, r"direction 'down' is none of \['up'\]"),
+        ({"operations": [{"op": "patch", "source": "sft"}]}, r"source 'sft' is no stage of random"),
+        ({"operations": [{"op": "read", "layers": [3]}]}, r"operations.0: layers: 3 is not in 0-2"),
+        (
+            {"operations": [{"op": "read", "tokens": [-9]}]},
+            r"tokens \[-9\]: prompt 0 has 8 tokens .* -8 to 7",
+        ),
+        ({"operations": [{"op": "read", "tokens": [-1, 2]}]}, r"prompt 1 has 3 tokens .* each once"),
+        ({"prompts": {"csv": "none.csv"}}, r"prompts: no file .*none.csv; edit prompts"),
+        (
+            {"directions": {"up": {"file": "none.npy"}}},
+            r"directions.up: no file .*none.npy; edit directions.up.file",
+        ),
+        ({"directions": {"up": {"file": "up.npy", "store": "x"}}}, r"give either `file"),
+        (
+            {"prompts": [{"prompt": "w1 is", "source": "w1"}]},
+            r"prompt 0: its source has 2 tokens for base, the prompt itself 3",
+        ),
+        ({"generate": 4}, r"operations.0: patch at tokens 'statement': while generating only `steer`"),
+        ({"study": "tracing"}, r"study: 'tracing' is none of knowledge, "),
+    ],
+)
+def test_a_mistake_is_named(trace_job, changes, message):
+    with pytest.raises(JobError, match=message):
+        prepare(load_job(str(trace_job(**changes))))
+
+
+def test_the_built_in_job_runs_and_is_drawn(tmp_path):
+    done = posttrace("run", "trace", "--store", "store", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = posttrace("figures", "store", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "out/tables/trace_next_tokens.md").read_text()
+    lyon = [line.split("|")[2].split()[0] for line in table.splitlines() if line.startswith("| base")][:2]
+    assert lyon == ["France", "Japan"], "the patched city's country is what comes next"

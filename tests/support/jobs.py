@@ -1,0 +1,62 @@
+"""Jobs over small random families, and the files that they read."""
+
+import csv
+
+import yaml
+
+CHAT = "<user> {{ messages[0].content }} <answer>"
+WORDS = ["The", " city", " of", " is", " in", ".", " This", " statement", ":", "'", " not"]
+UNITS = 2 * 2 * (3 + 3)
+"""Of the job that `write_job` writes: stages times clean and grid times the blocks of both sets."""
+
+
+def good_job(study, inputs):
+    family = {"name": "x", "stages": {"base": str(inputs / "model")}}
+    cities, other = str(inputs / "cities.csv"), str(inputs / "other.csv")
+    return {"study": study, "family": family, "execution": {"device": "cpu"}} | {
+        "knowledge": {"sets": [cities], "max_pairs": 7},
+        "truthfulness": {"sets": [cities, other], "intervene_layer": 1, "probe_layer": 1},
+        "confidence": {"sets": [], "candidates": 2, "top_share": 0.5, "controls": 50},
+        "refusal": {
+            "harmful": str(inputs / "harmful.csv"),
+            "harmless": str(inputs / "harmless.csv"),
+            "openings": str(inputs / "openings.yaml"),
+            "templates": {"base": "User: {instruction}\nAssistant:"},
+        },
+        "trace": {
+            "prompts": ["The city of w1 is in"],
+            "operations": [{"op": "steer", "direction": "up", "tokens": "last"}],
+            "directions": {"up": {"file": str(inputs / "none.npy")}},
+        },
+    }[study]
+
+
+def write_job(folder, family, statements):
+    write_csv(folder / "cities.csv", statements)
+    free = []
+    for i in range(12):
+        middle = " is" * (i % 4)
+        free += [(f"w{i}{middle} w7 of w8.", 1), (f"w{i}{middle} w{9 + i % 2} of w8.", 0)]
+    write_csv(folder / "free.csv", free)
+    job = {
+        "study": "knowledge",
+        "family": {
+            "name": "random",
+            "stages": {"base": str(family / "base"), "instruct": str(family / "instruct")},
+        },
+        "sets": [
+            {"name": "cities", "csv": "cities.csv"},
+            {"name": "free", "csv": "free.csv", "pairs": "free"},
+        ],
+        "max_pairs": 7,
+        "pairs_per_unit": 3,
+        "execution": {"device": "cpu"},
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def write_csv(path, rows, header=("statement", "label")):
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
