@@ -142,12 +142,16 @@ def grid(bench: Bench) -> dict:
 
 def _rounding(methods: dict, task, unit, cells, exact: list[float]) -> dict:
     """What separates a grid from one whole pass a cell, and whole passes in a batch from single ones (nats)."""
-    from posttrace.tracers.oracles.patching import naive_rows
+    from posttrace.tracers.engines.patching import Place
+    from posttrace.tracers.oracles.patching import naive_rows, patch
 
     oracle = methods["naive oracle"]
-    rows = [(layer, 0, token, oracle.source[0, pair, layer, token]) for pair, layer, token in cells]
     prompts = [oracle.prompts[pair] for pair, _, _ in cells]
-    batch = naive_rows(oracle.model, prompts, rows, site="resid_post", answers=task.answers).tolist()
+    edits = [
+        patch(prompt, token, oracle.source[0, pair, layer, token], "resid_post", Place(layer))
+        for prompt, (pair, layer, token) in zip(prompts, cells, strict=True)
+    ]
+    batch = naive_rows(oracle.model, prompts, edits, task.answers).tolist()
     fast = [float(unit.patched[0][cell]) for cell in cells]
     found: dict[str, Any] = dict(largest_value=max(map(abs, exact)), deviation=statistics.pstdev(exact))
     for name, values in (("grid", fast), ("batch of whole passes", batch)):

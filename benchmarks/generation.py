@@ -74,7 +74,7 @@ def compare(
 
     from benchmarks.floor import synchronize
     from posttrace.tracers.batching.padding import left_padded
-    from posttrace.tracers.engines.generation import Openings, Steering, generate
+    from posttrace.tracers.engines.generation import Openings, generate
     from posttrace.tracers.engines.steering import ablation
     from posttrace.tracers.models.loading import wrap
 
@@ -89,11 +89,11 @@ def compare(
     inputs = {name: value.to(device) for name, value in left_padded(texts).items()}
     vector = torch.randn(shape.hidden, generator=torch.Generator().manual_seed(0))
     unit = (vector / vector.norm()).to(device, getattr(torch, dtype))
-    steering = Steering(ablation("r", model.architecture.sites), (("r", vector),))
+    edits = ablation(vector, model.architecture.sites, model.n_layers)
 
     def ours():
         done = generate(
-            model, texts, steering, Openings((3,), (4,)), max_new_tokens=new_tokens, max_tokens=10**9
+            model, texts, edits, Openings((3,), (4,)), max_new_tokens=new_tokens, max_tokens=10**9
         )
         return torch.tensor(done.ids)
 

@@ -16,7 +16,8 @@ import torch
 from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.attribution import attribution_grid
 from posttrace.tracers.engines.directions import mean_nll
-from posttrace.tracers.engines.generation import Ids, Openings, Steering, generate
+from posttrace.tracers.engines.edits import Edit
+from posttrace.tracers.engines.generation import Ids, Openings, generate
 from posttrace.tracers.engines.patching import PatchGrid, patch_grid
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.oracles.generation import check_log_odds
@@ -123,7 +124,7 @@ class ScoredCompletions:
 def scored_completions(
     model,
     prompts: Sequence[Ids],
-    steering: Steering,
+    edits: Sequence[Edit],
     openings: Openings,
     *,
     max_new_tokens: int,
@@ -132,23 +133,23 @@ def scored_completions(
     share: float = 0.0,
     rng: random.Random | None = None,
 ) -> ScoredCompletions:
-    """Answer prompts with the stream steered, and score the answers without steering.
+    """Answer prompts with the stream edited, and score the answers in the unedited model.
 
-    >>> scored_completions(model, prompts, Steering(), openings, max_new_tokens=16).checked    # doctest: +SKIP
+    >>> scored_completions(model, prompts, [], openings, max_new_tokens=16).checked    # doctest: +SKIP
     0
 
     share: of the prompts, how many (at least one, none for 0) are computed again the naive way, drawn with `rng`.
     Raises TracerError as `generate` and `check_log_odds` do.
     """
     done = generate(
-        model, prompts, steering, openings, max_new_tokens=max_new_tokens, stop=stop, max_tokens=max_tokens
+        model, prompts, edits, openings, max_new_tokens=max_new_tokens, stop=stop, max_tokens=max_tokens
     )
     nll = mean_nll(model, prompts, done.ids, max_tokens)
     if not share or not done.log_odds.isfinite().all():
         return ScoredCompletions(ids=done.ids, log_odds=done.log_odds, mean_nll=nll, peak=done.peak)
     if rng is None:
         raise TracerError(f"share: {share} of the prompts are drawn with `rng`; give one, or share=0")
-    n, largest = check_log_odds(model, prompts, steering, openings, done.log_odds, share=share, rng=rng)
+    n, largest = check_log_odds(model, prompts, edits, openings, done.log_odds, share=share, rng=rng)
     return ScoredCompletions(
         ids=done.ids,
         log_odds=done.log_odds,

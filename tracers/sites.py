@@ -127,24 +127,6 @@ def put(block, site: str, rows, columns, values, head=0) -> None:
     change(block, site, lambda value: replaced(value, rows, columns, values, head))
 
 
-def steered(hidden, vector, mode: str, coefficient: float = 1.0):
-    """`hidden` (dims ... x hidden) with a multiple of `vector` (dims hidden) added, or its component along it removed.
-
-    >>> import torch
-    >>> steered(torch.tensor([[3.0, 4.0]]), torch.tensor([2.0, 0.0]), "ablate")
-    tensor([[0., 4.]])
-    """
-    if mode == "ablate":
-        return without(hidden, (vector / vector.norm()).to(hidden))
-    sign = -1.0 if mode == "subtract" else 1.0
-    return hidden + (sign * coefficient * vector).to(hidden)
-
-
-def without(hidden, unit):
-    """`hidden` (dims ... x hidden) without its component along `unit` (dims hidden, length 1)."""
-    return hidden - (hidden @ unit)[..., None] * unit
-
-
 def first(output):
     """The tensor of a module that returns one, or returns it first in a tuple (attention does)."""
     return output[0] if isinstance(output, tuple) else output

@@ -14,9 +14,10 @@ from posttrace.pipeline.errors import JobError
 from posttrace.tracers.checked import checked_grid, scored_completions
 from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.answer_probabilities import read_answers
-from posttrace.tracers.engines.generation import Openings, Steering
+from posttrace.tracers.engines.edits import Edit, edit_of
+from posttrace.tracers.engines.generation import Openings
 from posttrace.tracers.engines.neuron_ablation import ablate_neurons
-from posttrace.tracers.engines.steered_answers import TokenSteer, steered_answers
+from posttrace.tracers.engines.steered_answers import steered_answers
 from posttrace.tracers.engines.steering import ablation
 from posttrace.tracers.models.loading import empty_model, open_model
 from posttrace.tracers.models.mlp_neurons import find_neurons
@@ -131,20 +132,21 @@ def everything(model):
     steers = [
         [
             None,
-            TokenSteer("resid_post", (1, 2), (-2, -1), vector),
-            TokenSteer("resid_pre", (3,), (-1,), vector, "ablate"),
+            Edit(site="resid_post", layers=(1, 2), mode="add", values=vector, columns=(-2, -1)),
+            Edit(site="resid_pre", layers=(3,), mode="ablate", values=vector / vector.norm(), columns=(-1,)),
         ]
     ]
     found["steered"] = model.run(steered_answers, prompts(), steers * 3, answers=ANSWERS)
     found["sureness"] = model.run(read_answers, prompts(), answers=ANSWERS).entropy
-    out = Steering(ablation("up", model.architecture.sites), (("up", vector),))
-    added = Steering((Steer(site="resid_pre", layers=(2,), tokens="all", direction="up"),), (("up", vector),))
+    out = ablation(vector, model.architecture.sites, model.n_layers)
+    steer = Steer(site="resid_pre", layers=(2,), tokens="all", direction="up")
+    added = [edit_of(steer, vector, model.n_layers)]
     ids = [prompt.ids for prompt in prompts()]
-    for name, steering in {"plain": Steering(), "ablated": out, "added": added}.items():
+    for name, edits in {"plain": [], "ablated": out, "added": added}.items():
         answers = model.run(
             scored_completions,
             ids,
-            steering,
+            edits,
             Openings((5,), (6,)),
             max_new_tokens=4,
             share=0.5,

@@ -12,11 +12,12 @@ import torch
 from posttrace.tracers import sites
 from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
 from posttrace.tracers.batching.padding import left_padded
+from posttrace.tracers.engines.edits import edit_of
 from posttrace.tracers.engines.generation import (
     Ids,
     Openings,
-    Steering,
     batches,
+    check_everywhere,
     last_logits,
     opening_log_odds,
 )
@@ -90,14 +91,17 @@ def direction_effects(
     """
     ablations, additions = [], []
     for vector, coefficient in zip(directions, coefficients, strict=True):
-        unit = (("r", vector / vector.norm()),)
+        unit = vector / vector.norm()
         add = Steer(
             site="resid_pre", layers=(layer,), tokens="all", direction="r", coefficient=float(coefficient)
         )
-        ablations.append(
-            necessary_edits(Steering(ablation("r", model.architecture.sites), unit).edits(model))
+        ablate, addition = (
+            ablation(unit, model.architecture.sites, model.n_layers),
+            edit_of(add, unit, model.n_layers),
         )
-        additions.append(Steering((add,), unit).edits(model))
+        check_everywhere(model, [*ablate, addition])
+        ablations.append(necessary_edits(ablate))
+        additions.append([addition])
     bypass = torch.full((len(directions), len(harmful)), torch.nan)
     induce = torch.full((len(directions), len(harmless)), torch.nan)
     kl = torch.full((len(directions), len(harmless)), torch.nan)

@@ -11,23 +11,11 @@ import torch
 from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
 from posttrace.tracers.batching.padding import left_padded
 from posttrace.tracers.engines.activations import has_weights
-from posttrace.tracers.engines.steering import Edit, literal_edits, necessary_edits, steer
-from posttrace.tracers.operations import Steer
+from posttrace.tracers.engines.edits import Edit, apply_edits, check_edits
+from posttrace.tracers.engines.steering import necessary_edits
+from posttrace.tracers.errors import TracerError
 
 Ids = Sequence[int]
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What is done to the stream at every token, of the prompt and new: nothing by default."""
-
-    steers: tuple[Steer, ...] = ()
-    vectors: tuple[tuple[str, torch.Tensor], ...] = ()
-    """(direction, vector) of every direction that `steers` names; dims hidden."""
-
-    def edits(self, model) -> list[Edit]:
-        """The changes as one list in forward order; raises TracerError when they do not fit the model."""
-        return literal_edits(self.steers, dict(self.vectors), model.n_layers, model.hidden_size)
 
 
 @dataclass(frozen=True)
@@ -54,24 +42,26 @@ class Completions:
 def generate(
     model,
     prompts: Sequence[Ids],
-    steering: Steering,
+    edits: Sequence[Edit],
     openings: Openings | None,
     *,
     max_new_tokens: int,
     stop: Ids = (),
     max_tokens: int | None = None,
 ) -> Completions:
-    """Continue prompts greedily, the stream steered at every token.
+    """Continue prompts greedily, the stream edited at every token.
 
-    >>> generate(model, [[1, 7, 9], [1, 8]], Steering(), openings, max_new_tokens=16).ids       # doctest: +SKIP
+    >>> generate(model, [[1, 7, 9], [1, 8]], [], openings, max_new_tokens=16).ids       # doctest: +SKIP
     ((12, 5, 2), (7, 7, 1))
 
     prompts: token ids, of unequal length as they are; they are padded on the left, positions and masks written out,
-    so that a row gives what it would give alone, up to rounding. stop: tokens that end an answer. max_tokens: tokens
-    in one forward pass, by default `tokens_that_fit`, halved when memory runs out.
-    Raises TracerError for steering that does not fit the model.
+    so that a row gives what it would give alone, up to rounding. edits: for every token, of the prompt and new. stop:
+    tokens that end an answer. max_tokens: tokens in one forward pass, by default `tokens_that_fit`, halved when memory
+    runs out.
+    Raises TracerError for edits that do not fit the model.
     """
-    edits = necessary_edits(steering.edits(model))
+    check_everywhere(model, edits)
+    edits = necessary_edits(edits)
     ids: list[tuple[int, ...]] = [()] * len(prompts)
     log_odds, peak = torch.full((2, len(prompts)), torch.nan)
     for rows in batches([len(p) + max_new_tokens for p in prompts], max_tokens or tokens_that_fit(model)):
@@ -84,6 +74,18 @@ def generate(
             for row, tokens in zip(part, new, strict=True):
                 ids[row] = tokens
     return Completions(ids=tuple(ids), log_odds=log_odds, peak=peak)
+
+
+def check_everywhere(model, edits: Sequence[Edit]) -> None:
+    """Check that edits fit the model and act at every token; raises TracerError naming what does not."""
+    check_edits(model, edits)
+    for edit in edits:
+        if edit.columns is not None:
+            raise TracerError(
+                f"{edit.site}: edited at tokens {list(edit.columns)}; while generating only `all` has a meaning"
+            )
+        if not edit.values.any():
+            raise TracerError(f"{edit.site}: the direction that is added must not be zero")
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -149,7 +151,7 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
 def last_logits(nn, inputs: dict, edits: Sequence[Edit]) -> torch.Tensor:
     """Logits at the last token of a forward pass with the stream edited; dims row x vocabulary."""
     with nn.trace(**inputs, logits_to_keep=1):
-        steer(nn, edits)
+        apply_edits(nn, edits)
         logits = nnsight.save(nn.output.logits[:, -1])
     return logits
 
@@ -157,7 +159,7 @@ def last_logits(nn, inputs: dict, edits: Sequence[Edit]) -> torch.Tensor:
 def _step(nn, inputs: dict, edits: Sequence[Edit]):
     """As `last_logits`, and the keys and values of all tokens so far."""
     with nn.trace(**inputs, logits_to_keep=1):
-        steer(nn, edits)
+        apply_edits(nn, edits)
         logits = nnsight.save(nn.output.logits[:, -1])
         cache = nnsight.save(nn.output.past_key_values)
     return logits, cache

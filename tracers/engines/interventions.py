@@ -13,25 +13,7 @@ import nnsight
 import torch
 
 from posttrace.tracers.batching.padding import right_padded
-from posttrace.tracers.operations import STREAM_SITES
-from posttrace.tracers.sites import change, first, get, replaced, steered, with_first
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One change of one site of one block."""
-
-    site: str
-    layer: int
-    rows: torch.Tensor
-    """Prompt of each changed cell; dims cell."""
-    columns: torch.Tensor
-    """Token (from 0) of each changed cell; dims cell."""
-    mode: str
-    """`replace`, or what `tracers.sites.steered` knows: add, subtract, ablate."""
-    values: torch.Tensor
-    """`replace`: the new activations, dims cell x hidden; else the direction, dims hidden."""
-    coefficient: float = 1.0
+from posttrace.tracers.engines.edits import Edit, by_layer, visit
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ def run_operations(
             ids=ids,
             mask=real.long(),
             last=last,
-            places=_by_place(edits),
+            edits=by_layer(edits),
             site=site,
             layers=layers,
             rows=rows,
@@ -88,63 +70,14 @@ def run_operations(
     return Outcome([v.cpu() for v in values], best.indices.cpu(), best.values.cpu(), entropy.cpu())
 
 
-def _by_place(edits: Sequence[Edit]) -> dict[int, dict[str, list[Edit]]]:
-    """Layer -> site -> its edits, sites in forward order."""
-    places: dict[int, dict[str, list[Edit]]] = {}
-    for site in STREAM_SITES:
-        for edit in edits:
-            if edit.site == site:
-                places.setdefault(edit.layer, {}).setdefault(site, []).append(edit)
-    return places
-
-
-def _trace(nn, n_layers, ids, mask, last, places, site, layers, rows, columns):
+def _trace(nn, n_layers, ids, mask, last, edits, site, layers, rows, columns):
     with nn.trace(input_ids=ids, attention_mask=mask):
         values = nnsight.save([])
         for layer in range(n_layers):
-            value = _visit(nn.layers[layer], places.get(layer, {}), site if layer in layers else None)
+            value = visit(nn.layers[layer], edits.get(layer, {}), site if layer in layers else None)
             if layer in layers:
                 values.append(value[rows, columns])
         # the unembedding sees the last token of each prompt only
         nn.unembed.input = nn.unembed.input[torch.arange(len(last)), last][:, None]
         logits = nn.output.logits[:, 0].save()
     return values, logits
-
-
-def _visit(block, edits: dict[str, list[Edit]], read: str | None):
-    """Edit the sites of a block as the forward pass reaches them, and get the value at one of them."""
-    value = entered = None
-    if "resid_pre" in edits:
-        block.input = _edited(block.input, edits["resid_pre"])
-    if read == "resid_pre" or "resid_mid" in edits:
-        value = entered = block.input
-    if "attn_out" in edits or "resid_mid" in edits:
-        out = block.attn_add.output
-        added = value = _edited(first(out), edits.get("attn_out", ()))
-        if "resid_mid" in edits:
-            # no module's output: what attention adds is set to what makes the sum right
-            added = _edited(entered + added, edits["resid_mid"]) - entered
-        block.attn_add.output = with_first(out, added)
-    elif read == "attn_out":
-        value = get(block, "attn_out")
-    if read == "resid_mid":
-        value = get(block, "resid_mid")
-    if "mlp_out" in edits:
-        change(block, "mlp_out", lambda hidden: _edited(hidden, edits["mlp_out"]))
-    if read == "mlp_out":
-        value = get(block, "mlp_out")
-    if "resid_post" in edits:
-        change(block, "resid_post", lambda hidden: _edited(hidden, edits["resid_post"]))
-    if read == "resid_post":
-        value = get(block, "resid_post")
-    return entered if read == "resid_pre" else value
-
-
-def _edited(hidden, edits: Sequence[Edit]):
-    for edit in edits:
-        cells = hidden[edit.rows, edit.columns]
-        new = edit.values
-        if edit.mode != "replace":
-            new = steered(cells, edit.values.to(cells), edit.mode, edit.coefficient)
-        hidden = replaced(hidden, edit.rows, edit.columns, new)
-    return hidden

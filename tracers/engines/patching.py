@@ -24,6 +24,7 @@ from posttrace.tracers.batching.memory import MAX_TOKENS, out_of_memory, tokens_
 from posttrace.tracers.batching.packing import Packed, pack
 from posttrace.tracers.batching.prefix_cache import StatementBatch
 from posttrace.tracers.engines.activations import answer_logits, difference, run_statements
+from posttrace.tracers.engines.edits import Edit, apply_edits, edited
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import site_shape
 from posttrace.tracers.prompts import Prompt
@@ -76,23 +77,48 @@ def patch_grid(
         unchanged,
         n_sources=source.shape[0],
         site=site,
-        layers=[layer for layer, _ in where],
+        layers=[place.layer for place in where],
         n_layers=model.n_layers,
         max_tokens=max_tokens,
     )
+    grid = _Grid(batch, streams, source, site, where, answers, patched)
     with torch.no_grad():
         for packed, which in plan:
-            _patch_cells(batch, streams, source, packed, which, site, where, answers, patched)
+            _patch_cells(grid, packed, which)
     return PatchGrid(patched=patched, unpatched=unpatched)
 
 
-def places(config, site: str, layers: Sequence[int]) -> list[tuple[int, int]]:
-    """What the layer axis of a grid runs over: (layer, head), heads within layers; one head 0 but at `z`.
+@dataclass(frozen=True)
+class Place:
+    """Where in the blocks a grid patches."""
+
+    layer: int
+    head: int = 0
+    """0 at a site that is not per head."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What all cells of a grid have in common."""
+
+    batch: StatementBatch
+    streams: list[torch.Tensor]
+    """The unpatched run's stream after every block."""
+    source: torch.Tensor
+    site: str
+    places: list[Place]
+    answers: tuple[int, int]
+    patched: torch.Tensor
+    """The result, filled in as cells are run."""
+
+
+def places(config, site: str, layers: Sequence[int]) -> list[Place]:
+    """What the layer axis of a grid runs over: heads within layers, one head 0 except at `z`.
 
     >>> places(model.config, "resid_post", [3, 4])                    # doctest: +SKIP
-    [(3, 0), (4, 0)]
+    [Place(layer=3, head=0), Place(layer=4, head=0)]
     """
-    return [(layer, head) for layer in layers for head in range(site_shape(config, site)[0])]
+    return [Place(layer, head) for layer in layers for head in range(site_shape(config, site)[0])]
 
 
 def check_source(
@@ -164,54 +190,59 @@ def first_block(layer: int, site: str) -> int:
     return layer + 1 if site == "resid_post" else layer
 
 
-def _patch_cells(batch, streams, source, packed, which, site, where, answers, patched) -> None:
-    """Fill `patched` for packed cells at the places with the indices `which`, in halves when memory runs out."""
+def _patch_cells(grid: _Grid, packed: Packed, which: list[int]) -> None:
+    """Fill in packed cells at the places with the indices `which`, in halves when memory runs out."""
     try:
-        _patch_packed(batch, streams, source, packed, which, site, where, answers, patched)
+        _patch_packed(grid, packed, which)
         return
     except (MemoryError, RuntimeError) as error:
         if len(packed.prompt) == 1 or not out_of_memory(error):
             raise
     # Only here, where the error is gone, is the memory free that its traceback held.
     cells = [tuple(cell) for cell in packed.cells.tolist()]
-    for half in pack(cells, batch.lengths, packed.token.numel() // 2):
-        _patch_cells(batch, streams, source, half, which, site, where, answers, patched)
+    for half in pack(cells, grid.batch.lengths, packed.token.numel() // 2):
+        _patch_cells(grid, half, which)
 
 
-def _patch_packed(batch, streams, source, packed: Packed, which, site, where, answers, patched) -> None:
-    nn, n_layers = batch.model.nn, batch.model.n_layers
-    rows = batch.on_run(packed)
+def _patch_packed(grid: _Grid, packed: Packed, which: list[int]) -> None:
+    nn, n_layers = grid.batch.model.nn, grid.batch.model.n_layers
+    rows = grid.batch.on_run(packed)
     here = rows.packed
     s, prompt, token = here.cells.T
     found = []
     for i in which:
-        (layer, head), values = where[i], source[s, prompt, i, token]
-        start = first_block(layer, site)
-        stream = None
-        if start:
-            stream = sites.at(streams[start - 1], here.prompt[:, None], here.token.clamp(min=0))
-        if site == "resid_post":
-            stream = sites.replaced(stream, here.row, here.first, values)
-        edit = None if site == "resid_post" else (layer, site, values, head)
-        shortened = n_layers - 1 if start < n_layers and layer != n_layers - 1 else None
-        inputs = rows.inputs(start)
-        logits = _trace_cells(
-            nn, inputs, start, stream, edit, here.row, here.first, here.last, shortened, answers
+        place = grid.places[i]
+        edit = Edit(
+            site=grid.site,
+            layers=(place.layer,),
+            mode="replace",
+            values=grid.source[s, prompt, i, token],
+            rows=here.row,
+            columns=here.first,
+            head=place.head,
         )
-        found.append(logits)
-    # Asked for at the end only: a GPU goes on with one place while the next is prepared.
+        start = first_block(place.layer, grid.site)
+        stream, edits = None, [edit]
+        if start:
+            stream = sites.at(grid.streams[start - 1], here.prompt[:, None], here.token.clamp(min=0))
+        if grid.site == "resid_post":
+            stream, edits = edited(stream, edits), []
+        shortened = n_layers - 1 if start < n_layers and place.layer != n_layers - 1 else None
+        inputs = rows.inputs(start)
+        found.append(
+            _trace_cells(nn, inputs, start, stream, edits, here.row, here.last, shortened, grid.answers)
+        )
+    # Copied to the CPU at the end only: a GPU goes on with one place while the next is prepared.
     s, prompt, token = packed.cells.T
     for i, differences in zip(which, difference(torch.stack(found)), strict=True):
-        patched[s, prompt, i, token] = differences
+        grid.patched[s, prompt, i, token] = differences
 
 
-def _trace_cells(nn, inputs, start, stream, edit, row, first, last, shortened, answers):
+def _trace_cells(nn, inputs, start, stream, edits, row, last, shortened, answers):
     with nn.trace(**inputs):
         for skipped in range(start):
             nn.layers[skipped].skip(stream)
-        if edit is not None:
-            layer, site, values, head = edit
-            sites.put(nn.layers[layer], site, row, first, values, head)
+        apply_edits(nn, edits)
         if shortened is not None:
             sites.run_mlp_at(nn.layers[shortened], row, last)
         logits = nnsight.save(answer_logits(nn, row, last, answers))

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Literal
 
 import nnsight
 import torch
@@ -23,104 +24,62 @@ from posttrace.tracers.batching.memory import MAX_TOKENS, out_of_memory, tokens_
 from posttrace.tracers.batching.packing import Packed, pack, whole
 from posttrace.tracers.batching.prefix_cache import StatementBatch
 from posttrace.tracers.cost import Cost, Shape
+from posttrace.tracers.engines.edits import Edit, apply_edits, check_edits, edited
 from posttrace.tracers.engines.patching import first_block
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.operations import Steer
 from posttrace.tracers.prompts import Prompt
 
 KEYS_PER_TOKEN = 4
 """Cached keys that may be held at once, per token that may be run at once."""
 
 
-@dataclass(frozen=True)
-class TokenSteer:
-    """A `Steer` made concrete for one prompt."""
-
-    site: str
-    layers: tuple[int, ...]
-    tokens: tuple[int, ...]
-    """Counted from the prompt's end (-1: last)."""
-    vector: torch.Tensor
-    """The direction, float32; dims hidden."""
-    mode: str = "add"
-    coefficient: float = 1.0
-
-
-def token_steer(steer: Steer, vector: torch.Tensor, n_layers: int) -> TokenSteer:
-    """What an operation asks for in a model of `n_layers` blocks, with its direction's vector.
-
-    >>> token_steer(Steer(direction="truth", layers=(1, 2), tokens=(-6, -5)), torch.ones(4), n_layers=3).layers
-    (1, 2)
-
-    vector: dims hidden, model units. Raises TracerError for layers out of range and for tokens that are not
-    positions counted from the end.
-    """
-    if isinstance(steer.tokens, str) or not steer.tokens or max(steer.tokens) >= 0:
-        raise TracerError(
-            f"steering {steer.direction}: tokens: {steer.tokens!r}; give positions from the end"
-        )
-    try:
-        layers = steer.layers_of(n_layers)
-    except ValueError as error:
-        raise TracerError(f"steering {steer.direction}: {error}") from None
-    return TokenSteer(steer.site, layers, tuple(steer.tokens), vector.float(), steer.mode, steer.coefficient)
-
-
 def steered_answers(
     model,
     prompts: Sequence[Prompt],
-    steers: Sequence[Sequence[TokenSteer | None]],
+    variants: Sequence[Sequence[Edit | None]],
     *,
     answers: tuple[int, int],
     max_tokens: int | None = None,
 ) -> torch.Tensor:
-    """P(first answer) - P(second answer) at the last token of each prompt for each steer; dims prompt x variant.
+    """P(first answer) - P(second answer) at the last token of each prompt for each edit; dims prompt x variant.
 
-    >>> steered_answers(model, prompts, [[None, steer]] * len(prompts), answers=(287, 288))      # doctest: +SKIP
+    >>> steered_answers(model, prompts, [[None, edit]] * len(prompts), answers=(287, 288))      # doctest: +SKIP
 
-    steers: per prompt its variants, equally many; None leaves the run alone. answers: token ids; probabilities are of
-    the whole vocabulary (float32). max_tokens: tokens in one forward pass, by default what fits, halved when memory
-    runs out; the result does not depend on it beyond rounding. Raises TracerError for a steer that does not fit.
+    variants: per prompt its edits, equally many, one for each run; columns are counted from the prompt's end, None
+    leaves the run alone. answers: token ids; probabilities are of the whole vocabulary (float32). max_tokens: tokens in
+    one forward pass, by default what fits, halved when memory runs out; the result does not depend on it beyond
+    rounding. Raises TracerError for an edit that does not fit.
     """
-    check_steers(model, prompts, steers)
+    check_variants(model, prompts, variants)
     with torch.no_grad():
         batch = StatementBatch(model, prompts)
-        cells = steered_cells(steers, batch.lengths)
+        cells = steered_cells(variants, batch.lengths)
         starts = sorted({first_block(layers[0], site) for site, layers in cells})
         streams, plain = _run_plain(batch, [start - 1 for start in starts if start], answers)
-        result = plain[:, None].repeat(1, len(steers[0]))
+        result = plain[:, None].repeat(1, len(variants[0]))
         n_keys = batch.n_keys()
         for (site, layers), some in cells.items():
             for packed in batches(some, batch.lengths, n_keys, max_tokens or tokens_that_fit(model)):
-                _fill(batch, streams, steers, packed, site, layers, answers, result)
+                _fill(batch, streams, variants, packed, site, layers, answers, result)
     return result
 
 
-def check_steers(model, prompts: Sequence[Prompt], steers: Sequence[Sequence[TokenSteer | None]]) -> None:
-    """Check that steers fit the prompts and the model.
+def check_variants(model, prompts: Sequence[Prompt], variants: Sequence[Sequence[Edit | None]]) -> None:
+    """Check that edits fit the prompts and the model.
 
-    >>> check_steers(model, prompts, [[None, steer]] * len(prompts))    # doctest: +SKIP
+    >>> check_variants(model, prompts, [[None, edit]] * len(prompts))    # doctest: +SKIP
 
     Raises TracerError naming what does not fit.
     """
-    if len(steers) != len(prompts) or len({len(variants) for variants in steers}) != 1:
-        raise TracerError("steers: give each prompt a list of steers, all lists of one length")
-    for prompt, variants in zip(prompts, steers, strict=True):
-        for steer in filter(None, variants):
-            check_tokens([prompt], steer.tokens)
-            if list(steer.layers) != sorted(set(steer.layers)) or not set(steer.layers) <= set(
-                range(model.n_layers)
-            ):
-                raise TracerError(
-                    f"layers: {list(steer.layers)} are not numbers from 0 to {model.n_layers - 1} in increasing order"
-                )
-            if steer.site not in model.architecture.sites:
-                raise TracerError(f"model {model.name}: site {steer.site} is none of this architecture's")
-            vector = steer.vector
-            if tuple(vector.shape) != (model.hidden_size,) or not vector.isfinite().all():
-                raise TracerError(
-                    f"a direction has shape {tuple(vector.shape)}, must be ({model.hidden_size},) and finite"
-                )
+    if len(variants) != len(prompts) or len({len(some) for some in variants}) != 1:
+        raise TracerError("variants: give each prompt a list of edits, all lists of one length")
+    for prompt, some in zip(prompts, variants, strict=True):
+        edits = [edit for edit in some if edit is not None]
+        check_edits(model, edits)
+        for edit in edits:
+            if edit.columns is None:
+                raise TracerError(f"{edit.site}: edited at every token; give positions from the end")
+            check_tokens([prompt], [int(column) for column in edit.columns])
 
 
 def check_tokens(prompts: Sequence[Prompt], tokens: Sequence[int]) -> None:
@@ -139,17 +98,18 @@ def check_tokens(prompts: Sequence[Prompt], tokens: Sequence[int]) -> None:
                 )
 
 
-def steered_cells(steers, lengths: Sequence[int]) -> dict[tuple, list[tuple[int, int, int]]]:
+def steered_cells(variants, lengths: Sequence[int]) -> dict[tuple, list[tuple[int, int, int]]]:
     """(site, layers) -> the cells (variant, prompt, first steered token) that are steered there.
 
-    >>> steered_cells([[None, TokenSteer("resid_post", (1,), (-3, -2), torch.ones(4))]], [9])
+    >>> edit = Edit(site="resid_post", layers=(1,), mode="add", values=torch.ones(4), columns=(-3, -2))
+    >>> steered_cells([[None, edit]], [9])
     {('resid_post', (1,)): [(1, 0, 6)]}
     """
     cells: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)
-    for prompt, variants in enumerate(steers):
-        for variant, steer in enumerate(variants):
-            if steer is not None:
-                cells[steer.site, steer.layers].append((variant, prompt, lengths[prompt] + min(steer.tokens)))
+    for prompt, some in enumerate(variants):
+        for variant, edit in enumerate(some):
+            if edit is not None:
+                cells[edit.site, edit.layers].append((variant, prompt, lengths[prompt] + min(edit.columns)))
     return dict(cells)
 
 
@@ -175,10 +135,10 @@ def _run_plain(batch: StatementBatch, layers: Sequence[int], answers):
     return dict(zip(layers, streams, strict=True)), _difference(both)
 
 
-def _fill(batch, streams, steers, packed: Packed, site, layers, answers, result) -> None:
+def _fill(batch, streams, variants, packed: Packed, site, layers, answers, result) -> None:
     """Run packed cells, in halves when memory runs out."""
     try:
-        both = _run_packed(batch, streams, steers, packed, site, layers, answers)
+        both = _run_packed(batch, streams, variants, packed, site, layers, answers)
         result[packed.cells[:, 1], packed.cells[:, 0]] = _difference(both)
         return
     except (MemoryError, RuntimeError) as error:
@@ -188,12 +148,12 @@ def _fill(batch, streams, steers, packed: Packed, site, layers, answers, result)
     cells = [tuple(cell) for cell in packed.cells.tolist()]
     for half in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
         (again,) = pack(half, batch.lengths, packed.token.numel())
-        _fill(batch, streams, steers, again, site, layers, answers, result)
+        _fill(batch, streams, variants, again, site, layers, answers, result)
 
 
-def _run_packed(batch, streams, steers, packed: Packed, site, layers, answers):
+def _run_packed(batch, streams, variants, packed: Packed, site, layers, answers):
     nn, n_layers = batch.model.nn, batch.model.n_layers
-    rows, columns, added, out = _places(batch.lengths, steers, packed)
+    edits = _packed_edits(batch.lengths, variants, packed, site, layers)
     run = batch.on_run(packed)
     packed = run.packed
     start = first_block(layers[0], site)
@@ -201,42 +161,39 @@ def _run_packed(batch, streams, steers, packed: Packed, site, layers, answers):
     if start:
         stream = sites.at(streams[start - 1], packed.prompt[:, None], packed.token.clamp(min=0))
     if site == "resid_post":
-        stream = with_steering(stream, rows, columns, added, out)
+        stream = edited(stream, edits)
         layers = layers[1:]
+        edits = [replace(edit, layers=layers) for edit in edits]
     shortened = n_layers - 1 if start < n_layers and n_layers - 1 not in layers else None
-    edit = (site, layers, rows, columns, added, out)
     return _trace_steered(
-        nn, run.inputs(start), start, stream, edit, packed.row, packed.last, shortened, answers
+        nn, run.inputs(start), start, stream, edits, packed.row, packed.last, shortened, answers
     )
 
 
-def _places(lengths, steers, packed: Packed):
-    """Steered cells of packed rows: their rows and slots, what each gets added, the unit vector taken out of it."""
-    rows, columns, added, out = [], [], [], []
-    for row, (variant, prompt, first) in enumerate(packed.cells.tolist()):
-        steer = steers[prompt][variant]
-        nothing = torch.zeros_like(steer.vector)
-        sign = {"add": 1.0, "subtract": -1.0, "ablate": 0.0}[steer.mode]
-        for token in steer.tokens:
-            rows.append(int(packed.row[row]))
-            columns.append(lengths[prompt] + token - first)
-            added.append(sign * steer.coefficient * steer.vector if sign else nothing)
-            out.append(nothing if sign else steer.vector / steer.vector.norm())
-    return torch.tensor(rows), torch.tensor(columns), torch.stack(added), torch.stack(out)
-
-
-def with_steering(hidden, rows, columns, added, out):
-    """`hidden` with `added[i]` added, and its component along `out[i]` (unit or zero) removed, at cell i."""
-    some = sites.at(hidden, rows, columns)
-    added, out = added.to(some), out.to(some)
-    some = some + added - (some * out).sum(-1, keepdim=True) * out
-    return sites.replaced(hidden, rows, columns, some)
-
-
-def steer_block(block, edit) -> None:
-    """Steer the cells of one block, inside a trace."""
-    site, _, rows, columns, added, out = edit
-    sites.change(block, site, lambda hidden: with_steering(hidden, rows, columns, added, out))
+def _packed_edits(lengths, variants, packed: Packed, site, layers) -> list[Edit]:
+    """The edits of packed rows as one for each mode, with a vector per cell."""
+    found = []
+    modes: tuple[Literal["add", "ablate"], ...] = ("add", "ablate")
+    for mode in modes:
+        rows, columns, values = [], [], []
+        for row, (variant, prompt, first) in zip(packed.row.tolist(), packed.cells.tolist(), strict=True):
+            edit = variants[prompt][variant]
+            for token in edit.columns if edit.mode == mode else ():
+                rows.append(row)
+                columns.append(lengths[prompt] + token - first)
+                values.append(edit.coefficient * edit.values if mode == "add" else edit.values)
+        if rows:
+            found.append(
+                Edit(
+                    site=site,
+                    layers=layers,
+                    mode=mode,
+                    values=torch.stack(values),
+                    rows=torch.tensor(rows),
+                    columns=torch.tensor(columns),
+                )
+            )
+    return found
 
 
 def answer_probabilities(nn, row, last, answers):
@@ -264,12 +221,11 @@ def _trace_plain(nn, inputs, layers, row, last, answers):
     return streams, both, cache
 
 
-def _trace_steered(nn, inputs, start, stream, edit, row, last, shortened, answers):
+def _trace_steered(nn, inputs, start, stream, edits, row, last, shortened, answers):
     with nn.trace(**inputs):
         for skipped in range(start):
             nn.layers[skipped].skip(stream)
-        for layer in edit[1]:
-            steer_block(nn.layers[layer], edit)
+        apply_edits(nn, edits)
         if shortened is not None:
             sites.run_mlp_at(nn.layers[shortened], row, last)
         both = nnsight.save(answer_probabilities(nn, row, last, answers))

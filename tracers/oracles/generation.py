@@ -1,4 +1,4 @@
-"""The naive way to generate: one prompt, the whole text run again for every token, every change carried out."""
+"""The naive way to generate: one prompt, the whole text run again for every token, every edit applied."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from posttrace.tracers.engines.edits import Edit
 from posttrace.tracers.engines.generation import (
     Completions,
     Ids,
     Openings,
-    Steering,
+    check_everywhere,
     last_logits,
     opening_log_odds,
 )
@@ -21,18 +22,18 @@ from posttrace.tracers.oracles.compare import compared, sample, tolerance
 def generate_naive(
     model,
     prompts: Sequence[Ids],
-    steering: Steering,
+    edits: Sequence[Edit],
     openings: Openings,
     *,
     max_new_tokens: int,
     stop: Ids = (),
 ) -> Completions:
-    """What `generate` gives, without batch, cache or any change left out.
+    """What `generate` gives, without batch or cache, no edit left out.
 
-    >>> generate_naive(model, [[1, 7, 9]], Steering(), openings, max_new_tokens=16).ids     # doctest: +SKIP
+    >>> generate_naive(model, [[1, 7, 9]], [], openings, max_new_tokens=16).ids     # doctest: +SKIP
     ((12, 5, 2),)
     """
-    edits = steering.edits(model)
+    check_everywhere(model, edits)
     found, log_odds, peaks = [], [], []
     with torch.no_grad():
         for prompt in prompts:
@@ -52,7 +53,7 @@ def generate_naive(
 def check_log_odds(
     model,
     prompts: Sequence[Ids],
-    steering: Steering,
+    edits: Sequence[Edit],
     openings: Openings,
     log_odds: torch.Tensor,
     *,
@@ -61,13 +62,12 @@ def check_log_odds(
 ) -> tuple[int, float]:
     """Compute a random share of the log-odds (at least one) the naive way: how many, and the largest difference.
 
-    >>> check_log_odds(model, prompts, Steering(), openings, done.log_odds, share=0.1, rng=rng)  # doctest: +SKIP
+    >>> check_log_odds(model, prompts, [], openings, done.log_odds, share=0.1, rng=rng)  # doctest: +SKIP
     (2, 1.9e-06)
 
     Tokens are not compared: two that are equally likely up to rounding may change places, log-odds may not.
     Raises TracerError when a value differs by more than rounding (see `tracers.oracles.patching.check_sample`).
     """
-    edits = steering.edits(model)
     chosen = sample(range(len(prompts)), share, rng)
     largest = 0.0
     for row in chosen:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import nnsight
@@ -16,7 +17,8 @@ import torch
 from posttrace.tracers import sites
 from posttrace.tracers.batching.memory import tokens_that_fit
 from posttrace.tracers.engines.activations import answer_logits, difference
-from posttrace.tracers.engines.patching import PatchGrid, places
+from posttrace.tracers.engines.edits import Edit, apply_edits
+from posttrace.tracers.engines.patching import PatchGrid, Place, places
 from posttrace.tracers.oracles.compare import compared, sample, sample_size, tolerance
 from posttrace.tracers.prompts import Prompt
 
@@ -40,50 +42,52 @@ def patch_grid_naive(
     patched = torch.full(source.shape[:4], torch.nan)
     for s in range(source.shape[0]):
         for b, prompt in enumerate(prompts):
-            for i, (layer, head) in enumerate(places(model.config, site, layers)):
+            for i, place in enumerate(places(model.config, site, layers)):
                 for token in range(len(prompt.statement)):
-                    value = source[s, b, i, token]
-                    patched[s, b, i, token] = naive_cell(
-                        model, prompt, token, value, site=site, layer=layer, head=head, answers=answers
-                    )
+                    edit = patch(prompt, token, source[s, b, i, token], site, place)
+                    (patched[s, b, i, token],) = naive_rows(model, [prompt], [edit], answers)
     return PatchGrid(patched=patched, unpatched=torch.stack([naive_run(model, p, answers) for p in prompts]))
 
 
 def naive_run(model, prompt: Prompt, answers: tuple[int, int]) -> torch.Tensor:
     """Logit difference of one prompt (float32 scalar, nats), without a patch."""
-    with torch.no_grad():
-        logits = _trace_patched(model.nn, torch.tensor(prompt.ids)[None], "resid_post", [], answers)
-    return difference(logits[0])
+    return _logit_diffs(model, [prompt], [], answers)[0]
 
 
 def naive_cell(
     model, prompt: Prompt, token: int, value: torch.Tensor, *, site: str, layer: int, answers, head: int = 0
-):
+) -> torch.Tensor:
     """Logit difference of one prompt (float32 scalar, nats), one statement token patched by `value` (dims hidden)."""
-    ids = torch.tensor(prompt.ids)[None]
-    edit = (layer, [0], [prompt.start + token], value[None], head)
-    with torch.no_grad():
-        logits = _trace_patched(model.nn, ids, site, [edit], answers)
-    return difference(logits[0])
+    return naive_rows(model, [prompt], [patch(prompt, token, value, site, Place(layer, head))], answers)[0]
 
 
-def naive_rows(model, prompts: Sequence[Prompt], cells, *, site: str, answers) -> torch.Tensor:
-    """As `naive_cell` for prompts of one length, a cell (layer, head, token, value) each, in one pass; dims prompt.
+def patch(prompt: Prompt, token: int, value: torch.Tensor, site: str, place: Place) -> Edit:
+    """The edit that puts `value` (dims hidden, or head size) in at one statement token of a prompt."""
+    return Edit(
+        site=site,
+        layers=(place.layer,),
+        mode="replace",
+        values=value[None],
+        columns=[prompt.start + token],
+        head=place.head,
+    )
 
-    >>> naive_rows(model, prompts[:2], [(0, 0, 3, value), (4, 0, 1, value)], site="resid_post", answers=answers)
-    ... # doctest: +SKIP
+
+def naive_rows(
+    model, prompts: Sequence[Prompt], edits: Sequence[Edit], answers: tuple[int, int]
+) -> torch.Tensor:
+    """Logit differences (float32, nats) of prompts of one length, each with its own edit, in one pass; dims prompt.
+
+    >>> naive_rows(model, [prompt], [patch(prompt, 3, value, "z", Place(0, 2))], answers)   # doctest: +SKIP
 
     An ordinary batch of whole prompts: no cache, no padding, no mask, no block skipped.
     """
-    edits = []
-    for layer in sorted({layer for layer, _, _, _ in cells}):
-        rows = [row for row, cell in enumerate(cells) if cell[0] == layer]
-        heads, tokens, values = zip(*(cells[row][1:] for row in rows), strict=True)
-        columns = [prompts[row].start + token for row, token in zip(rows, tokens, strict=True)]
-        edits.append((layer, rows, columns, torch.stack(values), torch.tensor(heads)))
+    return _logit_diffs(model, prompts, [replace(edit, rows=row) for row, edit in enumerate(edits)], answers)
+
+
+def _logit_diffs(model, prompts, edits, answers) -> torch.Tensor:
     with torch.no_grad():
-        logits = _trace_patched(model.nn, torch.tensor([p.ids for p in prompts]), site, edits, answers)
-    return difference(logits)
+        return difference(_trace_edited(model.nn, torch.tensor([p.ids for p in prompts]), edits, answers))
 
 
 def check_sample(
@@ -121,13 +125,11 @@ def check_sample(
     allowed = tolerance(model.dtype) * float(grid.patched.nan_to_num().abs().max().clamp(min=1))
     largest = 0.0
     for some in _batches(chosen, [len(p.ids) for p in prompts], tokens_that_fit(model)):
-        rows = [(*where[i], token, source[s, b, i, token]) for s, b, i, token in some]
-        values = naive_rows(model, [prompts[cell[1]] for cell in some], rows, site=site, answers=answers)
+        edits = [patch(prompts[b], token, source[s, b, i, token], site, where[i]) for s, b, i, token in some]
+        values = naive_rows(model, [prompts[b] for _, b, _, _ in some], edits, answers)
         for (s, b, i, token), naive in zip(some, values.tolist(), strict=True):
-            layer, head = where[i]
-            cell = (
-                f"{site}, layer {layer}{f', head {head}' if sites.is_per_head(site) else ''}, token {token}"
-            )
+            head = f", head {where[i].head}" if sites.is_per_head(site) else ""
+            cell = f"{site}, layer {where[i].layer}{head}, token {token}"
             what = f"model {model.name}: {cell} of {prompts[b].text[-60:]!r}"
             largest = max(largest, compared(float(grid.patched[s, b, i, token]), naive, allowed, what))
     return len(chosen), largest
@@ -149,9 +151,8 @@ def _batches(cells, lengths: Sequence[int], max_tokens: int):
         yield from (some[begin : begin + n] for begin in range(0, len(some), n))
 
 
-def _trace_patched(nn, ids, site, edits, answers):
+def _trace_edited(nn, ids, edits, answers):
     with nn.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
-        for layer, rows, columns, values, heads in edits:
-            sites.put(nn.layers[layer], site, rows, columns, values, heads)
+        apply_edits(nn, edits)
         logits = nnsight.save(answer_logits(nn, slice(None), -1, answers))
     return logits

@@ -1,4 +1,4 @@
-"""Steering the naive way: one whole forward pass per prompt and steer, without cache or batch.
+"""Steering the naive way: one whole forward pass per prompt and edit, without cache or batch.
 
 `tracers.engines.steered_answers.steered_answers` is compared with it, in the tests and, on a sample, during every run.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from posttrace.tracers import sites
-from posttrace.tracers.engines.steered_answers import TokenSteer
+from posttrace.tracers.engines.edits import Edit
+from posttrace.tracers.engines.generation import last_logits
 from posttrace.tracers.oracles.compare import compared, sample, tolerance
 from posttrace.tracers.prompts import Prompt
 
@@ -19,61 +20,58 @@ from posttrace.tracers.prompts import Prompt
 def steered_answers_naive(
     model,
     prompts: Sequence[Prompt],
-    steers: Sequence[Sequence[TokenSteer | None]],
+    variants: Sequence[Sequence[Edit | None]],
     *,
     answers: tuple[int, int],
 ) -> torch.Tensor:
     """As `tracers.engines.steered_answers.steered_answers`; dims prompt x variant.
 
-    >>> steered_answers_naive(model, prompts, [[None, steer]] * len(prompts), answers=(287, 288))    # doctest: +SKIP
+    >>> steered_answers_naive(model, prompts, [[None, edit]] * len(prompts), answers=(287, 288))    # doctest: +SKIP
     """
     rows = [
-        [naive_answer(model, p, steer, answers) for steer in variants]
-        for p, variants in zip(prompts, steers, strict=True)
+        [naive_answer(model, p, edit, answers) for edit in some]
+        for p, some in zip(prompts, variants, strict=True)
     ]
     return torch.tensor(rows)
 
 
-def naive_answer(model, prompt: Prompt, steer: TokenSteer | None, answers: tuple[int, int]) -> float:
-    """P(first answer) - P(second answer) of one prompt under one steer."""
-    logits = naive_logits(model, prompt.ids, steer, len(prompt.ids))
+def naive_answer(model, prompt: Prompt, edit: Edit | None, answers: tuple[int, int]) -> float:
+    """P(first answer) - P(second answer) of one prompt after one edit."""
+    logits = naive_logits(model, prompt.ids, edit, len(prompt.ids))
     both = torch.softmax(logits.float(), dim=-1)[list(answers)]
     return float(both[0] - both[1])
 
 
-def naive_logits(model, ids: Sequence[int], steer: TokenSteer | None, end: int) -> torch.Tensor:
-    """Logits at the last of `ids` (dims vocabulary); the steer counts its tokens from `end`, where the prompt ends."""
+def naive_logits(model, ids: Sequence[int], edit: Edit | None, end: int) -> torch.Tensor:
+    """Logits at the last of `ids` (dims vocabulary); the edit counts its tokens from `end`, where the prompt ends."""
+    edits = [] if edit is None else [replace(edit, columns=[end + int(c) for c in edit.columns or ()])]
     with torch.no_grad():
-        inputs = torch.tensor(list(ids))[None]
-        if steer is None:
-            return _trace_unsteered(model.nn, inputs)
-        positions = [end + token for token in steer.tokens]
-        return _trace_steered(model.nn, inputs, steer, positions)
+        return last_logits(model.nn, dict(input_ids=torch.tensor([list(ids)]), use_cache=False), edits)[0]
 
 
 def steered_completions(
-    model, prompts: Sequence[Prompt], steers: Sequence[Sequence[TokenSteer | None]], *, n_tokens: int
+    model, prompts: Sequence[Prompt], variants: Sequence[Sequence[Edit | None]], *, n_tokens: int
 ) -> torch.Tensor:
-    """Ids of the most probable continuation, token by token, under each steer; dims prompt x variant x token.
+    """Ids of the most probable continuation, token by token, after each edit; dims prompt x variant x token.
 
-    >>> steered_completions(model, prompts, [[None, steer]] * len(prompts), n_tokens=4)              # doctest: +SKIP
+    >>> steered_completions(model, prompts, [[None, edit]] * len(prompts), n_tokens=4)              # doctest: +SKIP
 
-    Only tokens of the prompt are steered, not new ones. Every token is a whole forward pass: for a few samples.
+    Only tokens of the prompt are edited, not new ones. Every token is a whole forward pass: for a few samples.
     """
     every = []
-    for prompt, variants in zip(prompts, steers, strict=True):
-        for steer in variants:
+    for prompt, some in zip(prompts, variants, strict=True):
+        for edit in some:
             ids = list(prompt.ids)
             for _ in range(n_tokens):
-                ids.append(int(naive_logits(model, ids, steer, len(prompt.ids)).argmax()))
+                ids.append(int(naive_logits(model, ids, edit, len(prompt.ids)).argmax()))
             every.append(ids[len(prompt.ids) :])
-    return torch.tensor(every).reshape(len(prompts), len(steers[0]), n_tokens)
+    return torch.tensor(every).reshape(len(prompts), len(variants[0]), n_tokens)
 
 
 def check_steered_answers(
     model,
     prompts: Sequence[Prompt],
-    steers: Sequence[Sequence[TokenSteer | None]],
+    variants: Sequence[Sequence[Edit | None]],
     fast: torch.Tensor,
     *,
     answers: tuple[int, int],
@@ -82,7 +80,7 @@ def check_steered_answers(
 ) -> tuple[int, float]:
     """Compute a random share of the answers (at least one) the naive way: how many, and the largest difference.
 
-    >>> check_steered_answers(model, prompts, steers, fast, answers=(287, 288), share=0.01, rng=rng)   # doctest: +SKIP
+    >>> check_steered_answers(model, prompts, variants, fast, answers=(287, 288), share=0.01, rng=rng)  # doctest: +SKIP
     (6, 3.1e-07)
 
     fast: what `steered_answers` gave. Raises TracerError when an answer differs by more than rounding: 1e-3 in float32,
@@ -93,34 +91,7 @@ def check_steered_answers(
     allowed = min(0.1, 10 * tolerance(model.dtype))
     largest = 0.0
     for p, v in chosen:
-        naive = naive_answer(model, prompts[p], steers[p][v], answers)
-        what = f"model {model.name}: {prompts[p].text[-60:]!r}, steer {v}"
+        naive = naive_answer(model, prompts[p], variants[p][v], answers)
+        what = f"model {model.name}: {prompts[p].text[-60:]!r}, variant {v}"
         largest = max(largest, compared(float(fast[p, v]), naive, allowed, what))
     return len(chosen), largest
-
-
-def _trace_unsteered(nn, ids):
-    with nn.trace(input_ids=ids):
-        logits = nn.output.logits[0, -1].save()
-    return logits
-
-
-def _trace_steered(nn, ids, steer, positions):
-    with nn.trace(input_ids=ids):
-        for layer in steer.layers:
-            steer_block(nn.layers[layer], steer, positions)
-        logits = nn.output.logits[0, -1].save()
-    return logits
-
-
-def steer_block(block, steer, positions) -> None:
-    """Steer the tokens at `positions` of batch row 0 in one block, inside a trace."""
-    sites.change(block, steer.site, lambda hidden: with_steering(hidden, steer, positions))
-
-
-def with_steering(hidden, steer, positions):
-    """`hidden` (dims 1 x token x hidden) with the tokens at `positions` steered."""
-    hidden = hidden.clone()
-    for position in positions:
-        hidden[0, position] = sites.steered(hidden[0, position], steer.vector, steer.mode, steer.coefficient)
-    return hidden

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from posttrace.pipeline.plain_yaml import load_yaml
 from posttrace.pipeline.spec import FamilyJob, Spec
 from posttrace.pipeline.studies.refusal.instructions import EMBEDDED, PUBLISHED
-from posttrace.tracers.engines.steering import ablation
 from posttrace.tracers.operations import Length, Read, Steer
 
 HERE = Path(__file__).resolve().parent
@@ -119,21 +118,10 @@ class RefusalJob(FamilyJob):
         """The operation that gives a stage's directions."""
         return Read(site="resid_pre", layers="all", tokens=positions)
 
-    def ablate(self, direction: str, sites: tuple[str, ...]) -> tuple[Steer, ...]:
-        """The operations that keep a direction out of the stream."""
-        return ablation(direction, sites)
-
-    def add(self, direction: str, layer: int, coefficient: float) -> tuple[Steer, ...]:
+    def add(self, direction: str, layer: int, coefficient: float) -> Steer:
         """The operation that adds a direction at the input of one block."""
-        return (
-            Steer(
-                site="resid_pre",
-                layers=(layer,),
-                tokens="all",
-                direction=direction,
-                mode="add",
-                coefficient=coefficient,
-            ),
+        return Steer(
+            site="resid_pre", layers=(layer,), tokens="all", direction=direction, coefficient=coefficient
         )
 
     def identity(self, declared: dict[str, Any]) -> dict[str, Any]:

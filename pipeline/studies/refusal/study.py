@@ -37,7 +37,9 @@ from posttrace.pipeline.studies.refusal.units import planned
 from posttrace.tracers.checked import scored_completions
 from posttrace.tracers.cost import Cost, shape_of
 from posttrace.tracers.engines.directions import direction_effects, mean_streams
-from posttrace.tracers.engines.generation import Steering, generate
+from posttrace.tracers.engines.edits import edit_of
+from posttrace.tracers.engines.generation import generate
+from posttrace.tracers.engines.steering import ablation
 from posttrace.tracers.models.architecture import recognise
 from posttrace.tracers.models.identity import model_identity
 from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
@@ -143,7 +145,7 @@ class Refusal:
         return model.run(
             generate,
             prompts.ids[kind, "validation"],
-            Steering(),
+            [],
             prompts.openings,
             max_new_tokens=1,
             max_tokens=self.job.execution.max_tokens,
@@ -229,7 +231,7 @@ class Refusal:
                 model,
                 stage,
                 prompts,
-                Steering(self.job.add(stage, layer, c), ((stage, vector),)),
+                [edit_of(self.job.add(stage, layer, c), vector, model.n_layers)],
                 f"{work.unit.id}/{i}",
             )[0]
             for i, c in enumerate(tried)
@@ -247,7 +249,7 @@ class Refusal:
         name, (begin, end) = work.about["direction"], work.unit.region["prompt"]
         prompts = [p for kind in KINDS for p in self.prompts[target].ids[kind, "test"]][begin:end]
         if name == "none":
-            found, record = self._answer(model, target, prompts, Steering(), work.unit.id)
+            found, record = self._answer(model, target, prompts, [], work.unit.id)
             return {
                 key: np.repeat(found[key][None, None, None], len(self.names), axis=0) for key in ANSWERS
             }, record
@@ -261,12 +263,10 @@ class Refusal:
             _, vector, _ = self._selected(store, name)
         coefficient = float(store.read(PATH, "coefficient", {"model": work.unit.region["target"]})[0])
         found = [
-            self._answer(
-                model, target, prompts, Steering(steers, ((name, vector),)), f"{work.unit.id}/{intervention}"
-            )
-            for intervention, steers in [
-                ("ablation", self.job.ablate(name, self.sites[target])),
-                ("addition", self.job.add(name, layer, coefficient)),
+            self._answer(model, target, prompts, edits, f"{work.unit.id}/{intervention}")
+            for intervention, edits in [
+                ("ablation", ablation(vector, self.sites[target], model.n_layers)),
+                ("addition", [edit_of(self.job.add(name, layer, coefficient), vector, model.n_layers)]),
             ]
         ]
         arrays = {key: np.stack([one[key] for one, _ in found])[None, None] for key in ANSWERS}
@@ -275,13 +275,13 @@ class Refusal:
             "largest_difference": max(record["largest_difference"] for _, record in found),
         }
 
-    def _answer(self, model, stage, prompts, steering, what):
+    def _answer(self, model, stage, prompts, edits, what):
         """Arrays over the prompts by name, and how many were computed again."""
         ready, tokenizer = self.prompts[stage], self.tokenizers[stage]
         done = model.run(
             scored_completions,
             prompts,
-            steering,
+            edits,
             ready.openings,
             max_new_tokens=self.job.new_tokens,
             stop=ready.stop,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from posttrace.pipeline.tensors import as_stored, from_stored
 from posttrace.stores import Unit
 from posttrace.tracers.cost import Cost, run_cost, shape_of
 from posttrace.tracers.engines.activations import columns_of
-from posttrace.tracers.engines.generation import Steering, generate
-from posttrace.tracers.engines.interventions import Edit, run_operations
+from posttrace.tracers.engines.edits import Edit, edit_of
+from posttrace.tracers.engines.generation import generate
+from posttrace.tracers.engines.interventions import run_operations
 from posttrace.tracers.models.architecture import recognise
 from posttrace.tracers.models.identity import model_identity
 from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
@@ -220,11 +223,17 @@ class Trace:
         tokenizer = self.tokenizers[work.open_stage]
         ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
         texts = []
-        for steering in (Steering(), self._steering())[: len(self.job.interventions)]:
+        steered = [
+            edit
+            for operation, layers in zip(self.job.operations, self.layers.values(), strict=True)
+            if isinstance(operation, Steer)
+            for edit in self._steered(operation, layers, torch.float32)
+        ]
+        for edits in ([], steered)[: len(self.job.interventions)]:
             found = model.run(
                 generate,
                 [p.ids for p in prompts],
-                steering,
+                edits,
                 None,
                 max_new_tokens=self.job.generate,
                 stop=ends,
@@ -234,18 +243,17 @@ class Trace:
             texts.append([tokenizer.decode(ids, skip_special_tokens=True) for ids in found.ids])
         return {"completion": np.array(texts, dtype=object)[None]}
 
-    def _steering(self) -> Steering:
-        """The job's steers for every token; a direction of one vector per block is named for each of its layers."""
-        steers, vectors = [], {}
-        for i, operation in enumerate(self.job.operations):
-            if not isinstance(operation, Steer):
-                continue
-            for layer in self.layers[i]:
-                vector = self.vectors[operation.direction]
-                name = f"{operation.direction}@{layer}"
-                vectors[name] = torch.from_numpy(vector if vector.ndim == 1 else vector[layer].copy())
-                steers.append(operation.model_copy(update={"layers": (layer,), "direction": name}))
-        return Steering(tuple(steers), tuple(vectors.items()))
+    def _steered(self, operation: Steer, layers: Sequence[int], dtype: torch.dtype) -> list[Edit]:
+        """What a steer does to every token: an edit per layer, as each may have its own vector."""
+        vectors = torch.from_numpy(self.vectors[operation.direction]).to(dtype)
+        return [
+            edit_of(
+                operation.model_copy(update={"layers": (layer,), "tokens": "all"}),
+                vectors if vectors.ndim == 1 else vectors[layer],
+                self.n_layers,
+            )
+            for layer in layers
+        ]
 
     def _activations(self, work, model, store, prompts):
         kind, number = work.unit.group.removeprefix("trace/").split("-")
@@ -277,19 +285,25 @@ class Trace:
             if isinstance(operation, Read):
                 continue
             rows, columns, places = _cells(operation, prompts)
-            if isinstance(operation, Patch):
-                values = self._source(operation, store, work.unit.region["prompt"])
-            for k, layer in enumerate(self.layers[i]):
-                if isinstance(operation, Steer):
-                    vector = self.vectors[operation.direction]
-                    one = torch.from_numpy(vector if vector.ndim == 1 else vector[layer].copy())
-                    edits.append(
-                        Edit(operation.site, layer, rows, columns, operation.mode, one, operation.coefficient)
-                    )
-                else:
-                    edits.append(
-                        Edit(operation.site, layer, rows, columns, "replace", values[rows, k, places].clone())
-                    )
+            if isinstance(operation, Steer):
+                # The vector is rounded to the model's dtype first, then normalised.
+                edits += [
+                    replace(edit, rows=rows, columns=columns)
+                    for edit in self._steered(operation, self.layers[i], self.dtype)
+                ]
+                continue
+            values = self._source(operation, store, work.unit.region["prompt"])
+            edits += [
+                Edit(
+                    site=operation.site,
+                    layers=(layer,),
+                    mode="replace",
+                    values=values[rows, k, places],
+                    rows=rows,
+                    columns=columns,
+                )
+                for k, layer in enumerate(self.layers[i])
+            ]
         return [[], edits] if len(self.job.interventions) == 2 else [[]]
 
     def _source(self, operation: Patch, store, block: tuple[int, int]) -> torch.Tensor:

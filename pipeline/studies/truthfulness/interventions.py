@@ -1,4 +1,4 @@
-"""The units that push: which directions, over which blocks, at which tokens, and what the answers become."""
+"""The units that steer: which directions, over which blocks, at which tokens, and what the answers become."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from posttrace.pipeline.studies.truthfulness.arrays import SUMMARY, SWEEP_RANDOM
 from posttrace.pipeline.studies.truthfulness.inputs import PreparedSet
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
 from posttrace.pipeline.studies.truthfulness.probes import random_direction
-from posttrace.tracers.engines.steered_answers import TokenSteer, steered_answers, token_steer
+from posttrace.tracers.engines.edits import Edit, edit_of
+from posttrace.tracers.engines.steered_answers import steered_answers
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.oracles.steered_answers import check_steered_answers, steered_completions
 
 
-def pushed_layers(sets: Mapping[str, PreparedSet], held_out: str, store) -> range:
-    """The blocks that are pushed when a set is left out.
+def steered_layers(sets: Mapping[str, PreparedSet], held_out: str, store) -> range:
+    """The blocks that are steered when a set is left out.
 
-    >>> pushed_layers(sets, "cities", store)                          # doctest: +SKIP
+    >>> steered_layers(sets, "cities", store)                          # doctest: +SKIP
     range(3, 6)
     """
     here = _place(sets, held_out)
@@ -54,7 +55,7 @@ def vectors(
 def steered(
     job: TruthfulnessJob, sets, held_out: str, target: str, span: tuple[int, int], model, store, unit: str
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """Answers of a block of statements after every push: p_diff (and p_diff_coefficient), and what was checked.
+    """Answers of a block of statements after every edit: p_diff (and p_diff_coefficient), and what was checked.
 
     >>> steered(job, sets, "cities", "sft", (0, 32), model, store, unit)[0]["p_diff"].shape       # doctest: +SKIP
     (24, 1, 32)
@@ -65,16 +66,16 @@ def steered(
     values = np.full((len(factors), len(names), 1, end - begin), np.nan, dtype=np.float32)
     record: dict = {}
     if used:
-        added, layers = vectors(job, sets, held_out, target, store), pushed_layers(sets, held_out, store)
-        pushes = [
+        added, layers = vectors(job, sets, held_out, target, store), steered_layers(sets, held_out, store)
+        edits = [
             [
-                _push(job, prepared, i, target, name, added, layers, factor, model.n_layers)
+                _edit(job, prepared, i, target, name, added, layers, factor, model.n_layers)
                 for factor in factors
                 for name in names
             ]
             for i in used
         ]
-        answers, record = _answers(job, prepared, used, target, pushes, model, unit)
+        answers, record = _answers(job, prepared, used, target, edits, model, unit)
         rows = answers.numpy().reshape(len(used), len(factors), len(names))
         values[:, :, 0, [i - begin for i in used]] = rows.transpose(1, 2, 0)
     arrays = {"p_diff": values[0]}
@@ -92,16 +93,16 @@ def completions(
     array([[[' TRUE\\nThe city', ...
     """
     prepared = sets[held_out]
-    added, layers = vectors(job, sets, held_out, target, store), pushed_layers(sets, held_out, store)
-    pushes = [
+    added, layers = vectors(job, sets, held_out, target, store), steered_layers(sets, held_out, store)
+    edits = [
         [
-            _push(job, prepared, i, target, name, added, layers, job.coefficient, model.n_layers)
+            _edit(job, prepared, i, target, name, added, layers, job.coefficient, model.n_layers)
             for name in shown_names(job)
         ]
         for i in shown
     ]
     prompts = [prepared.asked[target][i].prompt for i in shown]
-    ids = model.run(steered_completions, prompts, pushes, n_tokens=job.completion_tokens)
+    ids = model.run(steered_completions, prompts, edits, n_tokens=job.completion_tokens)
     texts = np.empty((ids.shape[1], 1, ids.shape[0]), dtype=object)
     for i, variants in enumerate(ids.tolist()):
         for v, one in enumerate(variants):
@@ -118,7 +119,8 @@ def choose_first_layer(
     array([3], dtype=int32)
 
     Chosen is the block from which the learned direction's effect is largest (the earliest of equals). The random ones
-    bear on no choice: they are stored to tell how much of that effect is any push's. The held-out set is not looked at.
+    bear on no choice: they are stored to tell how much of that effect any direction of that length has. The held-out
+    set is not looked at.
     """
     target = job.stage_names[0]
     last = int(store.read(SUMMARY, "probe_layer", _place(sets, held_out))[0])
@@ -128,15 +130,15 @@ def choose_first_layer(
     for name in training_sets(sets, held_out):
         prepared = sets[name]
         used = prepared.sample(job.sweep_statements, f"{job.seed}/{held_out}/{name}/sweep")
-        pushes = [
+        edits = [
             [None, *(
-                _push(job, prepared, i, target, one, added, range(first, last + 1), job.coefficient, model.n_layers)
+                _edit(job, prepared, i, target, one, added, range(first, last + 1), job.coefficient, model.n_layers)
                 for first in range(last + 1)
                 for one in names
             )]
             for i in used
         ]  # fmt: skip
-        some, record = _answers(job, prepared, used, target, pushes, model, f"{unit}/{name}")
+        some, record = _answers(job, prepared, used, target, edits, model, f"{unit}/{name}")
         answers.append(some)
         truth += [prepared.labels[i] for i in used]
         records.append(record)
@@ -148,7 +150,7 @@ def choose_first_layer(
     mean[0, : last + 1], highest[0, : last + 1] = found[:, 1:].mean(axis=1), found[:, 1:].max(axis=1)
     if not np.isfinite(own).any():
         raise TracerError(
-            f"held out {held_out}: no push has a defined effect on the training sets: the answers are certain; "
+            f"held out {held_out}: no direction has a defined effect on the training sets: the answers are certain; "
             "give intervene_layer"
         )
     arrays = {
@@ -160,25 +162,25 @@ def choose_first_layer(
     return arrays, _combined(records)
 
 
-def _push(job, prepared, i, target, name, added, layers, factor, n_layers) -> TokenSteer | None:
-    """One statement's push along a named direction."""
+def _edit(job, prepared, i, target, name, added, layers, factor, n_layers) -> Edit | None:
+    """How one statement is steered along a named direction."""
     if name == "none":
         return None
     tokens = prepared.asked[target][i].tokens
-    return token_steer(job.steer(name, layers, tokens, prepared.labels[i], factor), added[name], n_layers)
+    return edit_of(job.steer(name, layers, tokens, prepared.labels[i], factor), added[name], n_layers)
 
 
-def _answers(job, prepared, used, target, pushes, model, unit):
+def _answers(job, prepared, used, target, edits, model, unit):
     """P(TRUE) - P(FALSE), dims statement x variant, a share of them recomputed by whole forward passes."""
     prompts = [prepared.asked[target][i].prompt for i in used]
     options = dict(answers=prepared.answers[target])
-    found = model.run(steered_answers, prompts, pushes, max_tokens=job.execution.max_tokens, **options)
+    found = model.run(steered_answers, prompts, edits, max_tokens=job.execution.max_tokens, **options)
     check_finite(unit, job.dtype, {"p_diff": found})
     share = job.execution.check_share
     if not share:
         return found, {}
     rng = random.Random(f"{job.seed}/{unit}")
-    n, largest = model.run(check_steered_answers, prompts, pushes, found, share=share, rng=rng, **options)
+    n, largest = model.run(check_steered_answers, prompts, edits, found, share=share, rng=rng, **options)
     return found, {"checked_cells": n, "largest_difference": largest}
 
 

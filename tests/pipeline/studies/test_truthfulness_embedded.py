@@ -18,7 +18,8 @@ from posttrace.pipeline.studies.truthfulness.probes import (
 )
 from posttrace.stores import open_group
 from posttrace.tracers.engines.activations import read_statements
-from posttrace.tracers.engines.steered_answers import steered_answers, token_steer
+from posttrace.tracers.engines.edits import edit_of
+from posttrace.tracers.engines.steered_answers import steered_answers
 from posttrace.tracers.models.loading import open_model
 from tests.support.models import probability_difference
 
@@ -115,7 +116,7 @@ def test_a_direction_that_base_reads_turns_its_answer_beyond_every_random_one(st
     norm, hidden = float(np.linalg.norm(found)), len(found)
     added = [found, *(random_direction(0, "control", i, norm, hidden) for i in range(20))]
     steers = [
-        [None, *(token_steer(steer, torch.tensor(v), 8) for v in added)]
+        [None, *(edit_of(steer, torch.tensor(v), 8) for v in added)]
         for one, label in zip(asked, truth, strict=True)
         for steer in [job.steer("some", layers, one.tokens, bool(label), 1.0)]
     ]

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from posttrace.tracers import Steer, TracerError
 from posttrace.tracers.batching.padding import left_padded
-from posttrace.tracers.engines.generation import Completions, Steering, batches, generate
-from posttrace.tracers.engines.steering import ablation, literal_edits, necessary_edits
+from posttrace.tracers.engines.edits import edit_of
+from posttrace.tracers.engines.generation import Completions, batches, generate
+from posttrace.tracers.engines.steering import ablation, necessary_edits
 from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.oracles.generation import check_log_odds, generate_naive
 from tests.support.generation import BLOCKS, OPENINGS, plain_hooks, prompts, vector
@@ -21,17 +22,17 @@ NEW = 9
 
 
 def ablate(model, seed=0):
-    return Steering(ablation("r", model.architecture.sites), (("r", 3 * vector(seed)),))
+    return ablation(3 * vector(seed), model.architecture.sites, model.n_layers)
 
 
 def add(layer=1, coefficient=40.0, seed=0):
     steer = Steer(site="resid_pre", layers=(layer,), tokens="all", direction="r", coefficient=coefficient)
-    return Steering((steer,), (("r", vector(seed) / vector(seed).norm()),))
+    return [edit_of(steer, vector(seed) / vector(seed).norm(), n_layers=3)]
 
 
-def generated_with_hooks(model, name, steering, prompt):
-    """transformers' own greedy `generate`, one prompt, hooks doing what the steering says."""
-    r = steering.vectors[0][1]
+def generated_with_hooks(model, name, edits, prompt):
+    """transformers' own greedy `generate`, one prompt, hooks doing what the edits say."""
+    r = edits[0].values
 
     def nothing(_, stream):
         return stream
@@ -40,10 +41,9 @@ def generated_with_hooks(model, name, steering, prompt):
         return stream - (stream @ r)[..., None] * r / (r @ r)
 
     def shift(number, stream):
-        one = steering.steers[0]
-        return stream + one.coefficient * r if number in one.layers else stream
+        return stream + edits[0].coefficient * r if number in edits[0].layers else stream
 
-    hooks = (remove,) * 3 if steering.steers[0].mode == "ablate" else (shift, nothing, nothing)
+    hooks = (remove,) * 3 if edits[0].mode == "ablate" else (shift, nothing, nothing)
     with torch.no_grad(), plain_hooks(model.nn._module, name, *hooks):
         ids = torch.tensor([prompt])
         out = model.nn._module.generate(
@@ -63,12 +63,12 @@ def generated_with_hooks(model, name, steering, prompt):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_batch_of_unequal_prompts_gives_what_plain_hooks_give_one_by_one(name, what):
     model = random_model(name)
-    steering = ablate(model) if what == "ablation" else add()
-    done = generate(model, prompts(), steering, OPENINGS, max_new_tokens=NEW)
-    plain = generate(model, prompts(), Steering(), OPENINGS, max_new_tokens=NEW)
+    edits = ablate(model) if what == "ablation" else add()
+    done = generate(model, prompts(), edits, OPENINGS, max_new_tokens=NEW)
+    plain = generate(model, prompts(), [], OPENINGS, max_new_tokens=NEW)
     assert sum(a != b for a, b in zip(done.ids, plain.ids, strict=True)) >= 2, "steering hardly did anything"
     for row, prompt in enumerate(prompts()):
-        ids, odds = generated_with_hooks(model, name, steering, prompt)
+        ids, odds = generated_with_hooks(model, name, edits, prompt)
         assert done.ids[row] == ids
         assert float(done.log_odds[row]) == pytest.approx(odds, abs=1e-3)
 
@@ -77,10 +77,10 @@ def test_a_batch_of_unequal_prompts_gives_what_plain_hooks_give_one_by_one(name,
 def test_the_fast_way_equals_the_naive_one(name):
     """Left-out changes, caches, padding and small batches change nothing."""
     model = random_model(name)
-    for steering in (Steering(), ablate(model), add()):
-        slow = generate_naive(model, prompts(), steering, OPENINGS, max_new_tokens=NEW)
+    for edits in ([], ablate(model), add()):
+        slow = generate_naive(model, prompts(), edits, OPENINGS, max_new_tokens=NEW)
         for max_tokens in (None, 45):
-            fast = generate(model, prompts(), steering, OPENINGS, max_new_tokens=NEW, max_tokens=max_tokens)
+            fast = generate(model, prompts(), edits, OPENINGS, max_new_tokens=NEW, max_tokens=max_tokens)
             assert fast.ids == slow.ids
             torch.testing.assert_close(fast.log_odds, slow.log_odds, atol=1e-3, rtol=0)
 
@@ -96,7 +96,7 @@ def test_no_trace_of_the_direction_is_left_in_the_stream():
     # What enters the MLP's norm, what enters the next block, and what enters the last norm.
     seen = [b.post_attention_layernorm for b in blocks] + blocks[1:] + [model.nn._module.model.norm]
     handles = [module.register_forward_pre_hook(look) for module in seen]
-    generate(model, prompts(), Steering(), OPENINGS, max_new_tokens=NEW)
+    generate(model, prompts(), [], OPENINGS, max_new_tokens=NEW)
     without, found[:] = list(found), []
     generate(model, prompts(), ablate(model), OPENINGS, max_new_tokens=NEW)
     for handle in handles:
@@ -107,13 +107,13 @@ def test_no_trace_of_the_direction_is_left_in_the_stream():
 
 def test_an_answer_ends_with_the_token_that_ends_it_and_the_others_go_on():
     model = random_model("llama")
-    whole = generate(model, prompts(), Steering(), OPENINGS, max_new_tokens=NEW).ids
+    whole = generate(model, prompts(), [], OPENINGS, max_new_tokens=NEW).ids
     end = whole[0][2]
-    cut = generate(model, prompts(), Steering(), OPENINGS, max_new_tokens=NEW, stop=[end]).ids
+    cut = generate(model, prompts(), [], OPENINGS, max_new_tokens=NEW, stop=[end]).ids
     for short, long in zip(cut, whole, strict=True):
         assert short == (long[: long.index(end) + 1] if end in long else long)
     assert len(cut[0]) == whole[0].index(end) + 1 and max(map(len, cut)) == NEW
-    alone = generate(model, prompts()[:1], Steering(), OPENINGS, max_new_tokens=NEW, stop=[end]).ids
+    alone = generate(model, prompts()[:1], [], OPENINGS, max_new_tokens=NEW, stop=[end]).ids
     assert alone[0] == cut[0]
 
 
@@ -121,10 +121,12 @@ def test_only_changes_without_effect_are_left_out():
     sites = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
     def edits(*steers):
-        found = literal_edits(steers, {"r": vector(), "s": vector(1)}, 3, 32)
-        return [(e.layer, e.site) for e in necessary_edits(found)]
+        vectors = {"r": vector(), "s": vector(1)}
+        found = [edit_of(steer, vectors[steer.direction], 3) for steer in steers]
+        return [(*e.layers, e.site) for e in necessary_edits(found)]
 
-    whole = ablation("r", sites)
+    stream = [site for site in sites if site.startswith("resid")]
+    whole = [Steer(site=site, direction="r", mode="ablate", tokens="all") for site in stream]
     assert edits(*whole) == [(0, "resid_pre")] + [
         (layer, site) for layer in range(3) for site in ("attn_out", "resid_post")
     ]
@@ -144,23 +146,24 @@ def replace_site(steer, site, **changes):
 
 
 @pytest.mark.parametrize(
-    ("steer", "vectors", "words"),
+    ("steer", "direction", "words"),
     [
-        (dict(tokens="last"), {"r": vector()}, "only `all` has a meaning"),
-        (dict(direction="q"), {"r": vector()}, "no vector for direction 'q'"),
-        (dict(layers=(3,)), {"r": vector()}, "3 is not in 0-2"),
-        (dict(site="z"), {"r": vector()}, "z is no place in the stream"),
-        (dict(), {"r": vector()[:7]}, r"shape \(7,\)"),
-        (dict(), {"r": torch.zeros(32)}, "not zero"),
+        (dict(tokens="last"), vector(), "give `all`, or positions from the end"),
+        (dict(tokens=(-1,)), vector(), "only `all` has a meaning"),
+        (dict(layers=(3,)), vector(), "3 is not in 0-2"),
+        (dict(site="z"), vector(), "z is no place in its stream"),
+        (dict(), vector()[:7], r"shape \(7,\)"),
+        (dict(), torch.zeros(32), "not be zero"),
+        (dict(mode="ablate"), torch.zeros(32), "not zero"),
     ],
 )
-def test_steering_that_does_not_fit_is_named(steer, vectors, words):
+def test_steering_that_does_not_fit_is_named(steer, direction, words):
     steer = Steer(**{"direction": "r", "tokens": "all", **steer})
     with pytest.raises(TracerError, match=words):
         generate(
             random_model("llama"),
             [[3]],
-            Steering((steer,), tuple(vectors.items())),
+            [edit_of(steer, direction, n_layers=3)],
             OPENINGS,
             max_new_tokens=1,
         )

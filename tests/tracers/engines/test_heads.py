@@ -9,7 +9,7 @@ import torch
 
 from posttrace.tracers import TracerError, sites
 from posttrace.tracers.engines.activations import read_statements
-from posttrace.tracers.engines.patching import PatchGrid, patch_grid, places
+from posttrace.tracers.engines.patching import PatchGrid, Place, patch_grid, places
 from posttrace.tracers.models.architecture import site_shape
 from posttrace.tracers.models.validation import check_sites
 from posttrace.tracers.oracles.patching import check_sample, naive_cell
@@ -98,7 +98,7 @@ def test_the_layer_axis_runs_over_heads_within_layers():
     some = prompts(torch.Generator().manual_seed(0), [(9, 4), (6, 3)])
     options = dict(site="z", layers=[0, 2], answers=ANSWERS)
     found = read_statements(model, some, **options).values
-    assert places(model.config, "z", [0, 2])[3:5] == [(0, 3), (2, 0)]
+    assert places(model.config, "z", [0, 2])[3:5] == [Place(0, 3), Place(2, 0)]
     assert found.shape == (2, 8, 4, 16), (
         "4 heads of 16 in each of two blocks, wider than the stream of 32 together"
     )

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from posttrace.tracers.engines.interventions import Edit, run_operations
+from posttrace.tracers.engines.edits import Edit
+from posttrace.tracers.engines.interventions import run_operations
 from posttrace.tracers.operations import STREAM_SITES
 from tests.support.models import CONFIGS, random_model
 
@@ -48,15 +49,16 @@ def test_an_edit_is_a_hook(name, site):
     model = random_model(name)
     vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
     unit = vector / vector.norm()
-    changes = {
-        "add": lambda h, _: h + 1.5 * vector,
-        "subtract": lambda h, _: h - 1.5 * vector,
-        "ablate": lambda h, _: h - (h @ unit) * unit,
-        "replace": lambda h, row: torch.stack([vector, -vector])[row],
-    }
-    for mode, to in changes.items():
-        values = torch.stack([vector, -vector]) if mode == "replace" else vector
-        edit = Edit(site, 1, ROWS, COLUMNS, mode, values, 1.5)
+    both = torch.stack([vector, -vector])
+    changes = [
+        (dict(mode="add", values=vector, coefficient=1.5), lambda h, _: h + 1.5 * vector),
+        (dict(mode="add", values=both, coefficient=-1.5), lambda h, row: h - 1.5 * both[row]),
+        (dict(mode="ablate", values=unit), lambda h, _: h - (h @ unit) * unit),
+        (dict(mode="ablate", values=both / vector.norm()), lambda h, _: h - (h @ unit) * unit),
+        (dict(mode="replace", values=both), lambda h, row: both[row]),
+    ]
+    for change, to in changes:
+        edit = Edit(site=site, layers=(1,), rows=ROWS, columns=COLUMNS, **change)
         found = run_operations(
             model, PROMPTS, [edit], site="resid_post", layers=[2], rows=ROWS, columns=COLUMNS, top=300
         )
@@ -77,9 +79,13 @@ def test_edits_of_one_block_add_up_in_forward_order(name):
         options = dict(layers=[1], rows=ROWS, columns=COLUMNS)
         return run_operations(model, PROMPTS, edits, site=site, **options).values[0]
 
-    edits = [Edit(site, 1, ROWS, COLUMNS, "add", vector) for site in ("resid_mid", "attn_out", "resid_pre")]
+    where = dict(layers=(1,), rows=ROWS, columns=COLUMNS)
+    edits = [
+        Edit(site=site, mode="add", values=vector, **where) for site in ("resid_mid", "attn_out", "resid_pre")
+    ]
     pre, attn, mid = (read(site, edits) for site in ("resid_pre", "attn_out", "resid_mid"))
     torch.testing.assert_close(pre, read("resid_pre", []) + vector)
     torch.testing.assert_close(mid, pre + attn + vector, rtol=1e-4, atol=1e-4)
-    double = [*edits, Edit("resid_post", 1, ROWS, COLUMNS, "ablate", vector)]
+    unit = vector / vector.norm()
+    double = [*edits, Edit(site="resid_post", mode="ablate", values=unit, **where)]
     assert (read("resid_post", double) @ vector).abs().max() < 1e-3 * vector.norm() ** 2

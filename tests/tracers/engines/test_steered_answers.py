@@ -7,7 +7,8 @@ import torch
 
 from posttrace.tracers import TracerError
 from posttrace.tracers.engines.activations import read_statements
-from posttrace.tracers.engines.steered_answers import TokenSteer, steered_answers, token_steer
+from posttrace.tracers.engines.edits import Edit, edit_of
+from posttrace.tracers.engines.steered_answers import steered_answers
 from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.operations import Steer
 from posttrace.tracers.oracles.steered_answers import (
@@ -21,15 +22,25 @@ from tests.support.prompts import ANSWERS, prompts
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
+def add(vector, site="resid_post", layers=(0,), columns=(-1,), coefficient=1.0):
+    return Edit(site=site, layers=layers, mode="add", values=vector, columns=columns, coefficient=coefficient)
+
+
+def ablate(vector, site, layers, columns):
+    unit = vector / vector.norm()
+    return Edit(site=site, layers=layers, mode="ablate", values=unit, columns=columns)
+
+
 def variants(model, site, rng):
-    """Nothing, then steers of every mode over ranges of blocks, at one token and at two."""
+    """Nothing, then edits of every mode over ranges of blocks, at one token and at two."""
     vectors = torch.randn(4, model.hidden_size, generator=rng) * 3
     return [
         None,
-        TokenSteer(site, (0, 1), (-3, -2), vectors[0], "add", 1.0),
-        TokenSteer(site, (0, 1), (-2, -1), vectors[1], "subtract", 0.5),
-        TokenSteer(site, (1, 2), (-3, -2), vectors[2], "ablate"),
-        TokenSteer(site, (2,), (-1,), vectors[3], "add", 2.0),
+        add(vectors[0], site, (0, 1), (-3, -2), 1.0),
+        add(vectors[1], site, (0, 1), (-2, -1), -0.5),
+        ablate(vectors[2], site, (0, 1), (-3, -2)),
+        ablate(vectors[1], site, (1, 2), (-2, -1)),
+        add(vectors[3], site, (2,), (-1,), 2.0),
     ]
 
 
@@ -59,18 +70,20 @@ def test_batch_size_changes_nothing(max_tokens):
     )
 
 
-@pytest.mark.parametrize("mode", ["add", "subtract"])
+@pytest.mark.parametrize("mode", ["add", "subtract", "ablate"])
 def test_a_steer_equals_a_forward_hook_of_plain_pytorch(mode):
     module = random_module("llama")
     model = wrap(module, word_tokenizer(), name="llama")
     rng = torch.Generator().manual_seed(0)
     (prompt,) = prompts(rng, [(6, 5)])
     vector = torch.randn(model.hidden_size, generator=rng)
-    sign = 1 if mode == "add" else -1
+    unit = vector / vector.norm()
 
     def steer(_module, _inputs, output):
         output = output.clone()
-        output[0, [-5, -4]] += sign * 1.5 * vector
+        here = output[0, [-5, -4]]
+        removed = (here @ unit)[:, None] * unit
+        output[0, [-5, -4]] += {"add": 1.5 * vector, "subtract": -1.5 * vector, "ablate": -removed}[mode]
         return output
 
     ids = torch.tensor(prompt.ids)[None]
@@ -79,7 +92,8 @@ def test_a_steer_equals_a_forward_hook_of_plain_pytorch(mode):
         p = module(ids).logits[0, -1].softmax(-1)
         [handle.remove() for handle in handles]
         before = module(ids).logits[0, -1].softmax(-1)
-    steers = [[None, TokenSteer("resid_post", (0, 1), (-5, -4), vector, mode, 1.5)]]
+    operation = Steer(direction="d", layers=(0, 1), tokens=(-5, -4), mode=mode, coefficient=1.5)
+    steers = [[None, edit_of(operation, vector, model.n_layers)]]
     found = steered_answers(model, [prompt], steers, answers=ANSWERS)[0]
     expected = [float(q[ANSWERS[0]] - q[ANSWERS[1]]) for q in (before, p)]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
@@ -93,8 +107,8 @@ def test_a_wrong_fast_answer_stops_the_run():
     fast = steered_answers(model, some, steers, answers=ANSWERS)
     options = dict(answers=ANSWERS, share=1.0, rng=random.Random(0))
     n, largest = check_steered_answers(model, some, steers, fast, **options)
-    assert n == 5 and largest < 1e-4
-    with pytest.raises(TracerError, match=r"steer \d.*a whole forward pass"):
+    assert n == 6 and largest < 1e-4
+    with pytest.raises(TracerError, match=r"variant \d.*a whole forward pass"):
         check_steered_answers(model, some, steers, fast + 0.01, **options)
 
 
@@ -103,9 +117,7 @@ def test_completions_are_what_transformers_generates():
     model = wrap(module, word_tokenizer(), name="llama")
     some = prompts(torch.Generator().manual_seed(2), [(6, 5), (0, 4)])
     vector = torch.full((model.hidden_size,), 3.0)
-    found = steered_completions(
-        model, some, [[None, TokenSteer("resid_post", (0,), (-1,), vector)]] * 2, n_tokens=4
-    )
+    found = steered_completions(model, some, [[None, add(vector)]] * 2, n_tokens=4)
     for prompt, (plain, moved) in zip(some, found, strict=True):
         ids = torch.tensor(prompt.ids)[None]
         own = module.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)[0, len(prompt.ids) :]
@@ -114,31 +126,32 @@ def test_completions_are_what_transformers_generates():
 
 
 @pytest.mark.parametrize(
-    ("steer", "match"),
+    ("edit", "match"),
     [
-        (dict(tokens=(-5,)), "token -5 is not in -4 to -1"),
+        (dict(columns=(-5,)), "token -5 is not in -4 to -1"),
+        (dict(columns=None), "edited at every token; give positions from the end"),
+        (dict(site="z"), "z is no place in its stream"),
         (dict(layers=(3,)), r"layers: \[3\] are not numbers from 0 to 2"),
         (dict(vector=torch.ones(5)), r"shape \(5,\), must be \(32,\)"),
     ],
 )
-def test_a_steer_that_does_not_fit_is_named(steer, match):
+def test_an_edit_that_does_not_fit_is_named(edit, match):
     model = random_model("llama")
     some = prompts(torch.Generator().manual_seed(2), [(6, 4)])
-    whole = TokenSteer(
-        **{**dict(site="resid_post", layers=(0,), tokens=(-1,), vector=torch.ones(32)), **steer}
-    )
     with pytest.raises(TracerError, match=match):
-        steered_answers(model, some, [[whole]], answers=ANSWERS)
+        steered_answers(model, some, [[add(**{"vector": torch.ones(32), **edit})]], answers=ANSWERS)
 
 
-def test_an_operation_becomes_a_steer_of_a_model_that_has_its_layers():
+def test_an_operation_becomes_an_edit_of_a_model_that_has_its_layers():
     steer = Steer(direction="truth", layers=(1, 2), tokens=(-6, -5), mode="subtract", coefficient=2.0)
-    found = token_steer(steer, torch.ones(4), n_layers=3)
-    assert (found.layers, found.tokens, found.mode, found.coefficient) == ((1, 2), (-6, -5), "subtract", 2.0)
+    found = edit_of(steer, torch.ones(4), n_layers=3)
+    assert (found.layers, found.columns, found.mode, found.coefficient) == ((1, 2), (-6, -5), "add", -2.0)
+    ablated = edit_of(steer.model_copy(update={"mode": "ablate"}), torch.ones(4), n_layers=3)
+    assert ablated.mode == "ablate" and ablated.values.tolist() == [0.5] * 4
     with pytest.raises(TracerError, match="2 is not in 0-1"):
-        token_steer(steer, torch.ones(4), n_layers=2)
+        edit_of(steer, torch.ones(4), n_layers=2)
     with pytest.raises(TracerError, match="positions from the end"):
-        token_steer(steer.model_copy(update={"tokens": "last"}), torch.ones(4), n_layers=3)
+        edit_of(steer.model_copy(update={"tokens": "last"}), torch.ones(4), n_layers=3)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
