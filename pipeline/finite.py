@@ -16,7 +16,7 @@ SAME = 1e-5
 def check_finite(unit: str, dtype: str, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> None:
     """Check that every value is finite; arrays that hold no floating-point numbers pass.
 
-    >>> check_finite("trace/output/run/base/0000", "float16", {"entropy": np.array([1.5])})
+    >>> check_finite("trace/output/next_token/base/0000", "float16", {"entropy": np.array([1.5])})
 
     unit, dtype: the unit that computed them, and in which dtype its model ran. Raises TracerError naming the first
     array that has other values, and what to do.

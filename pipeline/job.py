@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,17 +18,9 @@ from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import MB, absolute, read_text
 from posttrace.pipeline.plain_yaml import DEEPEST, load_yaml
 from posttrace.pipeline.spec import HERE, FamilyJob, resolved
+from posttrace.pipeline.studies import STUDIES, job_class
 
 BUILT_IN_JOBS = HERE / "jobs"
-
-JOBS: dict[str, str] = {
-    "knowledge": "posttrace.pipeline.studies.knowledge.job:KnowledgeJob",
-    "truthfulness": "posttrace.pipeline.studies.truthfulness.job:TruthfulnessJob",
-    "confidence": "posttrace.pipeline.studies.confidence.job:ConfidenceJob",
-    "refusal": "posttrace.pipeline.studies.refusal.job:RefusalJob",
-    "trace": "posttrace.pipeline.studies.trace.job:TraceJob",
-}
-"""Study -> the class of its jobs (`module:class`, imported when used)."""
 
 Job = FamilyJob
 """Any study's job; the key `study` tells them apart."""
@@ -70,9 +61,9 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
 def check_job(raw: dict, name: str) -> Job:
     """The job that a mapping declares; raises JobError with a line per mistake."""
     study = raw.get("study")
-    if not isinstance(study, str) or study not in JOBS:
-        raise JobError(f"{name}: study: {shown(repr(study))} is none of {', '.join(JOBS)}; edit study")
-    kind = resolve_name(JOBS[study])
+    if not isinstance(study, str) or study not in STUDIES:
+        raise JobError(f"{name}: study: {shown(repr(study))} is none of {', '.join(STUDIES)}; edit study")
+    kind = job_class(study)
     try:
         return kind.model_validate(raw)
     except ValidationError as error:

@@ -1,76 +1,18 @@
-"""What a job comes to: the arrays that it will fill, and the units of work that fill them."""
+"""From a job to its plan, and what makes two plans the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pkgutil import resolve_name
-from typing import Any, Protocol
+from typing import Any
 
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.spec import HERE
-from posttrace.stores import Group, Unit
-from posttrace.tracers.cost import Cost
+from posttrace.pipeline.studies import study_class
+from posttrace.pipeline.study import Study
 from posttrace.tracers.models.loading import load_config
 from posttrace.tracers.operations import canonical_hash
 
-STUDIES: dict[str, str] = {
-    "knowledge": "posttrace.pipeline.studies.knowledge.study:Knowledge",
-    "truthfulness": "posttrace.pipeline.studies.truthfulness.study:Truthfulness",
-    "confidence": "posttrace.pipeline.studies.confidence.study:Confidence",
-    "refusal": "posttrace.pipeline.studies.refusal.study:Refusal",
-    "trace": "posttrace.pipeline.studies.trace.study:Trace",
-}
-"""Study -> the class that plans and runs it (`module:class`, imported when used)."""
-
 FORMAT = 1
 """Raised when the same job begins to give other arrays, so that an old store is not continued."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """One unit: what is done, with which stage's model, and after which others."""
-
-    unit: Unit
-    kind: str
-    """What is done; a study has one method for each of its kinds."""
-    stage: str | None
-    """The stage whose model must be open. None: the unit reads only the store and files."""
-    cells: int
-    """Values of the patch grid (or prompts read, or rows computed) that the unit gives."""
-    needs: tuple[str, ...] = ()
-    """Ids of the units whose results it reads; they are in the store before it starts."""
-    about: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """What else tells it from others of its kind: a set, a direction ..."""
-
-    @property
-    def open_stage(self) -> str:
-        """The stage whose model is open, for a unit that needs one."""
-        assert self.stage is not None, f"unit {self.unit.id} is done without a model"
-        return self.stage
-
-
-class Study(Protocol):
-    """A job made concrete: every study offers this to the runner, which knows nothing else of it."""
-
-    job: Job
-    groups: tuple[Group, ...]
-    work: tuple[Work, ...]
-    """In the order that opens each model least often; what a unit needs comes before it."""
-    content: Mapping[str, Any]
-    """Identity of everything that was read to make the plan: models, statement files."""
-    gaps: frozenset[str]
-    """Arrays in which NaN says that there is no value; `run` checks that those there are finite, the caller does it for
-    all others."""
-
-    def run(self, work: Work, model, store) -> tuple[dict, dict]:
-        """Do one unit: arrays by name, and what to note of it beside what it took (see pipeline.record)."""
-
-    def cost(self, work: Work) -> Cost:
-        """Forward passes and multiply-adds that a unit takes."""
-
-    def summary(self) -> list[dict[str, Any]]:
-        """A row per group, for people."""
 
 
 def prepare(job: Job) -> Study:
@@ -81,7 +23,7 @@ def prepare(job: Job) -> Study:
 
     Raises JobError or TracerError for whatever in the job does not fit the models or the statements.
     """
-    return resolve_name(STUDIES[job.study])(_as_on_the_server(job))
+    return study_class(job.study)(_as_on_the_server(job))
 
 
 def _as_on_the_server(job: Job) -> Job:

@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrace.pipeline.finite import check_finite, check_gaps
 from posttrace.pipeline.interrupts import noticed
-from posttrace.pipeline.plan import Study, Work
+from posttrace.pipeline.study import Study, Work
 
 
 def recorded(study: Study, work: Work, model, store) -> tuple[dict, dict[str, Any]]:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from posttrace.pipeline.executors import backend_of
 from posttrace.pipeline.finished import asked
 from posttrace.pipeline.job import Job
-from posttrace.pipeline.plan import Study, Work, declaration, fingerprint, prepare
+from posttrace.pipeline.plan import declaration, fingerprint, prepare
 from posttrace.pipeline.progress_bar import progress
 from posttrace.pipeline.provenance import provenance
 from posttrace.pipeline.scheduler import Scheduler
+from posttrace.pipeline.study import Study, Work
 from posttrace.pipeline.writer import Writer
 from posttrace.stores import Store
 from posttrace.tracers.cost import Cost

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from posttrace.pipeline import interrupts
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.executors import Backend
-from posttrace.pipeline.plan import Work
+from posttrace.pipeline.study import Work
 from posttrace.pipeline.writer import Writer
 from posttrace.tracers.errors import TracerError
 

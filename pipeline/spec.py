@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -167,6 +167,8 @@ class FamilyJob(Spec):
     execution: Execution = Execution()
     study: str
     """Name of the study, the one that a job of its kind has."""
+    reserved: ClassVar[tuple[str, ...]] = ()
+    """Labels that the study puts next to the stages' names on an axis; `random-` stands for all that begin so."""
 
     @field_validator("sets", mode="after", check_fields=False)
     @classmethod
@@ -183,6 +185,18 @@ class FamilyJob(Spec):
         if unknown or self.stages == ():
             raise ValueError(
                 f"stages: {unknown} not in family {self.family.name}; it has {list(self.family.stages)}; edit stages"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_free(self):
+        taken = [
+            s for s in self.stage_names for r in self.reserved if s == r or (r[-1] == "-" and s.startswith(r))
+        ]
+        if taken:
+            labels = ", ".join(f"{r}..." if r[-1] == "-" else r for r in self.reserved)
+            raise ValueError(
+                f"stages: {taken}: in this study {labels} have a meaning of their own; rename the stage"
             )
         return self
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
-from posttrace.pipeline.plan import Study, Work
+from posttrace.pipeline.study import Study, Work
 from posttrace.stores import Store
 
 

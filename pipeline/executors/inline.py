@@ -7,8 +7,8 @@ from typing import Any
 
 from posttrace.pipeline import interrupts
 from posttrace.pipeline.job import Job
-from posttrace.pipeline.plan import Study, Work
 from posttrace.pipeline.record import recorded
+from posttrace.pipeline.study import Study, Work
 from posttrace.stores import Store
 from posttrace.tracers.models.loading import open_model
 

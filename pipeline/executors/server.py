@@ -9,8 +9,8 @@ from threading import Lock
 from typing import Any
 
 from posttrace.pipeline.job import Job
-from posttrace.pipeline.plan import Study, Work
 from posttrace.pipeline.record import recorded
+from posttrace.pipeline.study import Study, Work
 from posttrace.stores import Store
 from posttrace.tracers.models.loading import resolve_dtype
 from posttrace.tracers.remote.errors import Stopped, Unavailable

@@ -7,10 +7,9 @@ import resource
 import sys
 import time
 import traceback
-from pkgutil import resolve_name
 
 from posttrace.pipeline.cli import main
-from posttrace.pipeline.plan import STUDIES
+from posttrace.pipeline.studies import STUDIES, study_class
 
 
 def peak() -> int:
@@ -48,7 +47,7 @@ def once(arguments: list[str]) -> dict:
     }
 
 
-for study in STUDIES.values():  # what is measured is the input, not how long torch takes to be imported
-    resolve_name(study)
+for study in STUDIES:  # what is measured is the input, not how long torch takes to be imported
+    study_class(study)
 for line in sys.stdin:
     print(json.dumps(once(json.loads(line))), flush=True)

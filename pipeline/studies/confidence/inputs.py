@@ -1,15 +1,17 @@
-"""A statement set made ready: statements drawn, examples put in front, tokenised for every stage."""
+"""What a `confidence` job runs: documents, and statements asked about, tokenised for every stage."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.few_shot import check_prompt, draw_examples
 from posttrace.pipeline.spec import StatementSet
-from posttrace.pipeline.statements import Statement, check_number, draw_examples, read_set
+from posttrace.pipeline.stages import Stages
+from posttrace.pipeline.statements import Statement, check_number, read_set
 from posttrace.pipeline.studies.confidence.job import ConfidenceJob
-from posttrace.tracers.prompts import Prompt, answer_ids, encode
+from posttrace.pipeline.studies.confidence.text import encode_documents, read_documents
+from posttrace.tracers.prompts import Prompt, answer_ids
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,42 @@ class AskedSet:
         return f"confidence/{self.spec.name}"
 
 
-def ask(job: ConfidenceJob, spec: StatementSet, tokenizers: dict, positions: int | None = None) -> AskedSet:
+@dataclass(frozen=True)
+class ConfidenceInputs:
+    """Texts and statements of a job; empty where it looks at weights alone."""
+
+    documents: list[str]
+    rows: dict[str, list[tuple[int, ...]]]
+    """Per stage: token ids of every document."""
+    asked: dict[str, AskedSet]
+    """Path of the set's group -> the set."""
+
+
+def read_inputs(job: ConfidenceJob, stages: Stages) -> ConfidenceInputs:
+    """Read the text and the sets of a job, and tokenise them for every stage.
+
+    >>> len(read_inputs(job, stages).documents)                        # doctest: +SKIP
+    96
+    """
+    documents: list[str] = []
+    rows: dict[str, list[tuple[int, ...]]] = {}
+    if job.text is not None:
+        documents = read_documents(job.text, job.seed)
+        rows = encode_documents(documents, stages.tokenizers, job.text.tokens, stages.room)
+    some = [ask(job, spec, stages.tokenizers, stages.room) for spec in job.sets]
+    return ConfidenceInputs(documents, rows, {asked.path: asked for asked in some})
+
+
+def ask(job: ConfidenceJob, spec: StatementSet, tokenizers: dict, room: int | None = None) -> AskedSet:
     """Read a set, draw its statements, and tokenise the prompts for every stage.
 
     >>> len(ask(job, job.sets[0], {"base": tokenizer}).statements)     # doctest: +SKIP
     60
 
-    positions: tokens that the models have room for. Raises JobError for a set that is too small or has a prompt
-    too long; TracerError for answers that are no single tokens.
+    room: tokens that the models have positions for. Raises JobError for a set that is too small, or has a prompt that
+    is too long or has words that a tokenizer does not know; TracerError for answers that are no single tokens.
     """
-    examples, statements = draw_examples(
+    few_shot, statements = draw_examples(
         spec, read_set(spec), job.few_shot, job.suffix, job.answers, job.seed
     )
     if job.max_statements is not None and len(statements) > job.max_statements:
@@ -47,26 +75,15 @@ def ask(job: ConfidenceJob, spec: StatementSet, tokenizers: dict, positions: int
         statements = [statements[i] for i in sorted(chosen)]
     check_number(spec, statements, "max_statements")
     prompts = {
-        stage: [_prompt(job, spec, tokenizer, examples, statement.text) for statement in statements]
+        stage: [few_shot.prompt(tokenizer, s.text) for s in statements]
         for stage, tokenizer in tokenizers.items()
     }
     for stage, each in prompts.items():
-        longest = max(len(prompt.ids) for prompt in each)
-        if positions is not None and longest > positions:
-            raise JobError(
-                f"set {spec.name}: stage {stage}: a prompt has {longest} tokens, the model takes {positions}; "
-                "lower few_shot"
-            )
+        for s, prompt in zip(statements, each, strict=True):
+            check_prompt(f"set {spec.name}: stage {stage}", s.text, prompt, tokenizers[stage], room)
     return AskedSet(
         spec=spec,
         statements=statements,
         prompts=prompts,
         answers={s: answer_ids(t, prompts[s][0].text, job.answers) for s, t in tokenizers.items()},
     )
-
-
-def _prompt(job, spec, tokenizer, examples, text: str) -> Prompt:
-    """The prompt of a statement, behind the examples in an order of its own."""
-    order = list(examples)
-    random.Random(f"{job.seed}/{spec.name}/{text}").shuffle(order)
-    return encode(tokenizer, "".join(f"{line}\n" for line in order), text + job.suffix)

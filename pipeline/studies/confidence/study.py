@@ -8,7 +8,7 @@ answers are. Source of the method: Gurnee et al. 2024; Stolfo et al. 2024; Du et
 from __future__ import annotations
 
 import hashlib
-import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,73 +17,66 @@ import torch
 
 from posttrace.figures.measures.entropy_neurons import candidates, matched
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.plan import Work
-from posttrace.pipeline.stages import check_one_size, positions
-from posttrace.pipeline.statements import file_hash
+from posttrace.pipeline.spot_checks import checked, drawn_for
 from posttrace.pipeline.studies.confidence.arrays import (
     ANSWERS,
     EFFECTS,
-    MEANS,
     PATH,
-    WEIGHTS,
     answers_group,
     kinds,
     neurons_group,
     text_group,
 )
-from posttrace.pipeline.studies.confidence.inputs import ask
-from posttrace.pipeline.studies.confidence.job import TEXT, ConfidenceJob
-from posttrace.pipeline.studies.confidence.text import encode_documents, read_documents
-from posttrace.stores import Unit
-from posttrace.tracers.cost import Cost, run_cost, shape_of
+from posttrace.pipeline.studies.confidence.inputs import ConfidenceInputs, read_inputs
+from posttrace.pipeline.studies.confidence.job import ConfidenceJob
+from posttrace.pipeline.studies.confidence.units import planned
+from posttrace.pipeline.study import Result, Study, Work
+from posttrace.stores import Group
+from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.answer_probabilities import read_answers
 from posttrace.tracers.engines.neuron_ablation import ablate_neurons, read_text
 from posttrace.tracers.models.entropy_neurons import neuron_weights
-from posttrace.tracers.models.identity import model_identity
-from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
 from posttrace.tracers.models.mlp_neurons import find_neurons
 from posttrace.tracers.models.safetensors import PICKLES, Checkpoint
 from posttrace.tracers.oracles.neuron_ablation import check_ablation
 
 
-class Confidence:
-    """A `confidence` job, prepared (see pipeline.plan.Study)."""
+class Confidence(Study[ConfidenceJob, ConfidenceInputs]):
+    """A `confidence` job, planned."""
 
-    gaps: frozenset[str] = frozenset()
-
-    def __init__(self, job: ConfidenceJob):
-        self.stages = {name: job.family.stages[name] for name in job.stage_names}
-        first = next(iter(self.stages.values()))
-        structures = {name: empty_model(s.model, s.revision) for name, s in self.stages.items()}
+    def check(self, job: ConfidenceJob) -> None:
         layer = None if job.layer == "last" else job.layer
-        self.neurons = {name: find_neurons(structure, layer) for name, structure in structures.items()}
+        self.neurons = {name: find_neurons(one, layer) for name, one in self.stages.structures.items()}
         self._check_sizes(job)
-        for name, stage in self.stages.items():
-            _check_files(name, stage.model)
-        self.shape = shape_of(next(iter(structures.values())))
-        self.job = job
-        if job.text is not None or job.sets:
-            # What the weights say does not depend on the dtype of runs.
-            dtype = resolve_dtype(job.dtype, job.execution.device, first.model, first.revision)
-            self.job = job.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
-        self._prepare_prompts()
-        self.content = {
-            "models": {name: model_identity(s.model, s.revision) for name, s in self.stages.items()},
-            "sets": {spec.name: file_hash(spec.csv) for spec in job.sets},
-            "text": hashlib.sha256("\0".join(self.documents).encode()).hexdigest(),
-        }
-        neurons = next(iter(self.neurons.values()))
-        self.groups = (
-            neurons_group(self.job, neurons),
-            *([text_group(self.job, neurons, self.documents)] if self.documents else []),
-            *(answers_group(self.job, asked) for asked in self.asked.values()),
-        )
-        self.work = tuple(self._work())
+        for name, checkpoint in self.stages.checkpoints.items():
+            _check_files(name, checkpoint.model)
+
+    def resolved(self, job: ConfidenceJob) -> dict[str, Any]:
+        # What the weights say does not depend on the dtype of runs.
+        return super().resolved(job) if job.text is not None or job.sets else {}
+
+    def read_inputs(self) -> ConfidenceInputs:
+        return read_inputs(self.job, self.stages)
+
+    def input_content(self) -> dict[str, Any]:
+        text = hashlib.sha256("\0".join(self.inputs.documents).encode()).hexdigest()
+        return {**super().input_content(), "text": text}
+
+    def arrays(self) -> Iterator[Group]:
+        neurons = self.neurons[self.stages.names[0]]
+        yield neurons_group(self.job, neurons)
+        if self.inputs.documents:
+            yield text_group(self.job, neurons, self.inputs.documents)
+        for asked in self.inputs.asked.values():
+            yield answers_group(self.job, asked)
+
+    def units(self) -> Iterator[Work]:
+        return planned(self.job, self.inputs)
 
     def _check_sizes(self, job: ConfidenceJob) -> None:
         keys = ("n_neurons", "hidden_size", "layer")
-        fix = ", and neurons of one are not those of the other; compare stages of one size"
-        check_one_size(job.family, self.neurons, keys, fix)
+        fix = "neurons of one are not those of the other; compare stages of one size"
+        self.stages.check_one_size(keys, fix, of=self.neurons)
         n = next(iter(self.neurons.values())).n_neurons
         if int(n * job.top_share) < job.candidates:
             raise JobError(
@@ -96,133 +89,66 @@ class Confidence:
                 f"{job.candidates} of them candidates); lower controls or candidates, or set text: null"
             )
 
-    def _prepare_prompts(self) -> None:
-        self.documents, self.rows, self.asked = [], {}, {}
-        if self.job.text is None and not self.job.sets:
-            return
-        tokenizers = {name: load_tokenizer(s.model, s.revision) for name, s in self.stages.items()}
-        room = positions(load_config(s.model, s.revision) for s in self.stages.values())
-        if self.job.text is not None:
-            self.documents = read_documents(self.job.text, self.job.seed)
-            self.rows = encode_documents(self.documents, tokenizers, self.job.text.tokens, room)
-        for spec in self.job.sets:
-            asked = ask(self.job, spec, tokenizers, room)
-            self.asked[asked.path] = asked
-
-    def _work(self):
-        """What needs no model first, then everything of one stage after the other."""
-        stages, text = list(enumerate(self.job.stage_names)), f"{PATH}/{TEXT}"
-        for i, stage in stages:
-            region = {"model": (i, i + 1)}
-            yield self._unit("weights", f"{PATH}/weights/{stage}", PATH, region, WEIGHTS, None, 1)
-        if self.documents:
-            for i, stage in stages:
-                yield self._unit(
-                    "chosen",
-                    f"{text}/chosen/{stage}",
-                    text,
-                    {"model": (i, i + 1)},
-                    ("ablated",),
-                    None,
-                    1,
-                    [f"{PATH}/weights/{stage}"],
-                )
-        for i, stage in stages:
-            if self.documents:
-                n, size = len(self.documents), self.job.text.per_unit
-                region = {"model": (i, i + 1)}
-                yield self._unit("means", f"{text}/means/{stage}", text, region, MEANS, stage, n)
-                for begin in range(0, n, size):
-                    region = {"model": (i, i + 1), "document": (begin, min(begin + size, n))}
-                    cells = len(kinds(self.job)) * (region["document"][1] - begin)
-                    unit = f"{text}/ablation/{stage}/{begin:04d}"
-                    needs = [f"{text}/chosen/{stage}", f"{text}/means/{stage}"]
-                    yield self._unit("ablation", unit, text, region, EFFECTS, stage, cells, needs)
-            for asked in self.asked.values():
-                n, size = len(asked.statements), self.job.statements_per_unit
-                for begin in range(0, n, size):
-                    region = {"model": (i, i + 1), "statement": (begin, min(begin + size, n))}
-                    unit = f"{asked.path}/answers/{stage}/{begin:04d}"
-                    cells = region["statement"][1] - begin
-                    yield self._unit("answers", unit, asked.path, region, ANSWERS, stage, cells)
-
-    def _unit(self, kind, name, group, region, arrays, stage, cells, needs=()) -> Work:
-        unit = Unit(name, group, region, arrays)
-        return Work(unit=unit, kind=kind, stage=stage, cells=cells, needs=tuple(needs))
-
-    def run(self, work: Work, model, store) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Do one unit (see pipeline.plan.Study)."""
-        make = {
-            "weights": self._weights,
-            "chosen": self._chosen,
-            "means": self._means,
-            "ablation": self._effects,
-            "answers": self._answers,
-        }
-        values = make[work.kind](work, model, store)
-        values, checked = values if isinstance(values, tuple) else (values, {})
-        return {name: value[None] for name, value in values.items()}, checked
-
     def _stage(self, work: Work) -> str:
+        """The stage that a unit is about, also where no model is open."""
         return self.job.stage_names[work.unit.region["model"][0]]
 
-    def _weights(self, work: Work, model, store) -> dict[str, np.ndarray]:
+    def run_weights(self, work: Work, model, store) -> Result:
+        """Norm and LogitVar of every neuron, and the candidates."""
         name = self._stage(work)
-        stage = self.stages[name]
-        found = neuron_weights(stage.model, self.neurons[name], stage.revision)
+        checkpoint = self.stages.checkpoints[name]
+        found = neuron_weights(checkpoint.model, self.neurons[name], checkpoint.revision)
         norm, logit_var = found.norm.numpy(), found.logit_var.numpy()
         chosen = candidates(norm, logit_var, self.job.top_share, self.job.candidates)
-        return {"weight_norm": norm, "logit_var": logit_var, "candidate": chosen.astype("int32")}
+        return _of_stage(weight_norm=norm, logit_var=logit_var, candidate=chosen.astype("int32")), {}
 
-    def _chosen(self, work: Work, model, store) -> dict[str, np.ndarray]:
+    def run_chosen(self, work: Work, model, store) -> Result:
         """What is ablated: the candidates, together and one by one, and as many random neurons of like norm."""
-        region = {"model": work.unit.region["model"]}
-        norm, chosen = (store.read(PATH, name, region)[0] for name in ("weight_norm", "candidate"))
+        norm, chosen = (store.read(PATH, name, work.unit.region)[0] for name in ("weight_norm", "candidate"))
         stream = hashlib.sha256(f"{self.job.seed}/{self._stage(work)}/controls".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(stream[:8], "little"))
         singles, sets = matched(norm, chosen, self.job.controls, rng)
         ablated = np.full((len(kinds(self.job)), self.job.candidates), -1, dtype="int32")
         for row, members in zip(ablated, [chosen, *chosen[:, None], *sets, *singles[:, None]], strict=True):
             row[: len(members)] = members
-        return {"ablated": ablated}
+        return _of_stage(ablated=ablated), {}
 
-    def _means(self, work: Work, model, store) -> dict[str, np.ndarray]:
-        found = model.run(read_text, self.rows[work.open_stage], neurons=self.neurons[work.open_stage])
-        return {
-            "activation_mean": (found.activation / found.n_tokens.sum()).float().numpy(),
-            "entropy": found.entropy.numpy(),
-            "loss": found.loss.numpy(),
-            "n_tokens": found.n_tokens.numpy(),
-        }
+    def run_means(self, work: Work, model, store) -> Result:
+        """Mean activations on the text, and its entropy and loss."""
+        stage = work.open_stage
+        found = model.run(read_text, self.inputs.rows[stage], neurons=self.neurons[stage])
+        return _of_stage(
+            activation_mean=(found.activation / found.n_tokens.sum()).float().numpy(),
+            entropy=found.entropy.numpy(),
+            loss=found.loss.numpy(),
+            n_tokens=found.n_tokens.numpy(),
+        ), {}
 
-    def _effects(self, work: Work, model, store):
-        """A share of what was found is computed again by whole forward passes."""
-        group, region = work.unit.group, {"model": work.unit.region["model"]}
+    def run_ablation(self, work: Work, model, store) -> Result:
+        """Entropy and loss with every set of neurons at its mean."""
+        group, region, stage = work.unit.group, {"model": work.unit.region["model"]}, work.open_stage
         mean, ablated = (store.read(group, name, region)[0] for name in ("activation_mean", "ablated"))
-        begin, end = work.unit.region["document"]
-        rows = self.rows[work.open_stage][begin:end]
+        rows = self.inputs.rows[stage][slice(*work.unit.region["document"])]
         options = dict(
-            neurons=self.neurons[work.open_stage],
+            neurons=self.neurons[stage],
             mean=torch.from_numpy(np.ascontiguousarray(mean)),
             ablations=[[int(n) for n in row if n >= 0] for row in ablated],
         )
         found = model.run(ablate_neurons, rows, **options)
-        values = {name: getattr(found, name).numpy() for name in EFFECTS}
-        if share := self.job.execution.check_share:
-            rng = random.Random(f"{self.job.seed}/{work.unit.id}")
-            n, largest = model.run(check_ablation, rows, effects=found, share=share, rng=rng, **options)
-            return values, {"checked_cells": n, "largest_difference": largest}
-        return values
+        arrays = _of_stage(**{name: getattr(found, name).numpy() for name in EFFECTS})
+        if not self.job.execution.check_share:
+            return arrays, {}
+        drawn = drawn_for(self.job, work.unit.id)
+        return arrays, checked(*model.run(check_ablation, rows, effects=found, **drawn, **options))
 
-    def _answers(self, work: Work, model, store) -> dict[str, np.ndarray]:
-        asked = self.asked[work.unit.group]
-        begin, end = work.unit.region["statement"]
-        prompts = asked.prompts[work.open_stage][begin:end]
-        found = model.run(read_answers, prompts, answers=asked.answers[work.open_stage])
-        return {name: getattr(found, name).numpy() for name in ANSWERS}
+    def run_answers(self, work: Work, model, store) -> Result:
+        """How sure the stage is of a block of statements."""
+        asked, stage = self.inputs.asked[work.unit.group], work.open_stage
+        prompts = asked.prompts[stage][slice(*work.unit.region["statement"])]
+        found = model.run(read_answers, prompts, answers=asked.answers[stage])
+        return _of_stage(**{name: getattr(found, name).numpy() for name in ANSWERS}), {}
 
     def cost(self, work: Work) -> Cost:
-        """Forward passes and multiply-adds of a unit (see pipeline.plan.Study)."""
         neurons = self.neurons[self._stage(work)]
         hidden, unembed = neurons.hidden_size, neurons.vocabulary * neurons.hidden_size
         if work.kind == "weights":
@@ -231,45 +157,35 @@ class Confidence:
             return Cost()
         if work.kind == "answers":
             begin, end = work.unit.region["statement"]
-            prompts = self.asked[work.unit.group].prompts[work.open_stage][begin:end]
+            prompts = self.inputs.asked[work.unit.group].prompts[work.open_stage][begin:end]
             prefixes = [len(prefix) for prefix in {p.prefix for p in prompts}]
-            return run_cost(self.shape, prefixes, [len(p.statement) for p in prompts]) + Cost(
+            return run_cost(self.stages.shape, prefixes, [len(p.statement) for p in prompts]) + Cost(
                 0, len(prompts) * unembed
             )
-        begin, end = work.unit.region.get("document", (0, len(self.documents)))
-        rows = self.rows[work.open_stage][begin:end]
+        begin, end = work.unit.region.get("document", (0, len(self.inputs.documents)))
+        rows = self.inputs.rows[work.open_stage][begin:end]
         tokens = sum(map(len, rows))
-        once = run_cost(self.shape, [0], list(map(len, rows))) + Cost(0, tokens * unembed)
+        once = run_cost(self.stages.shape, [0], list(map(len, rows))) + Cost(0, tokens * unembed)
         if work.kind == "means":
             return once
         # Each set of neurons is run twice: as it is, and with the final norm's scale frozen.
         runs = 2 * len(kinds(self.job))
-        blocks = self.shape.n_layers - neurons.layer
-        again = tokens * unembed if blocks == 1 else tokens * (unembed + blocks * self.shape.block)
+        blocks = self.stages.shape.n_layers - neurons.layer
+        again = tokens * unembed if blocks == 1 else tokens * (unembed + blocks * self.stages.shape.block)
         return once + Cost(runs, runs * again)
 
-    def summary(self) -> list[dict[str, Any]]:
-        """A row per group: what is counted, cost (see pipeline.plan.Study)."""
-        rows = []
-        for group in self.groups:
-            work = [w for w in self.work if w.unit.group == group.path]
-            cost = sum(map(self.cost, work), Cost())
-            sizes = [
-                f"{group.sizes[d]} {d}s"
-                for d in ("neuron", "ablation", "document", "statement")
-                if d in group.sizes
-            ]
-            rows.append(
-                {
-                    "group": group.path,
-                    "of": ", ".join(sizes),
-                    "stages": group.sizes["model"],
-                    "units": len(work),
-                    "forwards": cost.forwards,
-                    "multiply-adds": f"{cost.multiply_adds:.2e}",
-                }
-            )
-        return rows
+    def facts(self, group: Group) -> dict[str, Any]:
+        counted = [d for d in ("neuron", "ablation", "document", "statement") if d in group.sizes]
+        return {
+            "group": group.path,
+            "of": ", ".join(f"{group.sizes[d]} {d}s" for d in counted),
+            "stages": group.sizes["model"],
+        }
+
+
+def _of_stage(**values: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays of one stage, with a first dimension for it."""
+    return {name: value[None] for name, value in values.items()}
 
 
 def _check_files(stage: str, model: str) -> None:

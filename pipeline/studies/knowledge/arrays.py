@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posttrace.pipeline.studies.knowledge.inputs import PreparedSet
+from posttrace.pipeline.studies.knowledge.inputs import PairSet
 from posttrace.pipeline.studies.knowledge.job import KnowledgeJob
 from posttrace.pipeline.studies.knowledge.pairing import roles_within, token_texts
 from posttrace.stores import Array, Coord, Group
@@ -23,11 +23,11 @@ def grid_arrays(job: KnowledgeJob) -> tuple[str, ...]:
 
 
 def knowledge_group(
-    job: KnowledgeJob, prepared: PreparedSet, layers: Sequence[int], heads: int, width: int
+    job: KnowledgeJob, pairs: PairSet, layers: Sequence[int], heads: int, width: int
 ) -> Group:
     """The group `knowledge/<set>`: arrays, coordinates and attributes (names that readers rely on).
 
-    >>> knowledge_group(job, prepared, range(8), 1, 160).path  # doctest: +SKIP
+    >>> knowledge_group(job, pairs, range(8), 1, 160).path  # doctest: +SKIP
     'knowledge/cities'
 
     job: with its dtype resolved. layers: block numbers. heads, width: values per block and token, and components of
@@ -35,7 +35,7 @@ def knowledge_group(
     `method: attribution` there is one more array.
     """
     stages = list(job.stage_names)
-    pairs = prepared.prompts[stages[0]]
+    prompts = pairs.prompts[stages[0]]
     block = job.pairs_per_unit
     nats = f"logit difference, nats: logit({job.answers[0]}) - logit({job.answers[1]}) at the last token"
     where = ("layer", "head") if job.site == "z" else ("layer",)
@@ -90,42 +90,42 @@ def knowledge_group(
     coords = [
         Coord("source", ("source",), stages, "stage that the activation comes from"),
         Coord("target", ("target",), stages, "stage that the activation is put into"),
-        Coord("pair", ("pair",), np.arange(len(pairs)), "number of the pair"),
+        Coord("pair", ("pair",), np.arange(len(prompts)), "number of the pair"),
         Coord("layer", ("layer",), np.array(layers), "block, from 0"),
-        Coord("token", ("token",), np.arange(prepared.width), "statement token, from 0"),
-        Coord("token_label", ("token",), list(prepared.aligned.labels), "text or role of the token"),
-        Coord("token_role", ("token",), list(prepared.aligned.roles), "subject, object, last or other"),
-        Coord("n_tokens", ("pair",), np.array(prepared.lengths), "statement tokens of the pair"),
-        Coord("clean_prompt", ("pair",), [c.text for c, _ in pairs], "prompt of the clean run"),
-        Coord("corrupt_prompt", ("pair",), [c.text for _, c in pairs], "prompt of the corrupt run"),
-        Coord("clean_statement", ("pair",), [c for c, _ in prepared.aligned.pairs], "the true statement"),
-        Coord("corrupt_statement", ("pair",), [c for _, c in prepared.aligned.pairs], "the false statement"),
+        Coord("token", ("token",), np.arange(pairs.width), "statement token, from 0"),
+        Coord("token_label", ("token",), list(pairs.aligned.labels), "text or role of the token"),
+        Coord("token_role", ("token",), list(pairs.aligned.roles), "subject, object, last or other"),
+        Coord("n_tokens", ("pair",), np.array(pairs.lengths), "statement tokens of the pair"),
+        Coord("clean_prompt", ("pair",), [c.text for c, _ in prompts], "prompt of the clean run"),
+        Coord("corrupt_prompt", ("pair",), [c.text for _, c in prompts], "prompt of the corrupt run"),
+        Coord("clean_statement", ("pair",), [c for c, _ in pairs.aligned.pairs], "the true statement"),
+        Coord("corrupt_statement", ("pair",), [c for _, c in pairs.aligned.pairs], "the false statement"),
     ]
     if job.site == "z":
         coords.append(Coord("head", ("head",), np.arange(heads), "attention head, from 0"))
     if job.method == "attribution":
         coords.append(
-            Coord("exact", ("pair",), list(prepared.exact), "whether logit_diff has the pair's exact grid")
+            Coord("exact", ("pair",), list(pairs.exact), "whether logit_diff has the pair's exact grid")
         )
-    if prepared.spec.pairs == "free":
-        roles = [roles_within(clean, corrupt, prepared.width) for clean, corrupt in pairs]
+    if pairs.spec.pairs == "free":
+        roles = [roles_within(clean, corrupt, pairs.width) for clean, corrupt in prompts]
         labels = [
-            _padded(token_texts(clean, true + job.suffix), prepared.width)
-            for (clean, _), (true, _) in zip(pairs, prepared.aligned.pairs, strict=True)
+            _padded(token_texts(clean, true + job.suffix), pairs.width)
+            for (clean, _), (true, _) in zip(prompts, pairs.aligned.pairs, strict=True)
         ]
         coords += [
             Coord("token_role_of_pair", ("pair", "token"), roles, "knowledge (differs), last, other"),
             Coord("token_label_of_pair", ("pair", "token"), labels, "text of the clean run's token"),
         ]
     return Group(
-        path=prepared.path,
+        path=pairs.path,
         sizes={
             "source": len(stages),
             "target": len(stages),
-            "pair": len(pairs),
+            "pair": len(prompts),
             "layer": len(layers),
             **({"head": heads} if job.site == "z" else {}),
-            "token": prepared.width,
+            "token": pairs.width,
             "hidden": width,
         },
         arrays=tuple(arrays),
@@ -133,14 +133,14 @@ def knowledge_group(
         attrs={
             "study": "knowledge",
             "method": job.method,
-            "set": prepared.spec.name,
+            "set": pairs.spec.name,
             "family": job.family.name,
             "site": job.site,
-            "alignment": prepared.spec.pairs,
+            "alignment": pairs.spec.pairs,
             "answer_tokens": list(job.answers),
             "seed": job.seed,
-            "n_pairs": len(pairs),
-            "n_pairs_available": prepared.aligned.available,
+            "n_pairs": len(prompts),
+            "n_pairs_available": pairs.aligned.available,
         },
     )
 

@@ -6,15 +6,16 @@ import random
 from dataclasses import dataclass
 
 from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.few_shot import check_prompt, draw_examples
 from posttrace.pipeline.spec import StatementSet
-from posttrace.pipeline.statements import check_number, draw_examples, drawn, read_set
+from posttrace.pipeline.statements import check_number, drawn, read_set
 from posttrace.pipeline.studies.knowledge.job import KnowledgeJob
 from posttrace.pipeline.studies.knowledge.pairing import Aligned, free_pairs, sample, template_pairs
 from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
 
 @dataclass(frozen=True)
-class PreparedSet:
+class PairSet:
     """One statement set, paired and tokenised."""
 
     spec: StatementSet
@@ -41,35 +42,42 @@ class PreparedSet:
         return len(self.aligned.labels)
 
 
-def prepare_set(
-    job: KnowledgeJob, spec: StatementSet, tokenizers: dict, positions: int | None = None
-) -> PreparedSet:
+def read_pairs(job: KnowledgeJob, spec: StatementSet, tokenizers: dict, room: int | None = None) -> PairSet:
     """Read a set, pair its statements, and tokenise the prompts of every pair for every stage.
 
-    >>> prepare_set(job, job.sets[0], {"base": tokenizer}).lengths     # doctest: +SKIP
+    >>> read_pairs(job, job.sets[0], {"base": tokenizer}).lengths      # doctest: +SKIP
     [14, 14, ...]
 
-    tokenizers: by stage, the first one decides on the pairs. positions: tokens that the models have room for.
-    Raises JobError for a set that gives no pair, or a pair that a stage cannot tell apart, cuts into unequal
-    lengths, does not know all the words of or has no room for; TracerError for answers that are no single tokens.
+    Parameters
+    ----------
+    tokenizers: by stage, the first one decides on the pairs.
+    room: tokens that the models have positions for.
+
+    Raises
+    ------
+    JobError for a set that gives no pair, or a pair that a stage cannot tell apart, cuts into unequal lengths, does not
+    know all the words of or has no room for; TracerError for answers that are no single tokens.
     """
     first = next(iter(tokenizers))
     statements = read_set(spec)
     if job.max_pairs is not None:
         statements = drawn(spec, statements, job.seed)
     check_number(spec, statements, "max_pairs")
-    examples, statements = draw_examples(spec, statements, job.few_shot, job.suffix, job.answers, job.seed)
-    context = "\n" if examples else ""
+    few_shot, statements = draw_examples(spec, statements, job.few_shot, job.suffix, job.answers, job.seed)
     pair_up = free_pairs if spec.pairs == "free" else template_pairs
-    aligned = pair_up(spec.name, statements, tokenizers[first], context, job.suffix)
+    aligned = pair_up(spec.name, statements, tokenizers[first], few_shot.context, job.suffix)
     aligned = sample(aligned, job.max_pairs, f"{job.seed}/{spec.name}/pairs")
     if spec.pairs == "free":
         # The sample may lack the longest pair, and the columns are as many as its longest pair has.
-        aligned = _cropped(aligned, tokenizers[first], context, job.suffix)
-    prompts = {
-        stage: [_prompts(job, spec, tokenizer, examples, pair) for pair in aligned.pairs]
-        for stage, tokenizer in tokenizers.items()
-    }
+        aligned = _cropped(aligned, tokenizers[first], few_shot.context, job.suffix)
+    prompts: dict[str, list[tuple[Prompt, Prompt]]] = {}
+    for stage, tokenizer in tokenizers.items():
+        # Both prompts of a pair have the examples in the same order.
+        made = [
+            [few_shot.prompt(tokenizer, text, f"{true}/{false}") for text in (true, false)]
+            for true, false in aligned.pairs
+        ]
+        prompts[stage] = [(clean, corrupt) for clean, corrupt in made]
     answers = {
         stage: answer_ids(tokenizer, prompts[stage][0][1].text, job.answers)
         for stage, tokenizer in tokenizers.items()
@@ -78,17 +86,19 @@ def prepare_set(
     width = len(aligned.labels)
     for stage, pairs in prompts.items():
         for (clean, corrupt), length, pair in zip(pairs, lengths, aligned.pairs, strict=True):
-            expected = width if spec.pairs == "template" else min(length, width)
-            problem = _problem(clean, corrupt, expected, tokenizers[stage], positions)
+            where = f"set {spec.name}: stage {stage}"
+            problem = _problem(clean, corrupt, width if spec.pairs == "template" else min(length, width))
             if problem:
-                raise JobError(f"set {spec.name}: stage {stage}: pair {pair}: {problem}")
-    return PreparedSet(
+                raise JobError(f"{where}: pair {pair}: {problem}")
+            for text, prompt in zip(pair, (clean, corrupt), strict=True):
+                check_prompt(where, text, prompt, tokenizers[stage], room)
+    return PairSet(
         spec=spec, aligned=aligned, prompts=prompts, answers=answers, exact=_exact(job, spec, len(lengths))
     )
 
 
-def _problem(clean: Prompt, corrupt: Prompt, expected: int, tokenizer, positions: int | None) -> str | None:
-    """Why a pair cannot be patched, or None."""
+def _problem(clean: Prompt, corrupt: Prompt, expected: int) -> str | None:
+    """Why a pair cannot be patched, or None; expected: statement tokens of both."""
     sizes = [len(clean.statement), len(corrupt.statement)]
     if sizes != [expected, expected]:
         return f"{sizes[0]} and {sizes[1]} statement tokens, not {expected}; take it out of the set"
@@ -96,25 +106,7 @@ def _problem(clean: Prompt, corrupt: Prompt, expected: int, tokenizer, positions
         return "its two prompts differ before the statement; choose other few_shot lines"
     if clean.ids == corrupt.ids:
         return "the true and the false statement have the same tokens; take it out of the set"
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if (
-        unknown is not None
-        and unknown in clean.ids + corrupt.ids
-        and tokenizer.unk_token != tokenizer.eos_token
-    ):
-        return "it has words that the tokenizer does not know; take it out of the set"
-    if positions is not None and len(clean.ids) > positions:
-        return f"its prompt has {len(clean.ids)} tokens, the model takes {positions}; lower few_shot"
     return None
-
-
-def _prompts(job, spec, tokenizer, examples, pair) -> tuple[Prompt, Prompt]:
-    """Clean and corrupt prompt of a pair, behind the examples in an order of the pair's own."""
-    order = list(examples)
-    random.Random(f"{job.seed}/{spec.name}/{pair[0]}/{pair[1]}").shuffle(order)
-    prefix = "".join(f"{line}\n" for line in order)
-    clean, corrupt = (encode(tokenizer, prefix, statement + job.suffix) for statement in pair)
-    return clean, corrupt
 
 
 def _cropped(aligned: Aligned, tokenizer, context: str, suffix: str) -> Aligned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from posttrace.pipeline.studies.refusal.inputs import KINDS, StagePrompts
+from posttrace.pipeline.studies.refusal.inputs import KINDS, RefusalInputs
 from posttrace.pipeline.studies.refusal.job import RANDOM, RefusalJob
 from posttrace.stores import Array, Coord, Group
 
@@ -34,22 +34,16 @@ def direction_names(job: RefusalJob) -> tuple[str, ...]:
     return (*job.stage_names, *(f"{RANDOM}{i}" for i in range(job.random_directions)))
 
 
-def refusal_group(
-    job: RefusalJob,
-    prompts: dict[str, StagePrompts],
-    splits: dict,
-    n_layers: int,
-    n_positions: int,
-    hidden: int,
-) -> Group:
+def refusal_group(job: RefusalJob, inputs: RefusalInputs, n_layers: int, hidden: int) -> Group:
     """The group `refusal`: arrays, coordinates and attributes (names that readers rely on).
 
-    >>> refusal_group(job, prompts, splits, 8, 4, 160).path           # doctest: +SKIP
+    >>> refusal_group(job, inputs, 8, 160).path                       # doctest: +SKIP
     'refusal'
 
-    job: with its dtype and choices resolved. n_positions: tokens at the end of a prompt that directions come from.
+    job: with its dtype and choices resolved.
     """
     stages, names = job.stage_names, direction_names(job)
+    prompts, splits, n_positions = inputs.prompts, inputs.splits, len(inputs.positions)
     kinds = [kind for kind in KINDS for _ in splits[kind].test]
     texts = [text for kind in KINDS for text in splits[kind].test]
     dims = ("direction", "target", "intervention", "prompt")

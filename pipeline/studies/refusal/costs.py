@@ -10,8 +10,8 @@ from posttrace.tracers.cost import Cost, Shape, run_cost
 from posttrace.tracers.engines.generation import batches
 
 if TYPE_CHECKING:
-    from posttrace.pipeline.plan import Work
     from posttrace.pipeline.studies.refusal.study import Refusal
+    from posttrace.pipeline.study import Work
 
 
 def unit_cost(study: Refusal, work: Work) -> Cost:
@@ -22,12 +22,12 @@ def unit_cost(study: Refusal, work: Work) -> Cost:
     """
     if work.stage is None:
         return Cost()
-    kind, stage = work.kind, work.about["stage"]
-    prompts, max_tokens = study.prompts[stage], study.job.execution.max_tokens or MAX_TOKENS
+    kind, stage = work.kind, work.about["subject"]
+    prompts, max_tokens = study.inputs.prompts[stage], study.job.execution.max_tokens or MAX_TOKENS
     lengths = {key: [len(p) for p in some] for key, some in prompts.ids.items()}
 
     def once(*keys) -> Cost:
-        return sum((passes(study.shape, lengths[key], 0, max_tokens) for key in keys), Cost())
+        return sum((passes(study.stages.shape, lengths[key], 0, max_tokens) for key in keys), Cost())
 
     harmful, harmless = (("harmful", "validation"), ("harmless", "validation"))
     if kind == "directions":
@@ -42,8 +42,8 @@ def unit_cost(study: Refusal, work: Work) -> Cost:
     else:
         some, n = lengths[harmless], len(study.job.coefficient_search)
     new = study.job.new_tokens
-    scored = passes(study.shape, [length + new for length in some], 0, max_tokens)
-    return times(passes(study.shape, some, new, max_tokens) + scored, n)
+    scored = passes(study.stages.shape, [length + new for length in some], 0, max_tokens)
+    return times(passes(study.stages.shape, some, new, max_tokens) + scored, n)
 
 
 def passes(shape: Shape, lengths: Sequence[int], new: int, max_tokens: int) -> Cost:

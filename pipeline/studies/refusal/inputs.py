@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.studies.refusal.instructions import PUBLISHED, Splits
+from posttrace.pipeline.stages import Stages
+from posttrace.pipeline.studies.refusal.instructions import PUBLISHED, Splits, read_splits
 from posttrace.pipeline.studies.refusal.job import RefusalJob
+from posttrace.pipeline.studies.refusal.scores import read_phrases
 from posttrace.pipeline.studies.refusal.templates import (
     PROBES,
     encoder,
@@ -14,6 +17,7 @@ from posttrace.pipeline.studies.refusal.templates import (
     stop_tokens,
     tail_length,
     template_of,
+    written,
 )
 from posttrace.tracers.engines.generation import Openings
 
@@ -38,11 +42,62 @@ class StagePrompts:
     stop: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class RefusalInputs:
+    """What a `refusal` job runs."""
+
+    splits: dict[str, Splits]
+    """Kind (harmful, harmless) -> its instructions."""
+    prompts: dict[str, StagePrompts]
+    """Per stage."""
+    probes: dict[str, str]
+    """Per stage: a whole prompt, since a chat template may write the date into it."""
+    positions: tuple[int, ...]
+    """The position axis: tokens counted from the end of a prompt."""
+    phrases: tuple[str, ...]
+    """What refusals begin with."""
+
+
+def read_inputs(job: RefusalJob, stages: Stages) -> RefusalInputs:
+    """Read and split the instructions of a job, and tokenise their prompts for every stage.
+
+    >>> read_inputs(job, stages).positions                             # doctest: +SKIP
+    (-4, -3, -2, -1)
+
+    Raises JobError for instructions, templates or choices that do not fit the models.
+    """
+    phrases = read_phrases(job.phrases)
+    sizes = {split: getattr(job, f"{split}_prompts") for split in SPLIT_NAMES}
+    splits = {kind: read_splits(kind, getattr(job, kind), sizes, job.seed) for kind in KINDS}
+    everything = [text for s in splits.values() for name in SPLIT_NAMES for text in getattr(s, name)]
+    texts = {name: written(job, name, t, everything) for name, t in stages.tokenizers.items()}
+
+    def prepared(n_positions: int) -> dict[str, StagePrompts]:
+        return {
+            name: prepare_stage(job, name, tokenizer, splits, texts[name], stages.rooms[name], n_positions)
+            for name, tokenizer in stages.tokenizers.items()
+        }
+
+    tails = prepared(0)
+    check_choices(job, stages, tails)
+    fixed = [-choice.position for stage, choice in job.choices.items() if stage in stages.names]
+    n_positions = max([*fixed, *(p.tail for p in tails.values())])
+    prompts = prepared(n_positions)
+    shortest = min(len(p) for s in prompts.values() for some in s.ids.values() for p in some)
+    if shortest < n_positions:
+        raise JobError(
+            f"selected: a prompt has {shortest} tokens, fewer than the {n_positions} that directions are taken from; "
+            "edit selected, or take short instructions out"
+        )
+    probes = {name: some[PROBES[0]] for name, some in texts.items()}
+    return RefusalInputs(splits, prompts, probes, tuple(range(-n_positions, 0)), phrases)
+
+
 def prepare_stage(
     job: RefusalJob,
     stage: str,
     tokenizer,
-    splits: dict[str, Splits],
+    splits: Mapping[str, Splits],
     texts: dict[str, str],
     room: int | None,
     n_positions: int = 0,
@@ -86,20 +141,16 @@ def prepare_stage(
     )
 
 
-def check_choices(job: RefusalJob, n_layers: int, prompts: dict[str, StagePrompts]) -> None:
+def check_choices(job: RefusalJob, stages: Stages, prompts: Mapping[str, StagePrompts]) -> None:
     """Whether every fixed layer and position is there; raises JobError for one that is not.
 
-    >>> check_choices(job, 8, prompts)                                # doctest: +SKIP
+    >>> check_choices(job, stages, prompts)                             # doctest: +SKIP
     """
     for stage, choice in job.choices.items():
         if stage not in prompts:
             continue
         shortest = min(len(p) for some in prompts[stage].ids.values() for p in some)
-        if choice.layer >= n_layers:
-            raise JobError(
-                f"selected.{stage}.layer: {choice.layer} is not in 0-{n_layers - 1} ({job.family.name} has {n_layers} "
-                "blocks); edit selected"
-            )
+        stages.check_layer(choice.layer, f"selected.{stage}.layer")
         if -choice.position > shortest:
             raise JobError(
                 f"selected.{stage}.position: {choice.position} is not in -{shortest} to -1 (the shortest prompt "

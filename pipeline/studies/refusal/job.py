@@ -43,6 +43,7 @@ class InstructionSet(Spec):
 class RefusalJob(FamilyJob):
     """Directions of refusal, ablated and added while generating (Arditi et al. 2024; Du et al. 2025, section 5)."""
 
+    reserved = ("none", RANDOM)
     study: Literal["refusal"]
     harmful: InstructionSet
     """`embedded`, `advbench` (downloaded), a CSV file, or `{name, csv, column, where}`."""
@@ -93,12 +94,6 @@ class RefusalJob(FamilyJob):
                 raise ValueError(
                     f"{key}: {unknown} not in family {self.family.name}; it has {list(self.family.stages)}; edit {key}"
                 )
-        taken = [stage for stage in self.stage_names if stage == "none" or stage.startswith(RANDOM)]
-        if taken:
-            raise ValueError(
-                f"stages: {taken}: in this study `none` and `{RANDOM}...` mean no direction and random ones; "
-                "call the stage otherwise"
-            )
         for stage, template in self.templates.items():
             if template not in ("chat", "base") and template.count("{instruction}") != 1:
                 raise ValueError(

@@ -11,7 +11,7 @@ from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import SAME
 from posttrace.pipeline.studies.truthfulness.arrays import direction_names
-from posttrace.pipeline.studies.truthfulness.inputs import PreparedSet
+from posttrace.pipeline.studies.truthfulness.inputs import StatementInputs
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob, topic
 from posttrace.pipeline.studies.truthfulness.probes import (
     Sample,
@@ -27,7 +27,7 @@ AT_ONCE = 2**26
 """Values that are read from the store at once: half a gigabyte as float64."""
 
 
-def training_sets(sets: Mapping[str, PreparedSet], *left_out: str) -> list[str]:
+def training_sets(sets: Mapping[str, StatementInputs], *left_out: str) -> list[str]:
     """Names of the sets whose topic is none of those left out.
 
     >>> training_sets({"cities": None, "neg_cities": None, "facts": None}, "cities")
@@ -38,7 +38,7 @@ def training_sets(sets: Mapping[str, PreparedSet], *left_out: str) -> list[str]:
 
 
 def learn(
-    job: TruthfulnessJob, sets: Mapping[str, PreparedSet], held_out: str, n_layers: int, store
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], held_out: str, n_layers: int, store
 ) -> dict[str, np.ndarray]:
     """Directions without one set, how alike the stages' are, and how well probes do within the training sets.
 
@@ -104,7 +104,7 @@ def earliest_good(accuracy: np.ndarray, n: int, begin: int = 0) -> int:
 
 
 def try_probes(
-    job: TruthfulnessJob, sets: Mapping[str, PreparedSet], held_out: str, n_layers: int, store
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], held_out: str, n_layers: int, store
 ) -> dict[str, np.ndarray]:
     """Train every probe on every stage without one set, and test it on every stage with that set.
 
@@ -129,7 +129,7 @@ def try_probes(
     return {"correct": correct}
 
 
-def accuracies(prepared: PreparedSet, store) -> dict[str, np.ndarray]:
+def accuracies(prepared: StatementInputs, store) -> dict[str, np.ndarray]:
     """Share of the held-out statements that a probe gets right; dims probe x source x target x 1 x layer.
 
     >>> accuracies(sets["cities"], store)["accuracy"].shape           # doctest: +SKIP
@@ -139,7 +139,7 @@ def accuracies(prepared: PreparedSet, store) -> dict[str, np.ndarray]:
     return {"accuracy": correct.mean(axis=3, dtype=np.float64)[:, :, :, None].astype(np.float32)}
 
 
-def effects(job: TruthfulnessJob, prepared: PreparedSet, store) -> dict[str, np.ndarray]:
+def effects(job: TruthfulnessJob, prepared: StatementInputs, store) -> dict[str, np.ndarray]:
     """Effects of the interventions on one set; dims direction x target x 1.
 
     >>> effects(job, sets["cities"], store)["effect"].shape           # doctest: +SKIP
@@ -166,7 +166,7 @@ def _effects(p_diff: np.ndarray, before: np.ndarray, truth: np.ndarray) -> tuple
 
 
 def read_layers(
-    job: TruthfulnessJob, sets: Mapping[str, PreparedSet], names: Sequence[str], n_layers: int, store
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], names: Sequence[str], n_layers: int, store
 ) -> Iterator[dict[str, list[Sample]]]:
     """Layer by layer, the activations of some sets: name -> one sample per stage.
 
@@ -189,7 +189,7 @@ def read_layers(
             yield {name: _samples(sets[name], values[:, :, layer]) for name, values in some.items()}
 
 
-def _samples(prepared: PreparedSet, values) -> list[Sample]:
+def _samples(prepared: StatementInputs, values) -> list[Sample]:
     """A sample per stage; values: tensor, dims model x statement x hidden."""
     negated = prepared.spec.name != topic(prepared.spec.name)
     truth = np.array(prepared.labels)

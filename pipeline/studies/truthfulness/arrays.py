@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.studies.truthfulness.inputs import PreparedSet
+from posttrace.pipeline.studies.truthfulness.inputs import StatementInputs
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob, topic
 from posttrace.stores import Array, Coord, Group
 
@@ -37,7 +36,7 @@ def shown_names(job: TruthfulnessJob) -> list[str]:
 
 
 def set_group(
-    job: TruthfulnessJob, prepared: PreparedSet, shown: list[int], n_layers: int, hidden: int
+    job: TruthfulnessJob, prepared: StatementInputs, shown: list[int], n_layers: int, hidden: int
 ) -> Group:
     """The group `truthfulness/<set>`: what was read and answered, per statement.
 
@@ -157,15 +156,14 @@ def set_group(
 
 
 def summary_group(
-    job: TruthfulnessJob, sets: Mapping[str, PreparedSet], n_layers: int, hidden: int, swept: bool
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], n_layers: int, hidden: int, swept: bool
 ) -> Group:
     """The group `truthfulness`: directions, accuracies and effects, per set that was left out.
 
     >>> summary_group(job, sets, 8, 160, swept=True).path             # doctest: +SKIP
     'truthfulness'
 
-    swept: whether the first pushed block is chosen by trying interventions on the training sets. Raises JobError for a
-    set that is named like something in this group: its own group would lie at the same place of the store.
+    swept: whether the first pushed block is chosen by trying interventions on the training sets.
     """
     stages, names = list(job.stage_names), direction_names(job)
     one = {"held_out": 1}
@@ -231,13 +229,6 @@ def summary_group(
             )
         )
         coords.append(Coord("coefficient", ("coefficient",), np.array(job.coefficient_sweep), "factor"))
-    declared: tuple[Array | Coord, ...] = (*arrays, *coords)
-    for item in declared:
-        if item.name in sets:
-            raise JobError(
-                f"set {item.name}: results of the study are stored under that name ({SUMMARY}/{item.name}); rename the "
-                f"set: {{name: my-{item.name}, csv: {sets[item.name].spec.csv}}}"
-            )
     return Group(
         path=SUMMARY,
         sizes=sizes,

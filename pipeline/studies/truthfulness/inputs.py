@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.few_shot import FewShot, check_prompt, draw_examples
 from posttrace.pipeline.spec import StatementSet
-from posttrace.pipeline.statements import Statement, check_number, draw_examples, read_set
+from posttrace.pipeline.statements import Statement, check_number, read_set
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
 from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
@@ -23,7 +24,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class PreparedSet:
+class StatementInputs:
     """One statement set, tokenised."""
 
     spec: StatementSet
@@ -57,15 +58,15 @@ class PreparedSet:
         return _balanced(usable, self.labels, n, seed)
 
 
-def prepare_set(
-    job: TruthfulnessJob, spec: StatementSet, tokenizers: dict, positions: int | None
-) -> PreparedSet:
+def read_statement_set(
+    job: TruthfulnessJob, spec: StatementSet, tokenizers: dict, room: int | None
+) -> StatementInputs:
     """Read a set, draw its examples and tokenise its statements for every stage.
 
-    >>> len(prepare_set(job, job.sets[0], {"base": tokenizer}, 512).bare["base"])      # doctest: +SKIP
+    >>> len(read_statement_set(job, job.sets[0], {"base": tokenizer}, 512).bare["base"])      # doctest: +SKIP
     260
 
-    positions: tokens that the models have room for. Raises JobError for a set without true or without false
+    room: tokens that the models have positions for. Raises JobError for a set without true or without false
     statements, and for a statement that is too long or too short, or has words that a tokenizer does not know;
     TracerError for answers that are no single tokens.
     """
@@ -82,28 +83,25 @@ def prepare_set(
         kept = _balanced(kept, labels, job.max_statements, f"{job.seed}/{spec.name}/statements")
     statements = [rows[i] for i in kept]
     check_number(spec, statements, "max_statements")
-    examples, _ = draw_examples(spec, statements, job.few_shot, job.suffix, job.answers, job.seed)
-    starts = tuple(line.removesuffix(a) for line in examples for a in job.answers if line.endswith(a))
-    bare = {
-        stage: [_bare(spec, s.text, stage, t, positions) for s in statements]
-        for stage, t in tokenizers.items()
-    }
-    asked = {
-        stage: [
-            None
-            if s.text + job.suffix in starts
-            else _asked(job, spec, s.text, examples, stage, t, positions)
+    few_shot, _ = draw_examples(spec, statements, job.few_shot, job.suffix, job.answers, job.seed)
+    bare: dict[str, list[Prompt]] = {}
+    asked: dict[str, list[Asked | None]] = {}
+    for stage, tokenizer in tokenizers.items():
+        bare[stage] = [encode(tokenizer, "", s.text) for s in statements]
+        asked[stage] = [
+            None if s.text + job.suffix in few_shot.statements else _asked(few_shot, s.text, stage, tokenizer)
             for s in statements
         ]
-        for stage, t in tokenizers.items()
-    }
+        for s, one, other in zip(statements, bare[stage], asked[stage], strict=True):
+            for prompt in (one, other.prompt) if other else (one,):
+                check_prompt(f"set {spec.name}: stage {stage}", s.text, prompt, tokenizer, room)
     first = next(iter(tokenizers))
     left = {s.label for s, a in zip(statements, asked[first], strict=True) if a is not None}
     if len(left) < 2:
         raise JobError(f"set {spec.name}: all statements of one label are examples; lower few_shot")
     some = {stage: next(one for one in asked[stage] if one is not None) for stage in tokenizers}
     answers = {stage: answer_ids(t, some[stage].prompt.text, job.answers) for stage, t in tokenizers.items()}
-    return PreparedSet(spec, tuple(statements), len(rows), tuple(examples), bare, asked, answers)
+    return StatementInputs(spec, tuple(statements), len(rows), few_shot.lines, bare, asked, answers)
 
 
 def _balanced(numbers, labels, n: int, seed: str) -> list[int]:
@@ -115,37 +113,33 @@ def _balanced(numbers, labels, n: int, seed: str) -> list[int]:
     return sorted(i for group, k in zip(groups, wanted, strict=True) for i in rng.sample(group, k))
 
 
-def _bare(spec, text: str, stage: str, tokenizer, positions) -> Prompt:
-    prompt = encode(tokenizer, "", text)
-    _check(spec, text, stage, prompt, tokenizer, positions)
-    return prompt
-
-
-def _asked(job, spec, text: str, examples, stage: str, tokenizer, positions) -> Asked:
-    """The prompt of a statement, behind the examples in an order of its own."""
-    order = list(examples)
-    random.Random(f"{job.seed}/{spec.name}/{text}").shuffle(order)
-    prompt = encode(tokenizer, "".join(f"{line}\n" for line in order), text + job.suffix)
-    _check(spec, text, stage, prompt, tokenizer, positions)
+def _asked(few_shot: FewShot, text: str, stage: str, tokenizer) -> Asked:
+    """The prompt of a statement, after the examples."""
+    prompt = few_shot.prompt(tokenizer, text)
     final = next(i for i, (_, end) in enumerate(prompt.spans) if end >= len(text))
     if final == 0:
         raise JobError(
-            f"set {spec.name}: stage {stage}: {text!r} is a single token; two are pushed: take it out of the set"
+            f"set {few_shot.spec.name}: stage {stage}: {text!r} is a single token; two are steered: take it out"
         )
     end = len(prompt.statement)
     return Asked(prompt, (final - 1 - end, final - end))
 
 
-def _check(spec, text: str, stage: str, prompt: Prompt, tokenizer, positions) -> None:
-    problem = None
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown in prompt.ids and tokenizer.unk_token != tokenizer.eos_token:
-        problem = "it has words that the tokenizer does not know; take it out of the set"
-    elif positions is not None and len(prompt.ids) > positions:
-        problem = (
-            f"its prompt has {len(prompt.ids)} tokens, the model takes {positions}; lower few_shot, or take "
-            "it out of the set"
-        )
-    if problem:
-        shown = text if len(text) <= 80 else f"{text[:77]}..."
-        raise JobError(f"set {spec.name}: stage {stage}: {shown!r}: {problem}")
+@dataclass(frozen=True)
+class TruthfulnessInputs:
+    """What a `truthfulness` job runs."""
+
+    sets: dict[str, StatementInputs]
+    shown: dict[str, list[int]]
+    """Set -> numbers of the statements whose completions are kept."""
+
+
+def read_inputs(job: TruthfulnessJob, tokenizers: dict, room: int | None) -> TruthfulnessInputs:
+    """Read every set of a job (see `read_statement_set`).
+
+    >>> list(read_inputs(job, tokenizers, room=512).sets)              # doctest: +SKIP
+    ['cities', 'neg_cities', 'facts']
+    """
+    sets = {spec.name: read_statement_set(job, spec, tokenizers, room) for spec in job.sets}
+    shown = {name: one.sample(job.samples, f"{job.seed}/{name}/samples") for name, one in sets.items()}
+    return TruthfulnessInputs(sets, shown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,9 +9,10 @@ import torch
 
 from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline.finite import check_finite
+from posttrace.pipeline.spot_checks import checked, combined, drawn_for
 from posttrace.pipeline.studies.truthfulness.analysis import training_sets
 from posttrace.pipeline.studies.truthfulness.arrays import SUMMARY, SWEEP_RANDOM, direction_names, shown_names
-from posttrace.pipeline.studies.truthfulness.inputs import PreparedSet
+from posttrace.pipeline.studies.truthfulness.inputs import StatementInputs
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
 from posttrace.pipeline.studies.truthfulness.probes import random_direction
 from posttrace.tracers.engines.edits import Edit, edit_of
@@ -21,7 +21,7 @@ from posttrace.tracers.errors import TracerError
 from posttrace.tracers.oracles.steered_answers import check_steered_answers, steered_completions
 
 
-def steered_layers(sets: Mapping[str, PreparedSet], held_out: str, store) -> range:
+def steered_layers(sets: Mapping[str, StatementInputs], held_out: str, store) -> range:
     """The blocks that are steered when a set is left out.
 
     >>> steered_layers(sets, "cities", store)                          # doctest: +SKIP
@@ -33,7 +33,7 @@ def steered_layers(sets: Mapping[str, PreparedSet], held_out: str, store) -> ran
 
 
 def vectors(
-    job: TruthfulnessJob, sets: Mapping[str, PreparedSet], held_out: str, target: str, store
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], held_out: str, target: str, store
 ) -> dict[str, torch.Tensor]:
     """Direction -> what is added: each stage's direction at its probe layer, and random ones as long as the target's.
 
@@ -111,7 +111,7 @@ def completions(
 
 
 def choose_first_layer(
-    job: TruthfulnessJob, sets: Mapping[str, PreparedSet], held_out: str, model, store, unit: str
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], held_out: str, model, store, unit: str
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Try every first block on some training statements, with the first stage's own direction and random ones.
 
@@ -159,7 +159,7 @@ def choose_first_layer(
         "sweep_effect_random_highest": highest,
         "intervene_layer": np.array([np.nanargmax(own[0])], dtype=np.int32),
     }
-    return arrays, _combined(records)
+    return arrays, combined(records)
 
 
 def _edit(job, prepared, i, target, name, added, layers, factor, n_layers) -> Edit | None:
@@ -176,24 +176,12 @@ def _answers(job, prepared, used, target, edits, model, unit):
     options = dict(answers=prepared.answers[target])
     found = model.run(steered_answers, prompts, edits, max_tokens=job.execution.max_tokens, **options)
     check_finite(unit, job.dtype, {"p_diff": found})
-    share = job.execution.check_share
-    if not share:
+    if not job.execution.check_share:
         return found, {}
-    rng = random.Random(f"{job.seed}/{unit}")
-    n, largest = model.run(check_steered_answers, prompts, edits, found, share=share, rng=rng, **options)
-    return found, {"checked_cells": n, "largest_difference": largest}
+    drawn = drawn_for(job, unit)
+    return found, checked(*model.run(check_steered_answers, prompts, edits, found, **drawn, **options))
 
 
-def _combined(records: Sequence[dict]) -> dict:
-    records = [record for record in records if record]
-    if not records:
-        return {}
-    return {
-        "checked_cells": sum(r["checked_cells"] for r in records),
-        "largest_difference": max(r["largest_difference"] for r in records),
-    }
-
-
-def _place(sets: Mapping[str, PreparedSet], held_out: str) -> dict[str, tuple[int, int]]:
+def _place(sets: Mapping[str, StatementInputs], held_out: str) -> dict[str, tuple[int, int]]:
     h = list(sets).index(held_out)
     return {"held_out": (h, h + 1)}

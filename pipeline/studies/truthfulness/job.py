@@ -19,6 +19,7 @@ KNOWN_LAYERS = {"llama-3.1-8b": (8, 12), "mistral-7b": (8, 13), "llama-2-13b": (
 class TruthfulnessJob(FamilyJob):
     """Truth directions, probe transfer and interventions across the stages of a family (Du et al. 2025, section 4)."""
 
+    reserved = ("none", "random-")
     study: Literal["truthfulness"]
     sets: tuple[StatementSet, ...]
     """Each is left out in turn. A set named `neg_X` is the negation of X: the two are left out together."""

@@ -8,72 +8,45 @@ directions of the same norm. Sources: Marks & Tegmark 2024; Du et al. 2025, sect
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import check_finite
-from posttrace.pipeline.plan import Work
-from posttrace.pipeline.stages import SIZES, check_one_size, positions
-from posttrace.pipeline.statements import file_hash
 from posttrace.pipeline.studies.truthfulness import analysis, interventions
 from posttrace.pipeline.studies.truthfulness.arrays import set_group, shown_names, summary_group
-from posttrace.pipeline.studies.truthfulness.inputs import prepare_set
+from posttrace.pipeline.studies.truthfulness.inputs import TruthfulnessInputs, read_inputs
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
-from posttrace.pipeline.studies.truthfulness.units import GAPS, units, variants_of
+from posttrace.pipeline.studies.truthfulness.units import GAPS, planned, variants_of
+from posttrace.pipeline.study import Result, Study, Work
 from posttrace.pipeline.tensors import as_stored
-from posttrace.tracers.cost import Cost, run_cost, shape_of
+from posttrace.stores import Group
+from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.steered_answers import steered_cost
-from posttrace.tracers.models.identity import model_identity
-from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
 
 
-class Truthfulness:
-    """A `truthfulness` job, prepared (see pipeline.plan.Study)."""
+class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
+    """A `truthfulness` job, planned."""
 
     gaps = GAPS
 
-    def __init__(self, job: TruthfulnessJob):
-        stages = {name: job.family.stages[name] for name in job.stage_names}
-        configs = {name: load_config(s.model, s.revision) for name, s in stages.items()}
-        check_one_size(job.family, configs, SIZES, "; choose stages of one size")
-        first = next(iter(stages))
-        self.n_layers, self.hidden_size = configs[first].num_hidden_layers, configs[first].hidden_size
+    def check(self, job: TruthfulnessJob) -> None:
+        self.stages.check_one_size()
         for key, layer in zip(("intervene_layer", "probe_layer"), job.layers_given, strict=True):
-            if layer is not None and layer >= self.n_layers:
-                raise JobError(
-                    f"{key}: {layer} is not in 0-{self.n_layers - 1} ({job.family.name} has {self.n_layers} blocks); "
-                    f"edit {key}"
-                )
-        self.shape = shape_of(empty_model(stages[first].model, stages[first].revision))
-        self.dtype = resolve_dtype(
-            job.dtype, job.execution.device, stages[first].model, stages[first].revision
-        )
-        self.job = job.model_copy(update={"dtype": str(self.dtype).removeprefix("torch.")})
-        self.tokenizers = tokenizers = {
-            name: load_tokenizer(s.model, s.revision) for name, s in stages.items()
-        }
-        room = positions(configs.values())
-        self.sets = {spec.name: prepare_set(job, spec, tokenizers, room) for spec in job.sets}
-        self.shown = {
-            name: prepared.sample(job.samples, f"{job.seed}/{name}/samples")
-            for name, prepared in self.sets.items()
-        }
-        self.content = {
-            "models": {name: model_identity(s.model, s.revision) for name, s in stages.items()},
-            "sets": {spec.name: file_hash(spec.csv) for spec in job.sets},
-        }
-        self.groups = (
-            summary_group(self.job, self.sets, self.n_layers, self.hidden_size, self.swept),
-            *(
-                set_group(self.job, prepared, self.shown[name], self.n_layers, self.hidden_size)
-                for name, prepared in self.sets.items()
-            ),
-        )
-        tried = {name: math.prod(self._tried(name)) for name in self.sets}
-        self.work = tuple(units(self.job, self.sets, self.shown, tried))
+            self.stages.check_layer(layer, key)
+
+    def read_inputs(self) -> TruthfulnessInputs:
+        return read_inputs(self.job, self.stages.tokenizers, self.stages.room)
+
+    def arrays(self) -> Iterator[Group]:
+        n_layers, hidden_size = self.stages.n_layers, self.stages.hidden_size
+        yield summary_group(self.job, self.inputs.sets, n_layers, hidden_size, self.swept)
+        for name, one in self.inputs.sets.items():
+            yield set_group(self.job, one, self.inputs.shown[name], n_layers, hidden_size)
+
+    def units(self) -> Iterator[Work]:
+        tried = {name: math.prod(self._tried(name)) for name in self.inputs.sets}
+        return planned(self.job, self.inputs.sets, self.inputs.shown, tried)
 
     @property
     def swept(self) -> bool:
@@ -82,71 +55,75 @@ class Truthfulness:
 
     def _tried(self, held_out: str) -> tuple[int, int]:
         """Statements, and pushes of each (at most), of a sweep for the first block."""
-        n = len(analysis.training_sets(self.sets, held_out)) * self.job.sweep_statements
+        n = len(analysis.training_sets(self.inputs.sets, held_out)) * self.job.sweep_statements
         last = self.job.layers_given[1]
-        return n, (self.n_layers if last is None else last + 1) * (1 + interventions.SWEEP_RANDOM)
+        return n, (self.stages.n_layers if last is None else last + 1) * (1 + interventions.SWEEP_RANDOM)
 
-    def run(self, work: Work, model, store) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Do one unit (see pipeline.plan.Study)."""
-        job, sets = self.job, self.sets
-        kind, name = work.kind, work.about["set"]
-        if kind == "read":
-            begin, end = work.unit.region["statement"]
-            return {"activation": self._read(model, work, sets[name].bare[work.open_stage][begin:end])}, {}
-        if kind == "learn":
-            return analysis.learn(job, sets, name, self.n_layers, store), {}
-        if kind == "probe":
-            return analysis.try_probes(job, sets, name, self.n_layers, store), {}
-        if kind == "accuracy":
-            return analysis.accuracies(sets[name], store), {}
-        if kind == "effect":
-            return analysis.effects(job, sets[name], store), {}
-        if kind == "sweep":
-            return interventions.choose_first_layer(job, sets, name, model, store, work.unit.id)
-        if kind == "complete":
-            shown, tokenizer = self.shown[name], self.tokenizers[work.open_stage]
-            return interventions.completions(
-                job, sets, name, work.open_stage, shown, model, store, tokenizer
-            ), {}
-        span = work.unit.region["statement"]
-        return interventions.steered(job, sets, name, work.open_stage, span, model, store, work.unit.id)
-
-    def _read(self, model, work, prompts) -> np.ndarray:
+    def run_read(self, work: Work, model, store) -> Result:
         """The last token's activations; dims 1 x statement x layer x hidden."""
-        layers = self.job.read.layers_of(self.n_layers)
-        read = self.job.read
+        prompts = self.inputs.sets[work.about["set"]].bare[work.open_stage][
+            slice(*work.unit.region["statement"])
+        ]
+        read, layers = self.job.read, self.job.read.layers_of(self.stages.n_layers)
         values = model.run(read_statements, prompts, site=read.site, layers=layers, tokens=read.tokens).values
         check_finite(work.unit.id, self.job.dtype, {"activation": values})
-        return as_stored(values[:, :, 0])[None]
+        return {"activation": as_stored(values[:, :, 0])[None]}, {}
+
+    def run_learn(self, work: Work, model, store) -> Result:
+        return analysis.learn(self.job, self.inputs.sets, work.about["set"], self.stages.n_layers, store), {}
+
+    def run_probe(self, work: Work, model, store) -> Result:
+        return analysis.try_probes(
+            self.job, self.inputs.sets, work.about["set"], self.stages.n_layers, store
+        ), {}
+
+    def run_accuracy(self, work: Work, model, store) -> Result:
+        return analysis.accuracies(self.inputs.sets[work.about["set"]], store), {}
+
+    def run_effect(self, work: Work, model, store) -> Result:
+        return analysis.effects(self.job, self.inputs.sets[work.about["set"]], store), {}
+
+    def run_sweep(self, work: Work, model, store) -> Result:
+        sets, name = self.inputs.sets, work.about["set"]
+        return interventions.choose_first_layer(self.job, sets, name, model, store, work.unit.id)
+
+    def run_steer(self, work: Work, model, store) -> Result:
+        sets, name, span = self.inputs.sets, work.about["set"], work.unit.region["statement"]
+        return interventions.steered(self.job, sets, name, work.open_stage, span, model, store, work.unit.id)
+
+    def run_complete(self, work: Work, model, store) -> Result:
+        sets, name, stage = self.inputs.sets, work.about["set"], work.open_stage
+        shown, tokenizer = self.inputs.shown[name], self.stages.tokenizers[stage]
+        return interventions.completions(self.job, sets, name, stage, shown, model, store, tokenizer), {}
 
     def cost(self, work: Work) -> Cost:
-        """Forward passes and multiply-adds of a unit, at most; the sample of whole passes aside."""
+        """At most; spot checks aside."""
         kind, name = work.kind, work.about["set"]
         if work.stage is None:
             return Cost()
         if kind == "read":
             begin, end = work.unit.region["statement"]
-            return self._plain_cost(self.sets[name].bare[work.open_stage][begin:end])
+            return self._plain_cost(self.inputs.sets[name].bare[work.open_stage][begin:end])
         first = self.job.layers_given[0] or 0
         if kind == "sweep":
             n, variants = self._tried(name)
-            training = analysis.training_sets(self.sets, name)
-            some = [self.sets[one].asked[work.open_stage] for one in training]
+            training = analysis.training_sets(self.inputs.sets, name)
+            some = [self.inputs.sets[one].asked[work.open_stage] for one in training]
             return self._pushed_cost([one for asked in some for one in asked if one][:n], variants, 0)
         if kind == "complete":
-            asked = self.sets[name].asked[work.open_stage]
-            prompts = [one.prompt for one in (asked[i] for i in self.shown[name]) if one]
+            asked = self.inputs.sets[name].asked[work.open_stage]
+            prompts = [one.prompt for one in (asked[i] for i in self.inputs.shown[name]) if one]
             tokens = (
                 sum(len(p.ids) for p in prompts) * len(shown_names(self.job)) * self.job.completion_tokens
             )
-            one = run_cost(self.shape, [0], [tokens // max(1, len(prompts))])
+            one = run_cost(self.stages.shape, [0], [tokens // max(1, len(prompts))])
             return Cost(work.cells * self.job.completion_tokens, one.multiply_adds)
-        asked = self.sets[name].asked[work.open_stage][slice(*work.unit.region["statement"])]
+        asked = self.inputs.sets[name].asked[work.open_stage][slice(*work.unit.region["statement"])]
         return self._pushed_cost([one for one in asked if one], variants_of(self.job) - 1, first)
 
     def _plain_cost(self, prompts) -> Cost:
         prefixes = [len(prefix) for prefix in {p.prefix for p in prompts}]
-        return run_cost(self.shape, prefixes, [len(p.statement) for p in prompts])
+        return run_cost(self.stages.shape, prefixes, [len(p.statement) for p in prompts])
 
     def _pushed_cost(self, asked, variants: int, first: int) -> Cost:
         if not asked:
@@ -155,27 +132,22 @@ class Truthfulness:
         keys = max(p.start for p in prompts) + max(len(p.statement) for p in prompts)
         width = max(-one.tokens[0] for one in asked)  # from the first pushed token to the end
         pushed = steered_cost(
-            self.shape, len(prompts) * variants, width, keys, first, self.job.execution.max_tokens
+            self.stages.shape, len(prompts) * variants, width, keys, first, self.job.execution.max_tokens
         )
         return self._plain_cost(prompts) + pushed
 
-    def summary(self) -> list[dict[str, Any]]:
-        """A row per set: statements, tokens, cells, cost (see pipeline.plan.Study)."""
-        rows = []
-        for name, prepared in self.sets.items():
+    def parts(self) -> Iterator[tuple[dict[str, Any], list[Work]]]:
+        for name, one in self.inputs.sets.items():
             work = [w for w in self.work if w.about["set"] == name]
-            cost = sum(map(self.cost, work), Cost())
-            lengths = [len(p.ids) for p in next(iter(prepared.bare.values()))]
-            rows.append(
+            lengths = [len(p.ids) for p in next(iter(one.bare.values()))]
+            yield (
                 {
                     "set": name,
-                    "statements": f"{len(prepared.statements)} of {prepared.available}",
-                    "true": sum(prepared.labels),
+                    "statements": f"{len(one.statements)} of {one.available}",
+                    "true": sum(one.labels),
                     "tokens": f"{min(lengths)}-{max(lengths)}",
-                    "layers": self.n_layers,
+                    "layers": self.stages.n_layers,
                     "cells": sum(w.cells for w in work if w.stage and w.kind != "read"),
-                    "forwards": cost.forwards,
-                    "multiply-adds": f"{cost.multiply_adds:.2e}",
-                }
+                },
+                work,
             )
-        return rows

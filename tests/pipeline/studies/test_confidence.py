@@ -153,7 +153,7 @@ def test_the_job_that_ships_fits_the_family_that_ships():
         "confidence/cities_held_out",
     }
     assert [len(rows) for rows in study.rows.values()] == [96] * 3
-    held_out = study.asked["confidence/cities_held_out"]
+    held_out = study.inputs.asked["confidence/cities_held_out"]
     assert len(held_out.statements) == 56 and all(len(p.prefix) for p in held_out.prompts["base"])
 
 

@@ -114,7 +114,7 @@ def test_a_rerun_does_nothing_and_a_forgotten_unit_comes_back_the_same(tmp_path,
     lines = []
     run_job(job, url, say=lines.append)
     assert "0 to go" in lines[0]
-    store.forget(["trace/source-0/run/base/0001", "trace/read-0/run/instruct/0001"])
+    store.forget(["trace/source-0/source/base/0001", "trace/read-0/read/instruct/0001"])
     run_job(job, url, say=lines.append)
     assert "2 to go" in lines[2]
     assert Store.open(url).read("trace/read-0", "activation").tobytes() == before

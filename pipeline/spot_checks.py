@@ -1,0 +1,41 @@
+"""Spot checks: a share of what a unit computed is computed again by whole forward passes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from posttrace.pipeline.job import Job
+
+
+def drawn_for(job: Job, unit: str) -> dict[str, Any]:
+    """The share that is checked and the random numbers that choose it, the same whenever the unit runs.
+
+    >>> drawn_for(load_job("knowledge"), "knowledge/cities/grid/base/0000")["share"]
+    0.01
+    """
+    return {"share": job.execution.check_share, "rng": random.Random(f"{job.seed}/{unit}")}
+
+
+def checked(n: int, largest: float) -> dict[str, Any]:
+    """What the record of a unit says of n values that were computed again; largest: the largest difference.
+
+    >>> checked(2, 1e-6), checked(0, 0.0)
+    ({'checked_cells': 2, 'largest_difference': 1e-06}, {})
+    """
+    return {"checked_cells": n, "largest_difference": largest} if n else {}
+
+
+def combined(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One record of several.
+
+    >>> combined([checked(2, 1e-6), checked(0, 0.0), checked(1, 3e-6)])
+    {'checked_cells': 3, 'largest_difference': 3e-06}
+    """
+    some = [record for record in records if record]
+    if not some:
+        return {}
+    return checked(
+        sum(record["checked_cells"] for record in some), max(record["largest_difference"] for record in some)
+    )

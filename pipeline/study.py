@@ -1,0 +1,175 @@
+"""What every study is: its inputs, the arrays that it stores, its units of work, and a method for each kind of unit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import Job
+from posttrace.pipeline.stages import Stages, name_of
+from posttrace.pipeline.statements import file_hash
+from posttrace.stores import Group, Unit
+from posttrace.tracers.cost import Cost
+
+JobT = TypeVar("JobT", bound=Job)
+InputsT = TypeVar("InputsT")
+Result = tuple[dict[str, np.ndarray], dict[str, Any]]
+"""What a unit gives: arrays by name, and what its record adds to what every unit's has (see pipeline.record)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One unit: what is done, with which stage's model, and after which others."""
+
+    unit: Unit
+    kind: str
+    """What is done: the study's method `run_<kind>`."""
+    stage: str | None
+    """The stage whose model must be open. None: the unit reads only the store and files."""
+    cells: int
+    """Values of the patch grid (or prompts read, or rows computed) that the unit gives."""
+    needs: tuple[str, ...] = ()
+    """Ids of the units whose results it reads; they are in the store before it starts."""
+    about: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What else tells it from others of its kind: a set, a direction ..."""
+
+    @property
+    def open_stage(self) -> str:
+        """The stage whose model is open, for a unit that needs one."""
+        assert self.stage is not None, f"unit {self.unit.id} is done without a model"
+        return self.stage
+
+
+class Study(ABC, Generic[JobT, InputsT]):
+    """A job made concrete: what it reads is read and checked, what it will do is planned.
+
+    A study fills in `check`, `read_inputs`, `arrays`, `units`, `cost` and a method `run_<kind>` for each kind of unit;
+    docs/add-a-study.md goes through them. Making one opens no model.
+
+    Raises
+    ------
+    JobError or TracerError for whatever in the job does not fit the models or the files.
+    """
+
+    gaps: ClassVar[frozenset[str]] = frozenset()
+    """Arrays in which NaN says that there is no value. All others must be finite, which is checked when a unit is
+    done; for these the study checks the values that are there."""
+
+    def __init__(self, job: JobT):
+        self.stages = Stages(job, self.stages_used(job))
+        self.check(job)
+        self.job: JobT = job.model_copy(update=self.resolved(job))
+        self.inputs: InputsT = self.read_inputs()
+        self.groups = tuple(self.arrays())
+        _check_names(self.groups)
+        self.work = tuple(self.units())
+        self.content: dict[str, Any] = {"models": self.stages.identities, **self.input_content()}
+        """Identity of everything that was read to make the plan."""
+
+    def stages_used(self, job: JobT) -> Iterable[str]:
+        """Names of the stages whose checkpoints the study looks at, in the family's order."""
+        return job.stage_names
+
+    def check(self, job: JobT) -> None:
+        """Raise JobError for what in the job does not fit its models; by default: stages of one size."""
+        self.stages.check_one_size()
+
+    def resolved(self, job: JobT) -> dict[str, Any]:
+        """Keys of the job whose value is known now that the models are; by default the dtype."""
+        return {"dtype": name_of(self.stages.dtype)}
+
+    @abstractmethod
+    def read_inputs(self) -> InputsT:
+        """Read and tokenise what is run."""
+
+    def input_content(self) -> dict[str, Any]:
+        """Hashes of what was read, part of the fingerprint; by default of every statement set's file."""
+        return {"sets": {spec.name: file_hash(spec.csv) for spec in getattr(self.job, "sets", ())}}
+
+    @abstractmethod
+    def arrays(self) -> Iterable[Group]:
+        """The groups that are stored."""
+
+    @abstractmethod
+    def units(self) -> Iterator[Work]:
+        """The units, in the order that opens each model least often; what a unit needs comes before it."""
+
+    def run(self, work: Work, model, store) -> Result:
+        """Do one unit; model: the open model of its stage, or None."""
+        return getattr(self, f"run_{work.kind}")(work, model, store)
+
+    @abstractmethod
+    def cost(self, work: Work) -> Cost:
+        """Forward passes and multiply-adds of a unit."""
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A row for each part of the job, for people: what it has, and what it costs."""
+        rows = []
+        for facts, work in self.parts():
+            cost = sum(map(self.cost, work), Cost())
+            costs = {"forwards": cost.forwards, "multiply-adds": f"{cost.multiply_adds:.2e}"}
+            rows.append({**facts, "units": len(work), **costs})
+        return rows
+
+    def parts(self) -> Iterator[tuple[dict[str, Any], list[Work]]]:
+        """What the rows of the summary are: facts and the units that they are about; by default group by group."""
+        for group in self.groups:
+            yield self.facts(group), [one for one in self.work if one.unit.group == group.path]
+
+    def facts(self, group: Group) -> dict[str, Any]:
+        """What the summary says of a group."""
+        return {"group": group.path}
+
+
+def make_work(
+    kind: str,
+    group: str,
+    *names: str | int,
+    region: Mapping[str, tuple[int, int]],
+    arrays: Sequence[str],
+    stage: str | None,
+    cells: int,
+    needs: Iterable[str] = (),
+    **about: str,
+) -> Work:
+    """A unit that fills a region of some arrays of a group.
+
+    >>> make_work("read", "toy", "base", 16, region={"pair": (16, 32)}, arrays=["a"], stage="base", cells=16).unit.id
+    'toy/read/base/0016'
+
+    Parameters
+    ----------
+    names: what tells its id from that of others of its kind; numbers are written with four digits.
+    region: dimension -> (begin, end); a dimension that is left out is filled whole.
+    about: kept in `Work.about`.
+    """
+    parts = [name if isinstance(name, str) else f"{name:04d}" for name in names]
+    unit = Unit("/".join([group, kind, *parts]), group, dict(region), tuple(arrays))
+    return Work(unit=unit, kind=kind, stage=stage, cells=cells, needs=tuple(needs), about=about)
+
+
+def blocks(n: int, size: int) -> list[tuple[int, int]]:
+    """Ranges that cut n items into blocks.
+
+    >>> blocks(5, 2)
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    return [(begin, min(begin + size, n)) for begin in range(0, n, size)]
+
+
+def _check_names(groups: Sequence[Group]) -> None:
+    """Raise JobError where a group lies in the store at the place of another one's array or coordinate."""
+    taken = {f"{g.path}/{a.name}" for g in groups for a in g.arrays}
+    taken |= {f"{g.path}/{c.name}" for g in groups for c in g.coords}
+    for group in groups:
+        if group.path in taken:
+            name = group.path.rsplit("/", 1)[-1]
+            raise JobError(
+                f"set {name}: results of the study are stored under that name ({group.path}); rename the set: "
+                f"{{name: my-{name}, csv: ...}}"
+            )
