@@ -152,7 +152,7 @@ def test_the_job_that_ships_fits_the_family_that_ships():
         "confidence/text",
         "confidence/cities_held_out",
     }
-    assert [len(rows) for rows in study.rows.values()] == [96] * 3
+    assert [len(rows) for rows in study.inputs.rows.values()] == [96] * 3
     held_out = study.inputs.asked["confidence/cities_held_out"]
     assert len(held_out.statements) == 56 and all(len(p.prefix) for p in held_out.prompts["base"])
 

@@ -132,12 +132,12 @@ def test_prompts_from_a_file_and_a_direction_from_another_store(tmp_path, trace_
     )
     study = prepare(load_job(str(path)))
     wanted = open_group(first, "trace/read-0").activation.sel({**at, "layer": 2}).values
-    np.testing.assert_array_equal(study.vectors["up"], wanted)
+    np.testing.assert_array_equal(study.inputs.vectors["up"], wanted)
     assert [p.prompt for p in study.job.prompts] == ["w1 is", "w2 of w3"]
     per_layer = trace_job(
         directions={"up": {"store": first, "array": "trace/read-0/activation", "at": at}},
     )
-    assert prepare(load_job(str(per_layer))).vectors["up"].shape == (3, 32)
+    assert prepare(load_job(str(per_layer))).inputs.vectors["up"].shape == (3, 32)
 
 
 def test_where_a_direction_lies_does_not_matter_its_values_do(tmp_path, trace_job):

@@ -99,7 +99,7 @@ def test_a_direction_that_base_reads_turns_its_answer_beyond_every_random_one(st
     """The control of a null result: same prompts, tokens, engine and formula, but the direction of the token before
     the period in few-shot prompts of the other sets. The study's own direction points the other way there."""
     job = load_job("truthfulness", CHANGES)
-    sets, read_at, layers = prepare(job).sets, 3, (2, 3)
+    sets, read_at, layers = prepare(job).inputs.sets, 3, (2, 3)
     model = open_model(str(families()["embedded"]["base"]), device="cpu", dtype="float32")
     training = []
     for name in SETS[1:]:
