@@ -9,7 +9,7 @@ are imported when something is drawn.
 """
 
 from posttrace.figures.errors import FigureError
-from posttrace.figures.registry import FIGURES
+from posttrace.figures.registry import figures
 from posttrace.figures.rendering import render, report
 
-__all__ = ["FIGURES", "FigureError", "render", "report"]
+__all__ = ["FigureError", "figures", "render", "report"]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from posttrace.figures.errors import FigureError
-from posttrace.figures.registry import FIGURES
+from posttrace.figures.registry import figures
 
 EXAMPLES = """\
 examples:
@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["runs/knowledge", "--out", "runs/figures", "--only", "judgement", "--quiet"])
     0
     """
-    width = max(map(len, FIGURES)) + 2
-    names = "\n".join(f"  {name:<{width}}{description}" for name, description in FIGURES.items())
+    known = figures()
+    width = max(len(figure.name) for figure in known) + 2
+    names = "\n".join(f"  {figure.name:<{width}}{figure.description}" for figure in known)
     parser = argparse.ArgumentParser(
         prog="python -m posttrace.figures",
         description="Rebuild every figure and table from a store alone; the same store gives the same bytes.",

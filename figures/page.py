@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.published import PAPER, PAPER_TITLE
-from posttrace.figures.registry import STUDIES
+from posttrace.figures.registry import STUDIES, study
 from posttrace.figures.store_reader import Source
 from posttrace.figures.studies.knowledge.data import ESTIMATE
 from posttrace.figures.tables import Table
@@ -95,10 +95,10 @@ class Page:
     def _guides(self, studies: Mapping[str, Any]) -> Iterator[str]:
         for name in studies:
             if name in STUDIES:
-                study = STUDIES[name]
-                yield study.guide
-                if study.estimate_guide is not None and self._estimated():
-                    yield study.estimate_guide
+                declared = study(name)
+                yield declared.guide
+                if declared.estimate_guide is not None and self._estimated():
+                    yield declared.estimate_guide
 
     def _estimated(self) -> list[str]:
         """Sets whose values are estimates."""

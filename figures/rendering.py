@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from posttrace.figures.errors import FigureError
 from posttrace.figures.files import contained, output_folder, write_whole
-from posttrace.figures.registry import STUDIES, Figure, chosen
+from posttrace.figures.registry import STUDIES, chosen, study
 from posttrace.figures.store_reader import Source, open_source
+from posttrace.figures.study import Figure
 
 if TYPE_CHECKING:
     from posttrace.figures.drawing import Drawing
@@ -41,7 +42,7 @@ def render(
     ---------
     url: the store: a folder, `file://` or `s3://bucket/prefix`.
     out: a folder; made if it is not there.
-    only: names of `FIGURES`, a study, or a kind that only one study has; everything when not given.
+    only: names of figures, a study, or a kind that only one study has; everything when not given.
     progress: called with the path of each file, relative to `out`, once it is there.
     page: write `OUT/report.html` too, in the same pass.
 
@@ -110,11 +111,12 @@ def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Drawing | Tab
 
     planned: list[str] = []
     drawn = False
-    for name, study in STUDIES.items():
-        figures = [figure for figure in study.figures if figure in wanted]
+    for name in STUDIES:
+        declared = study(name)
+        figures = [figure for figure in declared.figures if figure in wanted]
         if not figures:
             continue
-        read = resolve_name(study.reader)
+        read = resolve_name(declared.reader)
         groups = [read(dataset) for dataset in source.datasets(name)]
         planned += [f"{name}/{group.name}: {group.progress}" for group in groups]
         groups = [group for group in groups if group.any_finished]

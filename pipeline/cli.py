@@ -243,9 +243,9 @@ def _listing(what: str):
         return [(name, str(path)) for name, path in spec.datasets().items()]
     if what == "jobs":
         return [(name, str(path)) for name, path in job.built_in_jobs().items()]
-    from posttrace.figures import FIGURES
+    from posttrace.figures import figures
 
-    return list(FIGURES.items())
+    return [(figure.name, figure.description) for figure in figures()]
 
 
 def _dry_run(job, url: str) -> None:

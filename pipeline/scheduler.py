@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 
 from posttrace.pipeline import interrupts
 from posttrace.pipeline.errors import JobError
@@ -33,6 +33,8 @@ class Scheduler:
     ):
         self._backend, self._writer = backend, writer
         self._advance, self._say = advance, say
+        # Units without a model run in a thread of their own, while a model computes.
+        self._analysis = ThreadPoolExecutor(1, thread_name_prefix="analysis")
         self._waiting = list(work)
         self._running: dict[Future, Work] = {}
         self._writing: dict[Future, Work] = {}
@@ -53,6 +55,7 @@ class Scheduler:
                 self._start()
                 self._collect()
         finally:
+            self._analysis.shutdown(wait=True, cancel_futures=True)
             self._backend.close()
         if self._failed:
             lines = "\n".join(f"  {unit}: {_in_short(why)}" for unit, why in self._failed.items())
@@ -63,18 +66,28 @@ class Scheduler:
 
     def _start(self) -> None:
         """Start what can be started, in the order of the plan."""
+        with_model = sum(one.stage is not None for one in self._running.values())
+        free, analysis_free = self._backend.slots - with_model, len(self._running) == with_model
         for work in list(self._waiting):
-            if len(self._running) >= self._backend.slots:
+            if not (free or analysis_free):
                 return
             failed = next((unit for unit in work.needs if unit in self._failed), None)
             if failed is not None:
                 self._waiting.remove(work)
                 self._give_up(work, f"it reads what {failed} would have written")
-            elif self._unfinished.isdisjoint(work.needs):
-                self._waiting.remove(work)
-                self._running[self._backend.pool.submit(self._backend.do, work)] = work
+            elif work.stage is None:
+                if analysis_free and self._unfinished.isdisjoint(work.needs):
+                    analysis_free = False
+                    self._submit(self._analysis, work)
+            elif free and self._unfinished.isdisjoint(work.needs):
+                free -= 1
+                self._submit(self._backend.pool, work)
             elif self._backend.in_order:
-                return
+                free = 0  # a later unit would open another model
+
+    def _submit(self, pool: Executor, work: Work) -> None:
+        self._waiting.remove(work)
+        self._running[pool.submit(self._backend.do, work)] = work
 
     def _collect(self) -> None:
         """Wait until something has finished, and deal with it."""

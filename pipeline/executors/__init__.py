@@ -19,7 +19,7 @@ class Backend(Protocol):
 
     pool: Executor
     slots: int
-    """Units that may run at once."""
+    """Units with a model that may run at once."""
     in_order: bool
     """Whether units start in the order of the plan, so that no model is opened twice."""
     fatal: tuple[type[Exception], ...]

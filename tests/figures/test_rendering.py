@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrace.figures import FIGURES, FigureError, render
+from posttrace.figures import FigureError, figures, render
 from posttrace.figures.files import write_whole
 from posttrace.stores import StoreError
 
@@ -75,7 +75,7 @@ def test_a_store_with_nothing_finished_is_refused_with_its_progress(empty_store,
 def test_an_unknown_name_lists_the_valid_ones(finished_store, tmp_path):
     with pytest.raises(FigureError) as mistake:
         render(finished_store, tmp_path / "out", only="heatmap")
-    assert all(name in str(mistake.value) for name in FIGURES)
+    assert all(figure.name in str(mistake.value) for figure in figures())
     assert not (tmp_path / "out").exists(), "found out before anything is made"
 
 
@@ -138,7 +138,7 @@ def test_help_shows_examples_and_every_name_without_importing_what_draws():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "python -m posttrace.figures runs/knowledge --out" in done.stdout
-    assert all(name in done.stdout for name in FIGURES)
+    assert all(figure.name in done.stdout for figure in figures())
     assert done.stdout.splitlines()[-1].strip() == "LOADED"
 
 

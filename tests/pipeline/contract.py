@@ -34,17 +34,19 @@ class StudyContract:
     """Changes of the job without which it runs no model."""
 
     @pytest.fixture(scope="class")
-    def small(self, inputs, tmp_path_factory):
+    @classmethod
+    def small(cls, inputs, tmp_path_factory):
         """A job of two stages, as a file."""
-        folder = tmp_path_factory.mktemp(self.study)
+        folder = tmp_path_factory.mktemp(cls.study)
         np.save(inputs / "none.npy", np.linspace(-1, 1, 32, dtype=np.float32))
-        raw = good_job(self.study, inputs) | self.needs_finite
+        raw = good_job(cls.study, inputs) | cls.needs_finite
         raw["family"] = {"name": "x", "stages": {s: str(inputs / "model") for s in ("base", "instruct")}}
         (folder / "job.yaml").write_text(yaml.safe_dump(raw))
         return folder / "job.yaml"
 
     @pytest.fixture(scope="class")
-    def whole(self, small):
+    @classmethod
+    def whole(cls, small):
         """The store of a run that nothing disturbed."""
         return run_job(load_job(str(small)), str(small.parent / "whole"), say=lambda line: None)
 
@@ -177,7 +179,11 @@ class StatementStudyContract(StudyContract):
     """Of a study that reads statement sets."""
 
     def sets(self, folder, *names, word="w3"):
-        rows = [(f"The city of w{i} {word} is in w{50 + (i + off) % 2}.", 1 - off) for i in range(12) for off in (0, 1)]
+        rows = [
+            (f"The city of w{i} {word} is in w{50 + (i + off) % 2}.", 1 - off)
+            for i in range(12)
+            for off in (0, 1)
+        ]
         for name in names:
             write_csv(folder / f"{name}.csv", rows)
         return [str(folder / f"{name}.csv") for name in names]
@@ -192,5 +198,7 @@ class StatementStudyContract(StudyContract):
         taken = [a.name for g in groups if g.path == self.study for a in (*g.arrays, *g.coords)]
         for name in taken[:1]:
             sets = self.sets(tmp_path, name, "two")
-            with pytest.raises(JobError, match=f"set {name}: results of the study are stored under that name"):
+            with pytest.raises(
+                JobError, match=f"set {name}: results of the study are stored under that name"
+            ):
                 prepare(load_job(str(self.changed(small, tmp_path, sets=sets))))

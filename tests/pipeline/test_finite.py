@@ -59,7 +59,7 @@ def test_contradictory_labels_leave_no_direction(inputs, tmp_path):
     for name in raw["sets"]:
         write_csv(tmp_path / name, rows)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
-    with pytest.raises(JobError, match=r"held out a: stage base: behind block 1 .*no direction"):
+    with pytest.raises(JobError, match=r"held out [ab]: stage base: after block 1 .*no direction"):
         run_job(load_job(str(tmp_path / "job.yaml")), str(tmp_path / "store"), say=lambda line: None)
 
 

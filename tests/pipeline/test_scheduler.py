@@ -8,8 +8,8 @@ import pytest
 
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.executors.inline import InlineExecutor
-from posttrace.pipeline.plan import Work
 from posttrace.pipeline.scheduler import Scheduler
+from posttrace.pipeline.study import Work
 from posttrace.pipeline.writer import Writer
 from posttrace.stores import Array, Group, Store, Unit
 
@@ -17,9 +17,9 @@ GROUP = Group("demo", {"pair": 8}, (Array("x", ("pair",), "float32", "nats", "a 
 UNITS = [Unit(f"demo/{i}", "demo", {"pair": (2 * i, 2 * i + 2)}, ("x",)) for i in range(4)]
 
 
-def work(i, *needs):
+def work(i, *needs, stage="base"):
     names = tuple(f"demo/{n}" for n in needs)
-    return Work(unit=UNITS[i], kind="demo", stage=None, cells=1, needs=names)
+    return Work(unit=UNITS[i], kind="demo", stage=stage, cells=1, needs=names)
 
 
 class Backend:
@@ -73,6 +73,15 @@ def test_units_run_at_once_and_overtake_one_that_waits(store):
     backend = Backend(store, ThreadPoolExecutor(2), slots=2, in_order=False, gate=gate)
     run(store, backend, [work(0), work(1, 0), work(2, 0), work(3)])
     assert set(list(backend.seen)[:2]) == {"demo/0", "demo/3"}
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_unit_without_a_model_runs_while_one_computes(store, in_order):
+    gate = threading.Barrier(2)
+    pool = InlineExecutor() if in_order else ThreadPoolExecutor(1)
+    backend = Backend(store, pool, slots=1, in_order=in_order, gate=gate)
+    run(store, backend, [work(0, stage=None), work(1)])
+    assert not gate.broken and store.done() == {"demo/0", "demo/1"}
 
 
 def test_a_failure_costs_what_needs_it_and_nothing_else(store):

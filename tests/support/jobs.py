@@ -17,6 +17,7 @@ def good_job(study, inputs):
         "knowledge": {"sets": [cities], "max_pairs": 7},
         "truthfulness": {"sets": [cities, other], "intervene_layer": 1, "probe_layer": 1},
         "confidence": {"sets": [], "candidates": 2, "top_share": 0.5, "controls": 50},
+        "norms": {"sets": [cities], "statements_per_unit": 20},
         "refusal": {
             "harmful": str(inputs / "harmful.csv"),
             "harmless": str(inputs / "harmless.csv"),

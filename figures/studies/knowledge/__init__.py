@@ -1,1 +1,57 @@
 """Figures and tables of the study `knowledge`."""
+
+from posttrace.figures.study import Figure, Study
+
+STUDY = Study(
+    reader="posttrace.figures.studies.knowledge.data:PatchGrid.from_dataset",
+    guide="posttrace.figures.studies.knowledge.guide:GUIDE",
+    estimate_guide="posttrace.figures.studies.knowledge.guide:ESTIMATE_GUIDE",
+    figures=(
+        Figure(
+            "knowledge/judgement",
+            "table: unpatched logit differences and the share of pairs that the model judges right",
+            "posttrace.figures.studies.knowledge.tables:judgement",
+        ),
+        Figure(
+            "knowledge/statistics",
+            "tables: correlation, max difference and K between patching matrices, with 95 % intervals",
+            "posttrace.figures.studies.knowledge.tables:statistics",
+        ),
+        Figure(
+            "knowledge/attribution",
+            "of attribution patching, table and scatter: estimate against exact values, and the largest miss",
+            "posttrace.figures.studies.knowledge.attribution:attribution",
+        ),
+        Figure(
+            "knowledge/heatmaps",
+            "normalised patching heat maps, a panel for each source and target stage",
+            "posttrace.figures.studies.knowledge.heatmaps:heatmaps",
+        ),
+        Figure(
+            "knowledge/heatmaps_raw",
+            "the same heat maps as mean logit difference, not normalised, one colour scale",
+            "posttrace.figures.studies.knowledge.heatmaps:heatmaps_raw",
+        ),
+        Figure(
+            "knowledge/differences",
+            "differences of normalised maps: storage minus base's, transfer minus the target's own",
+            "posttrace.figures.studies.knowledge.differences:differences",
+        ),
+        Figure(
+            "knowledge/differences_raw",
+            "the same differences as mean logit difference, not normalised",
+            "posttrace.figures.studies.knowledge.differences:differences_raw",
+        ),
+        Figure(
+            "knowledge/heads",
+            "of single attention heads (site z), change by patching each: layer x head, by token role",
+            "posttrace.figures.studies.knowledge.heads:heads",
+        ),
+        Figure(
+            "knowledge/recovery",
+            "lines: share of the clean-corrupt gap recovered at subject, object, last and other tokens, "
+            "by layer",
+            "posttrace.figures.studies.knowledge.recovery:recovery",
+        ),
+    ),
+)

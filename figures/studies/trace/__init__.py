@@ -1,1 +1,20 @@
 """Tables of the study `trace`."""
+
+from posttrace.figures.study import Figure, Study
+
+STUDY = Study(
+    reader="posttrace.figures.studies.trace.data:TraceGroup",
+    guide="posttrace.figures.studies.trace.guide:GUIDE",
+    figures=(
+        Figure(
+            "trace/next_tokens",
+            "table: the most probable next tokens of each prompt, with and without the operations",
+            "posttrace.figures.studies.trace.tables:next_tokens",
+        ),
+        Figure(
+            "trace/completions",
+            "table: what every stage goes on to say, with and without the steers (jobs that generate)",
+            "posttrace.figures.studies.trace.tables:completions",
+        ),
+    ),
+)

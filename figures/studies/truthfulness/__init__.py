@@ -1,1 +1,55 @@
 """Figures and tables of the study `truthfulness`: probe transfer, interventions, and how alike directions are."""
+
+from posttrace.figures.study import Figure, Study
+
+STUDY = Study(
+    reader="posttrace.figures.studies.truthfulness.data:read",
+    guide="posttrace.figures.studies.truthfulness.guide:GUIDE",
+    figures=(
+        Figure(
+            "truthfulness/accuracies",
+            "tables: accuracy of own and transferred probes on the sets left out, and between all stages",
+            "posttrace.figures.studies.truthfulness.tables:accuracies",
+        ),
+        Figure(
+            "truthfulness/effects_table",
+            "table: intervention effects of own, transferred and random directions",
+            "posttrace.figures.studies.truthfulness.tables:effects",
+        ),
+        Figure(
+            "truthfulness/completions",
+            "table: sample completions before and after interventions",
+            "posttrace.figures.studies.truthfulness.tables:completions",
+        ),
+        Figure(
+            "truthfulness/effects",
+            "dots: intervention effects beside those of random directions",
+            "posttrace.figures.studies.truthfulness.effects:effects_against_random",
+        ),
+        Figure(
+            "truthfulness/coefficients",
+            "lines: intervention effect by coefficient, where a job asked for several",
+            "posttrace.figures.studies.truthfulness.coefficients:effect_by_coefficient",
+        ),
+        Figure(
+            "truthfulness/accuracy",
+            "lines: probe accuracy on the sets left out, by layer",
+            "posttrace.figures.studies.truthfulness.accuracy:accuracy_by_layer",
+        ),
+        Figure(
+            "truthfulness/cosine",
+            "lines: cosine of the stages' truth directions, by layer",
+            "posttrace.figures.studies.truthfulness.cosine:cosine_by_layer",
+        ),
+        Figure(
+            "truthfulness/layers",
+            "lines: what the layers were chosen by, on the training sets",
+            "posttrace.figures.studies.truthfulness.layers:choice_of_layers",
+        ),
+        Figure(
+            "truthfulness/projection",
+            "scatter: activations along the truth direction, by label and stage",
+            "posttrace.figures.studies.truthfulness.projection:projections",
+        ),
+    ),
+)

@@ -8,6 +8,7 @@ import numpy as np
 
 from posttrace.figures.measures.intervals import wilson
 from posttrace.figures.measures.interventions import intervention_effect
+from posttrace.pipeline import interrupts
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import SAME
 from posttrace.pipeline.studies.truthfulness.arrays import direction_names
@@ -63,7 +64,7 @@ def learn(
     for stage, vector, length in zip(stages, directions[:, last], lengths[last], strict=True):
         if not np.linalg.norm(vector) > SAME * length:
             raise JobError(
-                f"held out {held_out}: stage {stage}: behind block {last} the true and the false statements of "
+                f"held out {held_out}: stage {stage}: after block {last} the true and the false statements of "
                 f"{', '.join(training)} are the same on average: there is no direction; look for statements that are "
                 "labelled both true and false, or set another probe_layer"
             )
@@ -186,6 +187,7 @@ def read_layers(
             for name in names
         }
         for layer in range(end - begin):
+            interrupts.check()
             yield {name: _samples(sets[name], values[:, :, layer]) for name, values in some.items()}
 
 

@@ -15,7 +15,9 @@ def norms_group(job: Job, name: str, one: NormsSet, n_layers: int) -> Group:
         path=f"norms/{name}",
         sizes={"model": len(stages), "statement": n, "layer": n_layers},
         arrays=(
-            Array("norm", ("model", "statement", "layer"), "float32", unit, "|resid_post|, last token", block),
+            Array(
+                "norm", ("model", "statement", "layer"), "float32", unit, "|resid_post|, last token", block
+            ),
             Array("gap", ("model", "layer"), "float32", unit, "mean of true minus mean of false statements"),
         ),
         coords=(

@@ -32,7 +32,9 @@ class Norms(Study[NormsJob, dict[str, NormsSet]]):
 
     def run_read(self, work: Work, model, store) -> Result:
         layers = range(self.stages.n_layers)
-        found = model.run(read_statements, self._prompts(work), site="resid_post", layers=layers, tokens="last")
+        found = model.run(
+            read_statements, self._prompts(work), site="resid_post", layers=layers, tokens="last"
+        )
         return {"norm": found.values[:, :, 0].float().norm(dim=-1).numpy()[None]}, {}
 
     def run_gap(self, work: Work, model, store) -> Result:

@@ -1,0 +1,31 @@
+"""How a study declares its figures: a `STUDY` in `figures/studies/<study>/__init__.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One kind of figure or table of a study."""
+
+    name: str
+    """`study/kind`, as given to `--only`."""
+    description: str
+    """One line for `posttrace ls figures`."""
+    function: str
+    """`module:function`, imported when drawn: takes the study's groups as read, yields Drawing and Table."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """How the groups of one study become figures."""
+
+    reader: str
+    """`module:function`, imported when read: opened group (xarray Dataset) -> a `group.Group`."""
+    guide: str
+    """`module:constant`: (heading, text) for each kind of figure, for readers of the page."""
+    figures: tuple[Figure, ...]
+    """In the order of the report."""
+    estimate_guide: str | None = None
+    """As `guide`, added where a group holds estimates (its attribute `method` is "attribution")."""
