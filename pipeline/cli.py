@@ -57,9 +57,7 @@ def run(
     store: Annotated[str | None, Parameter(help="Folder or s3:// URL; runs/JOB if not given.")] = None,
     set_: Changes = None,
     backend: Backend = None,
-    dry_run: Annotated[
-        bool, Parameter(help="Say what the job comes to, and do nothing.", negative=())
-    ] = False,
+    dry_run: Annotated[bool, Parameter(help="Estimate size and cost without running.", negative=())] = False,
 ) -> None:
     """Run a job; run it again to go on where it stopped."""
     from posttrace.pipeline.job import load_job

@@ -52,7 +52,7 @@ def _examine_server(job: Job) -> Iterator[Finding]:
 
 
 def _gradients() -> bool:
-    """Whether the server may run this key's code beside the weights, as far as it tells."""
+    """Whether the server runs this key's code next to the weights, as far as it says."""
     from posttrace.tracers.remote.server import Refused, Trouble, configured
 
     try:

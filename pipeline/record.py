@@ -1,4 +1,4 @@
-"""What the store notes of a unit beside its arrays."""
+"""What the store keeps about a unit besides its arrays."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def read_rows(
                 rows.append(Row(reader.line_num, tuple([None if i is None else row[i] for i in wanted])))
     except UnicodeDecodeError:
         raise JobError(
-            f"{place}: {shown(path)} is not UTF-8 text (behind line {reader.line_num}); convert it, e.g. with iconv"
+            f"{place}: {shown(path)} is not UTF-8 text (after line {reader.line_num}); convert it, e.g. with iconv"
         ) from None
     except csv.Error as error:
         raise JobError(

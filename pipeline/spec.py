@@ -1,4 +1,4 @@
-"""What jobs of every study are made of: families and their stages, statement sets, how to run."""
+"""Building blocks of every job: families and their stages, statement sets, runtime settings."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Remote(Spec):
 
 
 class Execution(Spec):
-    """How to run, without a bearing on what comes out (beyond rounding): free to change when a run goes on."""
+    """Runtime settings; they do not affect results (beyond rounding) and may change on resume."""
 
     backend: Literal["local", "remote", "simulated"] = "local"
     """`local`: the weights are read into this process; `remote`: on the server that nnsight is configured with (NDIF);
@@ -206,7 +206,7 @@ class FamilyJob(Spec):
         return tuple(s for s in self.family.stages if self.stages is None or s in self.stages)
 
     def identity(self, declared: dict[str, Any]) -> dict[str, Any]:
-        """What of the declaration makes two jobs the same: keys that bear on no result are left out."""
+        """The part of the job that enters its fingerprint; keys that change no result are left out."""
         return declared
 
 

@@ -94,7 +94,7 @@ class Mix:
 
 
 def relation_of(name: str) -> Relation:
-    """The relation behind a set, negated or not."""
+    """The relation that a set is about, negated or not."""
     return next(r for r in RELATIONS if r.name == name.removeprefix("neg_"))
 
 

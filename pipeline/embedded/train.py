@@ -62,7 +62,7 @@ class Recipe:
     beta: float = 0.0
     """Strength of the preference loss; 0 means next-token training."""
     anchor: float = 1.0
-    """Weight of the chosen answers' mean token loss beside the preference loss; without it
+    """Weight of the chosen answers' mean token loss, added to the preference loss; without it
     preference training shortens answers to nothing."""
     final_learning_rate: float = 0.05
     """Share of the learning rate that is left at the end (cosine)."""

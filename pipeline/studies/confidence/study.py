@@ -1,8 +1,8 @@
 """The study `confidence`: do stages differ in their entropy neurons, and do these do anything?
 
-Norm and LogitVar of neurons come from the checkpoints' files alone. The candidates, and random neurons of like norm
-beside them, are then held at their mean activation on text, and statement sets tell how well calibrated each stage's
-answers are. Source of the method: Gurnee et al. 2024; Stolfo et al. 2024; Du et al. 2025, section 6.
+Norm and LogitVar of neurons come from the checkpoints' files alone. The candidates, and random neurons of
+similar norm as a control, are then held at their mean activation on text; statement sets show how well calibrated each
+stage's answers are. Source of the method: Gurnee et al. 2024; Stolfo et al. 2024; Du et al. 2025, section 6.
 """
 
 from __future__ import annotations

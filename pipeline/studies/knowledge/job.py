@@ -19,8 +19,8 @@ class KnowledgeJob(FamilyJob):
     """What is patched."""
     layers: Literal["all"] | tuple[int, ...] = "all"
     method: Literal["exact", "attribution"] = "exact"
-    """`exact`: every cell by a run; `attribution`: a first-order estimate of every cell for one backward pass, beside
-    exact values of a share of the pairs, against which the store and the figures report it."""
+    """`exact`: every cell by a run; `attribution`: a first-order estimate of every cell from one backward pass,
+    together with exact values for a share of the pairs, against which the figures report it."""
     exact_share: float = Field(default=0.25, gt=0, le=1)
     """With `method: attribution`: share of the pairs (at least two) whose exact grid is computed too."""
     max_pairs: int | None = Field(default=None, ge=1)

@@ -112,7 +112,7 @@ def sample(aligned: Aligned, n: int | None, seed: str) -> Aligned:
 
 
 def roles_within(clean: Prompt, corrupt: Prompt, width: int) -> list[str]:
-    """Per column of a free-form pair: knowledge (the tokens differ), last, other, or "" behind its end.
+    """Per column of a free-form pair: knowledge (the tokens differ), last, other, or "" past its end.
 
     The two prompts must have statements of equal length.
     """

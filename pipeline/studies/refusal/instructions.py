@@ -81,7 +81,7 @@ def read_splits(kind: str, spec, sizes: dict[str, int], seed: int) -> Splits:
         texts = [text for text, _ in rows]
         rng.shuffle(texts)
         n_test = round(TEST_SHARE * len(texts))
-        # What is left for validation comes from the larger part, behind the instructions of the direction.
+        # What is left for validation comes from the larger part, after the instructions of the direction.
         n_validation = min(sizes["validation"], (len(texts) - n_test) // 4)
         pools["test"], rest = texts[:n_test], texts[n_test:]
         pools["validation"], pools["direction"] = rest[:n_validation], rest[n_validation:]

@@ -70,7 +70,7 @@ def activation_group(
         ("model", "intervention", "prompt", "layer", "token", "hidden"),
         job.dtype,
         "activation, model units",
-        f"{operation.site}{'' if is_read else ' of the source prompts'}; NaN behind the end of a shorter prompt",
+        f"{operation.site}{'' if is_read else ' of the source prompts'}; NaN past the end of a shorter prompt",
         {"model": 1, "prompt": job.prompts_per_unit},
         "activation",
     )

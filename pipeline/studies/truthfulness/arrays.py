@@ -14,11 +14,11 @@ SUMMARY = "truthfulness"
 """Path of the group over all sets."""
 
 SWEEP_RANDOM = 5
-"""Random directions that the learned one is seen beside when the first pushed block is chosen."""
+"""Random directions that the learned one is compared with when the first steered block is chosen."""
 
 
 def direction_names(job: TruthfulnessJob) -> list[str]:
-    """What a run was pushed along: `none`, each stage's direction, and the random ones.
+    """What a run was steered along: `none`, each stage's direction, and the random ones.
 
     >>> direction_names(job)[:3]                                      # doctest: +SKIP
     ['none', 'base', 'sft']
@@ -49,7 +49,7 @@ def set_group(
     names = direction_names(job)
     difference = f"probability difference: P({job.answers[0]}) - P({job.answers[1]}) at the last token"
     steered = (
-        "after a push along direction, learned without this set: false statements towards true, true ones towards "
+        "steered along direction, learned without this set: false statements towards true, true ones towards "
         "false; none: as it is; NaN for statements that are examples"
     )
     arrays = [
@@ -92,15 +92,15 @@ def set_group(
     coords = [
         Coord("model", ("model",), stages, "stage that was read"),
         Coord("source", ("source",), stages, "stage that a probe was trained on"),
-        Coord("target", ("target",), stages, "stage that a probe or a push was tested on"),
+        Coord("target", ("target",), stages, "stage that a probe or a direction was tested on"),
         Coord("probe", ("probe",), list(job.probes), "kind of probe"),
-        Coord("direction", ("direction",), names, "what the run was pushed along"),
+        Coord("direction", ("direction",), names, "what the run was steered along"),
         Coord("statement", ("statement",), np.arange(len(prepared.statements)), "number of the statement"),
         Coord("layer", ("layer",), np.arange(n_layers), "block, from 0"),
         Coord("label", ("statement",), np.array(prepared.labels).astype(int), "1 true, 0 false"),
         Coord("text", ("statement",), [s.text for s in prepared.statements], "the statement"),
         Coord("prompt", ("statement",), [a.prompt.text if a else "" for a in prepared.asked[stages[0]]],
-              "what is answered: the statement behind its examples; empty for an example"),
+              "what is answered: the examples, then the statement; empty for an example"),
         Coord("example", ("statement",), [i not in usable for i in range(len(prepared.statements))],
               "whether the statement is one of the examples in front of the others"),
     ]  # fmt: skip
@@ -125,12 +125,12 @@ def set_group(
                 ("shown", "target", "sample"),
                 "string",
                 "text",
-                f"greedy continuation of {job.completion_tokens} tokens, the push (shown) on the prompt's two tokens",
+                f"greedy continuation of {job.completion_tokens} tokens, steered (shown) at the prompt's two tokens",
                 {"target": 1},
             )
         )
         coords += [
-            Coord("shown", ("shown",), shown_names(job), "what the run was pushed along"),
+            Coord("shown", ("shown",), shown_names(job), "what the run was steered along"),
             Coord("sample_statement", ("sample",), np.array(shown), "number of the statement"),
         ]
     return Group(
@@ -163,7 +163,7 @@ def summary_group(
     >>> summary_group(job, sets, 8, 160, swept=True).path             # doctest: +SKIP
     'truthfulness'
 
-    swept: whether the first pushed block is chosen by trying interventions on the training sets.
+    swept: whether the first steered block is chosen by trying interventions on the training sets.
     """
     stages, names = list(job.stage_names), direction_names(job)
     one = {"held_out": 1}
@@ -178,8 +178,8 @@ def summary_group(
               "probe trained on source's activations of the other sets, tested on target's of the held-out one", one),
         Array("sweep_accuracy", ("model", "held_out", "layer"), "float32", "share of statements",
               "mass-mean probe within the training sets: each of them left out in turn; mean over them", one),
-        Array("probe_layer", ("held_out",), "int32", "block", "whose direction is used, and the last one pushed", one),
-        Array("intervene_layer", ("held_out",), "int32", "block", "first one that is pushed", one),
+        Array("probe_layer", ("held_out",), "int32", "block", "whose direction is used, and the last one steered", one),
+        Array("intervene_layer", ("held_out",), "int32", "block", "first one that is steered", one),
         Array("effect", effects, "float32", share, "mean of effect_false_to_true and effect_true_to_false", one),
         Array("effect_false_to_true", effects, "float32", share, "(~P- - P-) / (1 - P-) of the false statements", one),
         Array("effect_true_to_false", effects, "float32", share, "(~P+ - P+) / (-1 - P+) of the true statements", one),
@@ -199,18 +199,18 @@ def summary_group(
         Coord("source", ("source",), stages, "stage that a probe or direction was learned on"),
         Coord("target", ("target",), stages, "stage that it was tested on"),
         Coord("probe", ("probe",), list(job.probes), "kind of probe"),
-        Coord("direction_name", ("direction",), names, "what the run was pushed along"),
+        Coord("direction_name", ("direction",), names, "what the run was steered along"),
         Coord("held_out", ("held_out",), list(sets), "set that was left out of the training"),
         Coord("layer", ("layer",), np.arange(n_layers), "block, from 0"),
         Coord("n_statements", ("held_out",), [len(p.statements) for p in sets.values()], "statements tested"),
         Coord("n_pushed", ("held_out",), [len(p.usable(0, len(p.statements))) for p in sets.values()],
-              "statements pushed: those that are no example"),
+              "statements steered: those that are not examples"),
     ]  # fmt: skip
     if swept:
         tried = ("held_out", "layer")
         arrays += [
             Array("sweep_effect", tried, "float32", share,
-                  f"effect on training statements in {stages[0]}, its own direction pushed from layer to probe_layer",
+                  f"effect on training statements in {stages[0]}, its own direction steered from layer to probe_layer",
                   one),
             Array("sweep_effect_random", tried, "float32", share,
                   f"the same with {SWEEP_RANDOM} random directions of the same norm, their mean", one),

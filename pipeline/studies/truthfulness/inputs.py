@@ -1,4 +1,4 @@
-"""A statement set made ready for a job: bare for reading, behind examples for interventions, for every stage."""
+"""Statement sets, tokenised for every stage: bare for reading, after examples for interventions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
 @dataclass(frozen=True)
 class Asked:
-    """A statement behind its examples, with the question behind it."""
+    """A statement after its examples, followed by the question."""
 
     prompt: Prompt
     tokens: tuple[int, int]
@@ -35,7 +35,7 @@ class StatementInputs:
     bare: dict[str, list[Prompt]]
     """Per stage: every statement, nothing around it."""
     asked: dict[str, list[Asked | None]]
-    """Per stage: every statement behind the examples; None for those that are an example themselves."""
+    """Per stage: every statement after the examples; None for the examples themselves."""
     answers: dict[str, tuple[int, int]]
     """Per stage: token ids of the two answers."""
 

@@ -119,8 +119,8 @@ def choose_first_layer(
     array([3], dtype=int32)
 
     Chosen is the block from which the learned direction's effect is largest (the earliest of equals). The random ones
-    bear on no choice: they are stored to tell how much of that effect any direction of that length has. The held-out
-    set is not looked at.
+    play no part in the choice: they are stored to show how much of that effect any direction of that length has. The
+    held-out set is not looked at.
     """
     target = job.stage_names[0]
     last = int(store.read(SUMMARY, "probe_layer", _place(sets, held_out))[0])

@@ -29,16 +29,16 @@ class TruthfulnessJob(FamilyJob):
     """`mass_mean`: difference of class means with a fitted bias; `logistic`: regression on the whole vector; `ttpd`:
     Bürger et al. 2024."""
     intervene_layer: int | None = Field(default=None, ge=0)
-    """First block that is pushed. Known for the families of the paper, else the one from which the push has the largest
-    effect on the training sets."""
+    """First block that is steered. Known for the families of the paper, otherwise the one from which steering has the
+    largest effect on the training sets."""
     probe_layer: int | None = Field(default=None, ge=0)
-    """Block whose direction is used and the last one that is pushed; known or chosen likewise."""
+    """Block whose direction is used and the last one that is steered; known or chosen likewise."""
     sweep_statements: int = Field(default=8, ge=2, multiple_of=2)
-    """Statements of each training set on which the first pushed block is chosen, half of them true."""
+    """Statements of each training set on which the first steered block is chosen, half of them true."""
     coefficient: Length = 1.0
     """Factor of the direction in interventions."""
     coefficient_sweep: tuple[Length, ...] = ()
-    """Further coefficients, whose effects are stored beside."""
+    """Further coefficients to steer with; their effects are stored too."""
     random_directions: int = Field(default=20, ge=20, le=1000)
     """Random directions of the same norm, the control of every intervention."""
     few_shot: int = Field(default=4, ge=0, le=32, multiple_of=2)
@@ -85,7 +85,7 @@ class TruthfulnessJob(FamilyJob):
         first, last = self.layers_given
         if first is not None and last is not None and first > last:
             raise ValueError(
-                f"intervene_layer: {first} lies behind probe_layer {last}; the push goes from the one to the other"
+                f"intervene_layer: {first} comes after probe_layer {last}; blocks are steered from the one to the other"
             )
         if None in (first, last) and len({topic(one.name) for one in self.sets}) < 3:
             raise ValueError(
@@ -116,7 +116,7 @@ class TruthfulnessJob(FamilyJob):
     def steer(
         self, direction: str, layers: Sequence[int], tokens: Sequence[int], label: bool, coefficient: float
     ) -> Steer:
-        """The operation of an intervention: false statements are pushed towards true, true ones towards false.
+        """The operation of an intervention: false statements are steered towards true, true ones towards false.
 
         >>> job.steer("base", (3, 4), (-6, -5), label=True, coefficient=1.0).mode      # doctest: +SKIP
         'subtract'

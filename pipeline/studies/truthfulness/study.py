@@ -1,7 +1,7 @@
 """The study `truthfulness`: is truth a direction, and does one stage's direction read and steer another stage?
 
 Each set is left out in turn: a direction is learned on the others, probes made of it judge the statements left out,
-and the direction, added to or taken from the stream at two tokens, turns the model's own judgement, beside random
+and the direction, added to or taken from the stream at two tokens, turns the model's own judgement, next to random
 directions of the same norm. Sources: Marks & Tegmark 2024; Du et al. 2025, section 4.
 """
 
@@ -50,11 +50,11 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
 
     @property
     def swept(self) -> bool:
-        """Whether the first pushed block is chosen by trying interventions."""
+        """Whether the first steered block is chosen by trying interventions."""
         return self.job.layers_given[0] is None
 
     def _tried(self, held_out: str) -> tuple[int, int]:
-        """Statements, and pushes of each (at most), of a sweep for the first block."""
+        """Statements, and steered runs of each (at most), of a sweep for the first block."""
         n = len(analysis.training_sets(self.inputs.sets, held_out)) * self.job.sweep_statements
         last = self.job.layers_given[1]
         return n, (self.stages.n_layers if last is None else last + 1) * (1 + interventions.SWEEP_RANDOM)
@@ -109,7 +109,7 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
             n, variants = self._tried(name)
             training = analysis.training_sets(self.inputs.sets, name)
             some = [self.inputs.sets[one].asked[work.open_stage] for one in training]
-            return self._pushed_cost([one for asked in some for one in asked if one][:n], variants, 0)
+            return self._steered_cost([one for asked in some for one in asked if one][:n], variants, 0)
         if kind == "complete":
             asked = self.inputs.sets[name].asked[work.open_stage]
             prompts = [one.prompt for one in (asked[i] for i in self.inputs.shown[name]) if one]
@@ -119,22 +119,22 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
             one = run_cost(self.stages.shape, [0], [tokens // max(1, len(prompts))])
             return Cost(work.cells * self.job.completion_tokens, one.multiply_adds)
         asked = self.inputs.sets[name].asked[work.open_stage][slice(*work.unit.region["statement"])]
-        return self._pushed_cost([one for one in asked if one], variants_of(self.job) - 1, first)
+        return self._steered_cost([one for one in asked if one], variants_of(self.job) - 1, first)
 
     def _plain_cost(self, prompts) -> Cost:
         prefixes = [len(prefix) for prefix in {p.prefix for p in prompts}]
         return run_cost(self.stages.shape, prefixes, [len(p.statement) for p in prompts])
 
-    def _pushed_cost(self, asked, variants: int, first: int) -> Cost:
+    def _steered_cost(self, asked, variants: int, first: int) -> Cost:
         if not asked:
             return Cost()
         prompts = [one.prompt for one in asked]
         keys = max(p.start for p in prompts) + max(len(p.statement) for p in prompts)
-        width = max(-one.tokens[0] for one in asked)  # from the first pushed token to the end
-        pushed = steered_cost(
+        width = max(-one.tokens[0] for one in asked)  # from the first steered token to the end
+        steered = steered_cost(
             self.stages.shape, len(prompts) * variants, width, keys, first, self.job.execution.max_tokens
         )
-        return self._plain_cost(prompts) + pushed
+        return self._plain_cost(prompts) + steered
 
     def parts(self) -> Iterator[tuple[dict[str, Any], list[Work]]]:
         for name, one in self.inputs.sets.items():

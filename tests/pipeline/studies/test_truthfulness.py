@@ -357,7 +357,7 @@ def test_interrupted_it_goes_on_to_the_same_values(job_file, store, tmp_path):
         (dict(sets=["cities.csv", "plain.csv", "ones.csv"]), "all 6 statements are true"),
         (dict(answers=[" w1 w2", " FALSE"]), "is not one token"),
         (dict(probe_layer=3), "probe_layer: 3 is not in 0-2 (random has 3 blocks)"),
-        (dict(intervene_layer=2, probe_layer=1), "intervene_layer: 2 lies behind probe_layer 1"),
+        (dict(intervene_layer=2, probe_layer=1), "intervene_layer: 2 comes after probe_layer 1"),
         (dict(random_directions=5), "random_directions: Input should be greater than or equal to 20"),
         (dict(sets=["cities.csv", "plain.csv", "endless.csv"]), "its prompt has"),
         (dict(sets=["cities.csv", "plain.csv", "strange.csv"]), "words that the tokenizer does not know"),
