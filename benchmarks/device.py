@@ -1,20 +1,20 @@
-"""Everything that only a GPU can tell, in one command of at most eight minutes on a bare machine.
+"""Everything that needs a GPU, in one command of at most eight minutes on a bare machine.
 
-    python -m benchmarks.device --wheels wheels/           what Python lacks there is taken from a folder of wheels
-    python -m benchmarks.device --device cpu --model tiny  the same on a CPU with small shapes, to try the script
-    python -m benchmarks.device --only grid --only read    some parts
+    python -m benchmarks.device --wheels wheels/           install missing packages from a folder of wheels
+    python -m benchmarks.device --device cpu --model tiny  try the script on a CPU with small shapes
+    python -m benchmarks.device --only grid --only read    some parts only
 
     grid        the patch grid at the 8B shape (random weights made on the device, bfloat16), the paper's loop and plain
-                hooks on a sample of its cells, and the sample of whole passes that every run repeats
+                hooks on a sample of its cells, and the spot check by whole passes that every run makes
     read        activations read and stored, against bare forward passes
     generation  one direction ablated at every layer, against `generate` with hooks
-    overhead    a tracing context in which nothing is declared
-    halving     memory taken away until the grid has to run in halves: the same numbers
+    overhead    an empty tracing context
+    halving     memory limited until the grid has to run in halves: the same numbers
     analysis    one fit of each truthfulness probe at hidden size 4096 (scikit-learn, on the CPU)
     trained     the five studies on the embedded family, float32 and bfloat16 on the device, against float32 on the CPU
 
-A part that fails is recorded with its error, and the others go on. The JSON, written after every part, goes to
-benchmarks/results/device-NAME.json; docs/performance.md is made from it (python -m benchmarks.page).
+A failing part is recorded with its error, and the others continue. The JSON is written after every part to
+benchmarks/results/device-NAME.json; `python -m benchmarks.page` makes docs/performance.md from it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ BARS = {
     "generation_over_hooks": ("at least", 0.9),
     "bfloat16_difference": ("at most", 0.1),
 }
-"""What a run is held against: name -> bound. Differences in nats."""
+"""Requirements of a run: name -> bound. Differences in nats."""
 
 
 def main() -> None:
-    """Install the wheels if there are any, then measure in a process that sees them."""
+    """Install the wheels, if any, then measure in a process that can import them."""
     arguments = sys.argv[1:]
     if "--wheels" not in arguments:
         measure_here(arguments)
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure_here(arguments: list[str]) -> None:
-    """Parse the options and measure; everything that a bare machine may lack is imported from here on."""
+    """Parse the options and measure; packages that a bare machine may lack are imported only from here on."""
     import cyclopts
 
     app = cyclopts.App(help=__doc__, version_flags=[])
@@ -72,9 +72,12 @@ def measure(
     commit: str | None = None,
     json: Path | None = None,
 ) -> None:
-    """Run the parts, print what each gives, write JSON.
+    """Run the parts, print their results, write JSON.
 
-    commit: what is recorded where the code is not in a git checkout.
+    Parameters
+    ----------
+    commit
+        Recorded if the code is not in a git checkout.
     """
     from benchmarks import device_parts
     from benchmarks.records import device_name, header, write
@@ -108,7 +111,7 @@ def _tried(name: str, part: Callable[[], dict]) -> dict:
     begin = time.perf_counter()
     try:
         found = part()
-    except Exception as error:  # the other parts are worth having
+    except Exception as error:  # the other parts are still worth having
         traceback.print_exc()
         found = dict(error=f"{type(error).__name__}: {error}"[:500])
     found = dict(name=name, part_seconds=round(time.perf_counter() - begin, 1), **found)
@@ -120,8 +123,10 @@ def _tried(name: str, part: Callable[[], dict]) -> dict:
 
 
 def bars(parts: list[dict]) -> dict[str, dict]:
-    """Every bar that the parts say something about: value, bound, whether it is met.
+    """Return the bars that the parts measured: value, bound, whether it is met.
 
+    Examples
+    --------
     >>> bars([{"name": "read", "read_throughput": 0.9}])["read_throughput"]["met"]
     True
     """

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.device`: each takes the bench and gives figures as plain data."""
+"""The parts of `benchmarks.device`: each takes the bench and returns its measurements as plain data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.patch_grid import some_cells, some_pairs
 from benchmarks.shapes import FIRST_WORD, Shape, make_task, random_module, tokenizer
 
 UNIT, LARGE_UNIT = 16, 64
-"""Pairs in a unit of a job, by default and as a large model has them (`pairs_per_unit`)."""
+"""Pairs in a unit of a job: the default, and a setting for large models (`pairs_per_unit`)."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Bench:
         return _Loaded(asdict(self.shape), self)
 
     def seconds(self, run) -> float:
-        """Of one call, the device's work included."""
+        """Return the seconds of one call, including the device's work."""
         gc.collect()
         synchronize(self.device)
         begin = time.perf_counter()
@@ -58,7 +58,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a method loads, here: the shared model."""
+    """What a method loads: here, the shared model."""
 
     shape: dict
     bench: Bench
@@ -68,7 +68,7 @@ class _Loaded:
 
 
 def grid(bench: Bench) -> dict:
-    """The exact patch grid of all pairs, in units of two sizes, beside the paper's loop, hooks and the floor."""
+    """Measure the exact patch grid of all pairs in units of two sizes, the paper's loop, hooks and the floor."""
     from posttrace.tracers.engines.patching import patch_grid
     from posttrace.tracers.errors import TracerError
     from posttrace.tracers.oracles.patching import check_sample
@@ -141,7 +141,7 @@ def grid(bench: Bench) -> dict:
 
 
 def _rounding(methods: dict, task, unit, cells, exact: list[float]) -> dict:
-    """What separates a grid from one whole pass a cell, and whole passes in a batch from single ones (nats)."""
+    """Compare the grid, and batched whole passes, with one whole pass per cell (nats)."""
     from posttrace.tracers.engines.patching import Place
     from posttrace.tracers.oracles.patching import naive_rows, patch
 
@@ -163,7 +163,7 @@ def _rounding(methods: dict, task, unit, cells, exact: list[float]) -> dict:
 
 
 def reading(bench: Bench) -> dict:
-    """Activations of every block, stored, against bare forward passes of the same batches."""
+    """Measure reading and storing activations of every block against bare forward passes of the same batches."""
     model = _wrapped(bench)
     rng = random.Random(0)
     prefix = [rng.randrange(FIRST_WORD, bench.shape.vocab) for _ in range(bench.shape.prefix)]
@@ -193,7 +193,7 @@ def reading(bench: Bench) -> dict:
 
 
 def generating(bench: Bench) -> dict:
-    """Steered generation against transformers' `generate` with hooks."""
+    """Measure steered generation against transformers' `generate` with hooks."""
     records = generation.compare(
         bench.shape.but(pairs=32),
         new_tokens=16,
@@ -214,7 +214,7 @@ def generating(bench: Bench) -> dict:
 
 
 def context(bench: Bench) -> dict:
-    """A tracing context in which nothing is declared."""
+    """Measure an empty tracing context."""
     records = overhead.compare(
         bench.shape.but(pairs=16),
         rounds=5 * bench.rounds,
@@ -227,7 +227,7 @@ def context(bench: Bench) -> dict:
 
 
 def halving(bench: Bench) -> dict:
-    """The grid of some pairs with all the memory it wants, and with next to none beyond the weights."""
+    """Compare the grid of some pairs with unlimited memory and with hardly any beyond the weights."""
     from posttrace.tracers.engines import patching
     from posttrace.tracers.engines.activations import read_statements
     from posttrace.tracers.engines.patching import patch_grid
@@ -252,7 +252,7 @@ def halving(bench: Bench) -> dict:
     held = torch.cuda.memory_allocated()
     patching._patch_packed = counted
     try:
-        for spare in range(2**28, 2**34, 2**28):  # the least with which it can be done at all
+        for spare in range(2**28, 2**34, 2**28):  # the smallest amount with which it works at all
             calls.clear()
             gc.collect()
             torch.cuda.empty_cache()
@@ -285,13 +285,13 @@ SMALL: dict[str, dict] = {
         sets=["cities", "animal_class", "sp_en_trans"], probes=["mass_mean"], max_statements=64
     ),
 }
-"""Study -> what is changed of its default job, so that five studies take a minute or two."""
+"""Study -> changes to its default job, so that five studies take a minute or two."""
 LONGEST = 60.0
-"""Seconds after which no further study is begun."""
+"""Seconds after which no further study is started."""
 
 
 def trained(bench: Bench) -> dict:
-    """The studies on the embedded family: float32 and bfloat16 on the device against float32 on the CPU."""
+    """Compare the studies on the embedded family: float32 and bfloat16 on the device with float32 on the CPU."""
     bench.__dict__.pop("weights", None)
     found: dict[str, Any] = {}
     begin = time.perf_counter()
@@ -321,7 +321,7 @@ def trained(bench: Bench) -> dict:
 
 
 def _place_of(device: str) -> str:
-    """Where a model lies that was asked for on a device."""
+    """Return the device on which a model ends up if opened for a device."""
     from posttrace.pipeline.spec import families
     from posttrace.tracers.models.loading import open_model
 
@@ -346,7 +346,7 @@ def _run(study: str, changes: dict, device: str, dtype: str, folder: Path) -> tu
 
 
 def _compared(one: str, other: str) -> dict:
-    """Absolute differences of every array of floats: median, 95 % point, largest, and the largest value."""
+    """Return absolute differences for every float array: median, 95 % point, largest, and the largest value."""
     import xarray
 
     from posttrace.stores import summary
@@ -374,7 +374,7 @@ def _compared(one: str, other: str) -> dict:
 
 
 def analysis(bench: Bench) -> dict:
-    """Seconds of one fit of every probe: 2,000 statements of hidden size 4096 in eleven sets."""
+    """Measure one fit of every probe: 2,000 statements of hidden size 4096 in eleven sets."""
     from posttrace.pipeline.studies.truthfulness.probes import fit, sample
 
     rng = np.random.default_rng(0)
@@ -418,4 +418,4 @@ PARTS = {
     "analysis": analysis,
     "trained": trained,
 }
-"""Name -> part, in the order in which they run: the longest last, which gives the random model's memory back."""
+"""Name -> part, in the order of running; the longest comes last and frees the random model's memory."""

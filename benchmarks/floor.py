@@ -1,26 +1,26 @@
-"""The floor: the least arithmetic of an exact patch grid at `resid_post`, and how fast the device does arithmetic.
+"""The floor: the minimal arithmetic of an exact patch grid at `resid_post`, and how fast the device does arithmetic.
 
-Counted are the multiply-adds of matrix products (a floating-point operation count is twice that; norms, softmax
-and rotations are left out, so the true floor is a little higher). With hidden size d, key and value size k (smaller
-than d where heads share them), MLP size f, one token costs
+We count multiply-adds of matrix products (half the number of floating-point operations; norms, softmax and rotations
+are left out, so the true floor is slightly higher). With hidden size d, key and value size k (smaller than d if heads
+share them) and MLP size f, one token costs
 
     keys and values         2 d k
-    the rest of a block     2 d d  (query, output)  +  3 d f  (MLP)  +  2 d per key that the token sees
+    the rest of a block     2 d d  (query, output)  +  3 d f  (MLP)  +  2 d per key that the token attends to
 
-and what is needed is
+and the task needs
 
-    prefix      each distinct one once; of the last block keys and values only, as nobody reads its output
-    statements  each unpatched run once, on the keys of its prefix; of the last block all keys and values, and the
+    prefix      each distinct one once; in the last block only keys and values, as nothing reads its output
+    statements  each unpatched run once, on the keys of its prefix; in the last block all keys and values, and the
                 rest of the block at the last token only
-    cells       a patch behind block l at token p: the blocks above l, the tokens from p on, on the keys before p of
-                the unpatched run; of the last block keys and values of those tokens, and the rest at the last token
-    nothing     cells at tokens where both runs agree, and behind the last block at any token but the last; behind
-                the last block at the last token only the answers remain to be computed
+    cells       for a patch after block l at token p: the blocks above l, for tokens from p on, on the unpatched run's
+                keys before p; in the last block keys and values of those tokens, and the rest at the last token
+    nothing     for cells at tokens where both runs agree, and after the last block at any token but the last; after
+                the last block at the last token, only the answers are computed
     answers     two rows of the unembedding, for each run and each cell
 
-No method needs less as long as it runs blocks whole. In the first block above a patch, only the patched token has
-a new query, key and value: to reuse those of the later tokens would save about 4 % more at 8 layers and less at
-more; that is not counted.
+No method that runs whole blocks needs less. In the first block above a patch, only the patched token has a new query,
+key and value; reusing those of the later tokens would save another 4 % at 8 layers and less with more layers, which is
+not counted.
 
 >>> from benchmarks.shapes import SHAPES
 >>> round(2 * multiply_adds(SHAPES["small"]) / SHAPES["small"].pairs / 1e9, 2)  # GFLOP per pair
@@ -36,7 +36,7 @@ from benchmarks.shapes import Shape
 
 
 def multiply_adds(shape: Shape) -> int:
-    """Multiply-adds of the whole task (all its pairs); see the module's docstring for what is counted."""
+    """Return the multiply-adds of the whole task (all pairs), as described in the module's docstring."""
     prefixes = 1 if shape.shared_prefix else shape.pairs
     first = shape.first_difference if shape.use_unchanged else 0
     cells = sum(
@@ -50,13 +50,13 @@ def _keys(shape: Shape) -> int:
 
 
 def _rest(shape: Shape, n_keys: int) -> int:
-    """Of one token in one block, without its key and value."""
+    """Return the cost of one token in one block, without its key and value."""
     d = shape.hidden
     return 2 * d * d + 3 * d * shape.intermediate + 2 * d * n_keys
 
 
 def _blocks(shape: Shape, n_blocks: int, begin: int, end: int, *, read: bool) -> int:
-    """Tokens [begin, end) in the last `n_blocks` blocks; read: somebody needs the last block's output at the end."""
+    """Return the cost of tokens [begin, end) in the last `n_blocks` blocks; `read` if the final output is needed."""
     if not n_blocks:
         return 0
     full = sum(_keys(shape) + _rest(shape, token + 1) for token in range(begin, end))
@@ -88,8 +88,10 @@ def _cell(shape: Shape, layer: int, token: int) -> int:
 def matmul_rate(
     device: str = "cpu", dtype: str = "float32", size: int = 2048, repeats: int = 5
 ) -> dict[str, float]:
-    """Multiply-adds per second (wall, and CPU time of all threads) of square matrix products; medians of some.
+    """Return multiply-adds per second (wall time, and CPU time of all threads) of square matrix products; medians.
 
+    Examples
+    --------
     >>> sorted(matmul_rate(size=64))
     ['cpu_seconds', 'seconds']
     """
@@ -108,7 +110,7 @@ def matmul_rate(
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was asked to."""
+    """Wait until the device has finished its work."""
     if device.startswith("cuda"):
         import torch
 

@@ -1,13 +1,12 @@
-"""Greedy generation with a direction ablated at every layer: posttrace, plain hooks under transformers' `generate`, and
-a loop that runs the whole text again for every token.
+"""Greedy generation with a direction ablated at every layer, against hooks with `generate` and the paper's loop.
 
     python -m benchmarks.generation                      to benchmarks/results/
     python -m benchmarks.generation --quick --json quick.json
     python -m benchmarks.generation --device cuda --model llama-3.1-8b-shape --rounds 5
 
-All start from the same prompts of unequal length, padded on the left, and give the same number of new tokens, greedy;
-nothing ends early. Turns alternate, and ratios are medians over rounds. The loop without cache is what the paper's
-code does: a trace for every token, over the whole text.
+All methods start from the same prompts of unequal length, padded on the left, and generate the same number of tokens
+greedily; nothing ends early. Turns alternate, and ratios are medians over rounds. The paper's loop has no cache: it
+traces the whole text again for every token.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def main(
     rounds: int | None = None,
     threads: int = 2,
 ) -> None:
-    """Measure, print, write JSON (to benchmarks/results/ unless told; a quick run only where told)."""
+    """Measure, print, write JSON (to benchmarks/results/ by default, for a quick run only if `json` is given)."""
     shape, rounds = SHAPES[model].but(pairs=prompts), rounds or (3 if quick else 15)
     dtype = "bfloat16" if device.startswith("cuda") else "float32"
     options = dict(device=device, dtype=dtype, threads=threads)
@@ -69,7 +68,7 @@ def main(
 def compare(
     shape: Shape, *, new_tokens: int, rounds: int, device: str, dtype: str, threads: int, module=None
 ) -> list[dict]:
-    """One record for each way; seconds of all prompts. module: a loaded model of that shape, else a random one."""
+    """Return a record for each method, with seconds for all prompts; `module` is a loaded model of that shape."""
     import torch
 
     from benchmarks.floor import synchronize
@@ -127,7 +126,7 @@ def compare(
             cpu_seconds[name].append(time.process_time() - begin_cpu)
 
     def ratio(to: str, name: str, taken: dict = seconds) -> float:
-        """How many times the throughput of `to` the one of `name` is."""
+        """Return the throughput of `name` relative to that of `to`."""
         return statistics.median(t / o for t, o in zip(taken[to], taken[name], strict=True))
 
     return [
@@ -158,7 +157,7 @@ def compare(
 
 @contextmanager
 def hooks(module, unit, needed: bool):
-    """Plain forward hooks that ablate `unit`: input, middle and output of every block, or only where it matters."""
+    """Ablate `unit` with forward hooks at the input, middle and output of every block, or only where it matters."""
 
     def without(stream):
         return stream - (stream @ unit)[..., None] * unit
@@ -173,7 +172,7 @@ def hooks(module, unit, needed: bool):
     for number, block in enumerate(module.model.layers):
         if number == 0 or not needed:
             handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-        # With the stream that enters free of the direction, taking it out of the middle is taking it out of attention.
+        # If the incoming stream is free of the direction, ablating the middle means ablating the attention output.
         handles += [block.self_attn.register_forward_hook(after), block.register_forward_hook(after)]
     yield
     for handle in handles:

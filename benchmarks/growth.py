@@ -1,4 +1,4 @@
-"""How the cost of the grid grows: one size is changed at a time, the others stay."""
+"""How the cost of the grid grows: one size is varied at a time."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def grow(
 ) -> Iterator[list[dict]]:
     """Yield records of posttrace (all pairs) and of the paper's loop (a few cells), with `varied` and `value`.
 
-    A value at a time, so that what was measured can be kept when a long sweep ends early. Each shape is measured once:
-    the one that every sweep passes through gives the same figures in all of them. Beside them stand the load average
-    meanwhile, as other work on the same cores may come and go.
+    One value at a time, so that results are kept if a long sweep ends early. Each shape is measured once, so the shape
+    common to all sweeps has the same figures in all of them. Records include the load average, because other work may
+    share the cores.
     """
     known: dict[Shape, list[dict]] = {}
     for varied, values in (QUICK if quick else SWEEP).items():

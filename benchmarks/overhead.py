@@ -1,9 +1,9 @@
-"""What a tracing context costs by itself: a forward pass in which nothing is declared, against the bare model.
+"""The cost of a tracing context by itself: a forward pass with nothing declared, against the bare model.
 
     python -m benchmarks.overhead                      to benchmarks/results/
     python -m benchmarks.overhead --quick --json quick.json
 
-Both give the logits at the last token; turns alternate, and the ratio is the median over rounds.
+Both return the logits at the last token; turns alternate, and the ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(
     rounds: int | None = None,
     threads: int = 2,
 ) -> None:
-    """Measure, print, write JSON (to benchmarks/results/ unless told; a quick run only where told)."""
+    """Measure, print, write JSON (to benchmarks/results/ by default, for a quick run only if `json` is given)."""
     shape, rounds = SHAPES[model].but(pairs=batch), rounds or (5 if quick else 41)
     dtype = "bfloat16" if device.startswith("cuda") else "float32"
     options = dict(device=device, dtype=dtype, threads=threads)
@@ -47,9 +47,12 @@ def main(
 
 
 def compare(shape: Shape, *, rounds: int, device: str, dtype: str, threads: int, module=None) -> list[dict]:
-    """One record for the bare model and one for the tracing context; seconds of one forward pass of the batch.
+    """Return a record for the bare model and one for the tracing context, with seconds per forward pass.
 
-    module: a loaded model of that shape, else a random one.
+    Parameters
+    ----------
+    module
+        A loaded model of that shape; a random one by default.
     """
     import torch
 

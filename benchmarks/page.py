@@ -24,8 +24,10 @@ VARIED = {
 
 
 def page(folder: Path) -> str:
-    """The page, from the results in a folder; a kind of run that is not there is said not to be.
+    """Return the page made from the results in a folder; missing kinds of run are marked as not measured.
 
+    Examples
+    --------
     >>> "Not measured yet" in page(Path("nowhere"))
     True
     """
@@ -60,8 +62,10 @@ def page(folder: Path) -> str:
 
 
 def figures(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits.
+    """Format a number with significant digits.
 
+    Examples
+    --------
     >>> figures(0.012345), figures(123.4), figures(None)
     ('0.0123', '123', '-')
     """
@@ -76,8 +80,10 @@ def figures(value: float | None, digits: int = 3) -> str:
 
 
 def mib(n_bytes: int) -> str:
-    """Bytes as MiB.
+    """Format bytes as MiB.
 
+    Examples
+    --------
     >>> mib(3 * 2**20)
     '3'
     """
@@ -85,7 +91,7 @@ def mib(n_bytes: int) -> str:
 
 
 def spread(each: list[float]) -> str:
-    """Where the middle half of the repeats lies, as a percentage of the median."""
+    """Format the interquartile range of the repeats as a percentage of the median."""
     if len(each) < 4:
         return f"{100 * (max(each) - min(each)) / statistics.median(each):.0f} % (all)"
     low, _, high = statistics.quantiles(each, n=4, method="inclusive")
@@ -93,7 +99,7 @@ def spread(each: list[float]) -> str:
 
 
 def task(shape: dict) -> str:
-    """The sizes in words."""
+    """Describe the sizes in words."""
     return (
         f"{shape['layers']} layers x hidden {shape['hidden']} ({shape['heads']} heads, {shape['kv_heads']} for keys; "
         f"MLP {shape['intermediate']}; vocabulary {shape['vocab']}), {shape['prefix']} prefix and {shape['statement']} "
@@ -102,14 +108,14 @@ def task(shape: dict) -> str:
 
 
 def conditions(run: dict) -> str:
-    """Machine, versions, date and load of a run."""
+    """Describe machine, versions, date and load of a run."""
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     load = " to ".join(f"{value:.1f}" for value in run["load_average"])
     shared = ""
     if max(run["load_average"]) > run["threads"] + 0.5:
         shared = (
             ". Other work ran on the same cores: seconds are higher than on an idle machine; ratios are taken within "
-            "rounds, in which all had to share"
+            "rounds, so all methods were affected alike"
         )
     changed = " (changed)" if run["dirty"] else ""
     waiting = run.get("waiting_threads", "passive")
@@ -121,7 +127,7 @@ def conditions(run: dict) -> str:
 
 
 def sweep(run: dict) -> list[dict]:
-    """Rows of the growth table: varied, value, seconds a pair, over the floor, times the paper's loop."""
+    """Return the rows of the growth table."""
     rows = []
     for row in run["records"]:
         if row["method"] == "posttrace" and row["available"]:
@@ -130,7 +136,7 @@ def sweep(run: dict) -> list[dict]:
 
 
 def reading(run: dict) -> dict:
-    """What the text says about a run of the patch grid."""
+    """Return the rows that the text about a patch-grid run mentions."""
     rows = [row for row in run["records"] if row["available"]]
     ours = next((row for row in rows if row["name"] == "posttrace"), None)
     others = [row for row in rows if row["method"] != "posttrace"]

@@ -3,14 +3,13 @@
     python -m benchmarks.patch_grid                                  all methods, to benchmarks/results/
     python -m benchmarks.patch_grid --quick --json quick.json        fewer rounds, under five minutes on two cores
     python -m benchmarks.patch_grid --growth                         how the cost grows
-    OMP_WAIT_POLICY=ACTIVE python -m benchmarks.patch_grid           threads that wait keep their core (idle machines)
+    OMP_WAIT_POLICY=ACTIVE python -m benchmarks.patch_grid           waiting threads keep their core (idle machines)
     python -m benchmarks.patch_grid --device cuda --model llama-3.1-8b-shape
                                                                      random weights of the real shape, in bfloat16
 
-Cells are (layer, statement token) at `resid_post`, within one model: activations of a clean run are put into a
-corrupt one. Seconds are those of one pair's whole grid; slow methods are timed on fewer pairs, the record says on
-how many. Reading the clean run's activations is not timed, for nobody. Peers that are not installed are recorded
-as unavailable, with why.
+Cells are (layer, statement token) at `resid_post`, within one model: activations of a clean run are patched into a
+corrupt run. Seconds are for one pair's whole grid; slow methods are timed on fewer pairs, as recorded. Reading the
+clean run's activations is never timed. Tools that are not installed are recorded as unavailable, with the reason.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from benchmarks.shapes import SHAPES, Shape, Task, make_task, save_random
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAIRS_TIMED = {"TransformerLens 4, generic_activation_patch": 4}
-"""Pairs that a slow method is timed on, if not one."""
+"""Pairs that a slow method is timed on, if more than one."""
 ACCELERATED = ("paper loop", "raw hooks", "posttrace")
 """Methods that can make their weights on the device."""
 SAMPLE = 32
-"""Cells that a slow method is timed on, and that are compared with the oracle, where a whole pair takes too long."""
+"""Cells that slow methods are timed on, and compared with the oracle, if a whole pair takes too long."""
 
 app = cyclopts.App(help=__doc__, version_flags=[])
 
@@ -55,10 +54,13 @@ def main(
     threads: int = 2,
     methods: tuple[str, ...] | None = None,
 ) -> None:
-    """Measure, print a table, write JSON (to benchmarks/results/ unless told; a quick run only where told).
+    """Measure, print a table, write JSON (to benchmarks/results/ by default, for a quick run only if `json` is given).
 
-    sample: for models too large to write and to patch cell by cell. Weights are made on the device by each process,
-    and slow methods are timed on some cells. Implied by a hidden size above 1024.
+    Parameters
+    ----------
+    sample
+        For models too large to write to disk and to patch cell by cell: each process makes its weights on the device,
+        and slow methods are timed on some cells. Implied by a hidden size above 1024.
     """
     shape = SHAPES[model]
     sample = sample or shape.hidden > 1024
@@ -89,7 +91,7 @@ def main(
 def compare(
     shape: Shape, methods, *, quick: bool, sample: bool, rounds: int, device: str, dtype: str, threads: int
 ) -> list[dict]:
-    """The records of the methods, in turns."""
+    """Measure the methods in turns and return their records."""
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
         if not sample:
             save_random(shape, Path(folder))
@@ -103,7 +105,7 @@ def compare(
 
 
 def _cases(shape: Shape, methods, quick: bool, sample: bool):
-    """What each method is given: (shape, entry)."""
+    """Yield (shape, entry) for each method."""
     for method in methods:
         if method != "posttrace":
             task = some_pairs(make_task(shape), 1 if quick else PAIRS_TIMED.get(method, 1))
@@ -120,18 +122,18 @@ def _cases(shape: Shape, methods, quick: bool, sample: bool):
 
 
 def some_pairs(task: Task, n: int) -> Task:
-    """The task's first pairs."""
+    """Return the task with its first pairs only."""
     unchanged = task.unchanged and task.unchanged[:n]
     return replace(task, clean=task.clean[:n], corrupt=task.corrupt[:n], unchanged=unchanged)
 
 
 def some_cells(task: Task) -> list[tuple[int, int, int]]:
-    """A random sample of the task's cells."""
+    """Return a random sample of the task's cells."""
     return sorted(random.Random(0).sample(task.cells, min(SAMPLE, len(task.cells))))
 
 
 def _oracles(cases, what: Load, sample: bool, pairs: int, threads: int, log) -> dict[bool, Reference]:
-    """What the naive oracle gives on a few pairs; keys: whether the prefix is shared."""
+    """Return the naive oracle's values on a few pairs; keys: whether the prefix is shared."""
     found = {}
     worker = Worker("naive oracle", log)
     try:
@@ -155,7 +157,7 @@ def _oracles(cases, what: Load, sample: bool, pairs: int, threads: int, log) -> 
 
 
 def line(row: dict) -> str:
-    """One row of the table that is printed."""
+    """Format one row of the printed table."""
     name = f"{row['name']}, {row['varied']} = {row['value']}" if "varied" in row else row["name"]
     if not row["available"]:
         return f"{name:<46} unavailable: {row['reason']}"

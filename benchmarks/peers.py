@@ -1,10 +1,10 @@
-"""The peers' environments: one each, with pinned versions, apart from posttrace's own.
+"""Environments of the other tools, one each, with pinned versions.
 
-    python -m benchmarks.peers install            all of them (some GB; torch first, so that no CUDA build comes along)
-    python -m benchmarks.peers install pyvene     one
-    python -m benchmarks.peers list               what is there
+    python -m benchmarks.peers install            install all (some GB; torch first, to avoid a CUDA build)
+    python -m benchmarks.peers install pyvene     install one
+    python -m benchmarks.peers list               list what is installed
 
-They live in runs/peers, or where POSTTRACE_PEERS says. Arguments after `--` go to pip, for instance
+They are kept in runs/peers, or in the folder POSTTRACE_PEERS. Arguments after `--` are passed to pip, for instance
 `install -- --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple`.
 """
 
@@ -38,8 +38,10 @@ def folder() -> Path:
 
 
 def python_of(method: str) -> Path | None:
-    """The interpreter that a method runs in; None when its environment is not there.
+    """Return the interpreter that a method runs in; None if its environment is not installed.
 
+    Examples
+    --------
     >>> python_of("posttrace") == Path(sys.executable)
     True
     """
@@ -50,7 +52,7 @@ def python_of(method: str) -> Path | None:
 
 
 def install(name: str, options: list[str]) -> None:
-    """Make one environment; its marker is written last."""
+    """Create one environment; its marker is written last."""
     where = folder() / name
     venv.create(where, with_pip=True, clear=True)
     for packages in ([TORCH], [TORCH, *PINS[name]]):

@@ -1,12 +1,13 @@
-"""Reading activations into a store, against forward passes that keep nothing.
+"""Reading activations into a store, against bare forward passes.
 
     python -m benchmarks.read                      to benchmarks/results/
     python -m benchmarks.read --quick --json quick.json
 
-The embedded family's base model on prompts of its own sets. *Bare*: a plain transformers forward pass of the batch,
-without a cache and with the last token's logits only. *Read*: what a job does with the same batch: `read_statements`
-at every block, then the unit is written to a Zarr store by the runner's `Writer` while the next batch is computed. A
-turn takes all batches, and ends when the last unit is in the store; making the store is not timed. Turns alternate.
+Uses the embedded family's base model on prompts of its own sets. *Bare*: a plain transformers forward pass of the
+batch, without a cache and with logits at the last token only. *Read*: what a job does with the same batch:
+`read_statements` at every block, then the runner's `Writer` writes the unit to a Zarr store while the next batch is
+computed. A turn takes all batches and ends when the last unit is stored; creating the store is not timed. Turns
+alternate.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main(
     batches: int = 12,
     threads: int = 2,
 ) -> None:
-    """Measure, print, write JSON (to benchmarks/results/ unless told; a quick run only where told)."""
+    """Measure, print, write JSON (to benchmarks/results/ by default, for a quick run only if `json` is given)."""
     import torch
 
     from posttrace.pipeline.spec import families
@@ -84,7 +85,7 @@ def main(
 
 
 def compare(model, case: Case, *, batches: int, rounds: int, device: str, prompts=None) -> dict:
-    """The record of one case; seconds are those of one batch. prompts: batches of equal length, else `make_prompts`."""
+    """Return the record of one case, with seconds per batch; `prompts` are batches of prompts of equal length."""
     import torch
 
     prompts = prompts or make_prompts(model, case, batches)
@@ -100,7 +101,7 @@ def compare(model, case: Case, *, batches: int, rounds: int, device: str, prompt
 
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         size = 0
-        for turn in range(-1, rounds):  # the first one warms up
+        for turn in range(-1, rounds):  # the first turn warms up
             for name, run in (("bare", bare), ("read", read))[:: 1 if turn % 2 else -1]:
                 store = make_store(Path(folder) / f"{turn}", model, case, prompts) if name == "read" else None
                 gc.collect()
@@ -141,7 +142,7 @@ def _ratio(seconds: dict) -> float:
 
 
 def make_prompts(model, case: Case, batches: int) -> list[list]:
-    """Batches of prompts of one length, so that a plain forward pass needs no padding."""
+    """Return batches of prompts of one length, so that a plain forward pass needs no padding."""
     import random
     from collections import defaultdict
 
@@ -163,7 +164,7 @@ def make_prompts(model, case: Case, batches: int) -> list[list]:
 
 
 def make_store(url: Path, model, case: Case, prompts):
-    """A store for all batches, one unit each."""
+    """Create a store for all batches, one unit each."""
     from posttrace.stores import Array, Group, Store, Unit
 
     width = len(prompts[0][0].statement) if case.tokens == "statement" else 1
@@ -193,7 +194,7 @@ def make_store(url: Path, model, case: Case, prompts):
 
 
 def read_all(model, case: Case, prompts, store) -> None:
-    """Read every batch and have it written, as `pipeline.run` does."""
+    """Read every batch and write it, as `pipeline.run` does."""
     from posttrace.pipeline.tensors import as_stored
     from posttrace.pipeline.writer import Writer
     from posttrace.tracers.engines.activations import read_statements
@@ -206,7 +207,7 @@ def read_all(model, case: Case, prompts, store) -> None:
 
 
 def largest_difference(model, prompts) -> float:
-    """Largest difference of what is read to what hooks on the plain model see, at the last token of one batch."""
+    """Return the largest difference from hooks on the plain model, at the last token of one batch."""
     import torch
 
     from posttrace.tracers.engines.activations import read_statements

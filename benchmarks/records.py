@@ -1,4 +1,4 @@
-"""The JSON that a benchmark leaves: a header about the machine and the run, and one record per row."""
+"""The JSON that a benchmark writes: a header about the machine and the run, and one record per row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def header(
     rounds: int,
     shape: Shape | None = None,
 ) -> dict:
-    """What must be known to read the figures, and to get them again."""
+    """Return what is needed to interpret and reproduce the results."""
     return dict(
         benchmark=benchmark,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -63,7 +63,7 @@ def header(
 
 
 def device_name(device: str) -> str:
-    """The processor's or the accelerator's name."""
+    """Return the name of the processor or accelerator."""
     if device.startswith("cuda"):
         import torch
 
@@ -78,7 +78,7 @@ def device_name(device: str) -> str:
 
 
 def record(entry: Entry, shape: Shape, paper: Entry | None, reference: Reference, device: str) -> dict:
-    """One row. seconds: of one pair, the median over rounds; reference: what the values are compared with."""
+    """Return one row, with the median seconds per pair and the difference from the reference."""
     row = dict(
         name=entry.name,
         method=entry.method,
@@ -122,13 +122,13 @@ def record(entry: Entry, shape: Shape, paper: Entry | None, reference: Reference
 
 
 def _over_floor(entry: Entry, multiply_adds_of_a_run: float, what: str) -> float:
-    """How many times longer than its floor a run takes; the rate is the one measured just before it."""
+    """Return how many times longer than its floor a run takes, at the rate measured just before."""
     turns = zip(getattr(entry, what), entry.rates, strict=True)
     return statistics.median(taken * rate[what] / multiply_adds_of_a_run for taken, rate in turns)
 
 
 def keep(file: Path | None, name: str, quick: bool, head: dict, records: list[dict]) -> None:
-    """Write the JSON where told, else to benchmarks/results/NAME.json; a quick run is kept only where told."""
+    """Write the JSON to `file`, or to benchmarks/results/NAME.json unless the run is quick."""
     if file is None and not quick:
         file = ROOT / "benchmarks" / "results" / f"{name}.json"
     if file is not None:
@@ -137,7 +137,7 @@ def keep(file: Path | None, name: str, quick: bool, head: dict, records: list[di
 
 
 def write(file: Path, head: dict, records: list[dict]) -> None:
-    """Write the JSON; the load average at the end joins the one at the beginning."""
+    """Write the JSON, with the load averages at the beginning and the end."""
     load = [head["load_average"][0], os.getloadavg()[0]]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(head | dict(load_average=load, records=records), indent=1) + "\n")

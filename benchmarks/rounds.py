@@ -1,5 +1,4 @@
-"""Worker processes, and the rounds in which they take turns: A B C ... A B C ..., so that a busy minute of the
-machine falls on all of them."""
+"""Worker processes that take turns (A B C ... A B C ...), so that a busy machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -15,21 +14,17 @@ from benchmarks.shapes import Task
 
 
 class Unavailable(Exception):
-    """A method that cannot run here, and why."""
+    """A method cannot run here; the message says why."""
 
 
 class Worker:
-    """A process that runs one method.
-
-    >>> with Worker("raw hooks", log) as worker:                       # doctest: +SKIP
-    ...     worker.load(Load(folder, {}, "cpu", "float32"), threads=2)
-    """
+    """A process that runs one method."""
 
     def __init__(self, method: str, log):
         python = python_of(method)
         if python is None:
             raise Unavailable("its environment is not installed; run python -m benchmarks.peers install")
-        # A peer's environment must not see the packages of the one that this runs in.
+        # A tool's environment must not see the packages of the current one.
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         self.method = method
         self.process = subprocess.Popen(
@@ -71,7 +66,7 @@ class Worker:
 
 @dataclass
 class Entry:
-    """A method on a task, and what was measured of it."""
+    """A method on a task, and its measurements."""
 
     name: str
     method: str
@@ -82,21 +77,21 @@ class Entry:
     unavailable: str | None = None
     versions: dict = field(default_factory=dict)
     logits: list[float] = field(default_factory=list)
-    """At the end of the first corrupt prompt, unpatched: whether the weights are the same."""
+    """Unpatched, at the end of the first corrupt prompt; they show whether the weights are the same."""
     values: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
-    """Of all threads together; other processes on the same cores disturb them less."""
+    """Of all threads together; less sensitive to other processes on the same cores."""
     rates: list[dict[str, float]] = field(default_factory=list)
-    """Multiply-adds of large matrix products per second and per CPU second, just before."""
+    """Multiply-adds of large matrix products per second and per CPU second, measured just before."""
     memory: dict = field(default_factory=dict)
     count: bool = True
-    """Also have the multiply-adds counted that it really runs, in one more run."""
+    """Whether to count the multiply-adds really executed, in one more run."""
     multiply_adds: int | None = None
 
 
 def measure(entries: list[Entry], what: Load, *, rounds: int, threads: int, log, say) -> None:
-    """Fill the entries: each runs once untimed, then `rounds` times in turns. A failing one is left out, with why."""
+    """Fill the entries: each runs once untimed, then `rounds` times in turns; failing ones are marked unavailable."""
     try:
         for entry in entries:
             with _noting(entry):
@@ -130,8 +125,10 @@ def measure(entries: list[Entry], what: Load, *, rounds: int, threads: int, log,
 
 
 def ratio(slow: Entry, fast: Entry, what: str = "seconds") -> float:
-    """How many times longer a cell of `slow` takes: the median over rounds, in each of which both had a turn.
+    """Return how many times longer a cell of `slow` takes: the median over rounds.
 
+    Examples
+    --------
     >>> a = Entry("a", "", None, [(0, 0, 0)], seconds=[4.0, 8.0, 4.0])
     >>> ratio(a, Entry("b", "", None, [(0, 0, 0)] * 2, seconds=[2.0, 2.0, 2.0]))
     4.0
@@ -141,7 +138,7 @@ def ratio(slow: Entry, fast: Entry, what: str = "seconds") -> float:
 
 
 class _noting:
-    """Take down why an entry cannot go on."""
+    """Record why an entry cannot continue."""
 
     def __init__(self, entry: Entry):
         self.entry = entry

@@ -1,10 +1,10 @@
-"""Compare the values of two stores of one job: what a change of the code must leave as it is.
+"""Compare the values of two stores of one job, which a refactoring must not change.
 
     python -m benchmarks.same_values runs/before runs/after
-    python -m benchmarks.same_values runs/before runs/after --renamed head_out=z
+    python -m benchmarks.same_values runs/before runs/after --renamed old_name=new_name
 
-Arrays are compared bit for bit (NaN equals NaN); text and coordinates as they are. Exit status 1 if anything differs or
-is missing. Run both jobs on one thread (OMP_NUM_THREADS=1): with more, sums are added up in another order.
+Arrays are compared bit for bit (NaN equals NaN), as are text and coordinates. The exit status is 1 if anything differs
+or is missing. Run both jobs on one thread (OMP_NUM_THREADS=1): with more, sums are computed in a different order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ app = cyclopts.App(help=__doc__, version_flags=[])
 
 @app.default
 def main(before: str, after: str, /, *, renamed: tuple[str, ...] = ()) -> int:
-    """Print every array that differs, then a count. renamed: OLD=NEW, names of arrays, groups or coordinates."""
+    """Print every array that differs, then a count.
+
+    Parameters
+    ----------
+    renamed
+        OLD=NEW names of arrays, groups or coordinates.
+    """
     names = dict(one.split("=") for one in renamed)
     differing = values = arrays = 0
     for path, name, one, other in pairs(before, after, names):
@@ -34,7 +40,7 @@ def main(before: str, after: str, /, *, renamed: tuple[str, ...] = ()) -> int:
 
 
 def pairs(before: str, after: str, names: dict[str, str]):
-    """(group, name, values before, values after or None) of every variable of every group of `before`."""
+    """Yield (group, name, values before, values after or None) for every variable of every group of `before`."""
     from posttrace.stores import group_paths, open_group
 
     others = set(group_paths(after))
@@ -48,8 +54,10 @@ def pairs(before: str, after: str, names: dict[str, str]):
 
 
 def difference(one: np.ndarray, other: np.ndarray | None) -> str | None:
-    """Why two arrays are not the same, or None.
+    """Say how two arrays differ, or return None.
 
+    Examples
+    --------
     >>> difference(np.array([1.0, np.nan]), np.array([1.0, np.nan]))
     >>> difference(np.array([1.0, 2.0]), np.array([1.0, 2.5]))
     '1 of 2 values differ, by at most 0.5'

@@ -1,4 +1,4 @@
-"""What is computed: sizes of a random Llama, and pairs of prompts to patch.
+"""The task: sizes of a random Llama, and pairs of prompts to patch.
 
 >>> SHAPES["small"].layers, SHAPES["small"].cells_per_pair
 (8, 120)
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ANSWERS = (5, 6)
-"""Token ids of the two answers; no prompt holds them."""
+"""Token ids of the two answers; no prompt contains them."""
 FIRST_WORD = 10
 """Smallest token id in a prompt."""
 
@@ -35,9 +35,9 @@ class Shape:
     """Leading statement tokens that the two prompts of a pair have in common."""
     pairs: int = 16
     shared_prefix: bool = True
-    """All pairs have one prefix (as a few-shot prompt has); else each pair has its own."""
+    """Whether all pairs share one prefix, as few-shot prompts do; otherwise each pair has its own."""
     use_unchanged: bool = True
-    """The first difference is known to the method; else every cell is computed, as it must be across models."""
+    """Whether the method knows the first difference; otherwise it computes every cell, as it must across models."""
 
     @property
     def cells_per_pair(self) -> int:
@@ -48,7 +48,7 @@ class Shape:
         return self.hidden // self.heads * self.kv_heads
 
     def but(self, **changes) -> Shape:
-        """The same with some fields changed; the MLP and the heads keep their proportion to the hidden size."""
+        """Return the shape with some fields changed; MLP and heads keep their proportion to the hidden size."""
         if "hidden" in changes:
             factor = changes["hidden"] / self.hidden
             changes = (
@@ -85,7 +85,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts to patch, as token ids; `clean` is where activations come from, `corrupt` where they are put in."""
+    """Prompts to patch, as token ids: activations of `clean` are patched into `corrupt`."""
 
     clean: list[list[int]]
     corrupt: list[list[int]]
@@ -94,7 +94,7 @@ class Task:
     layers: int
     answers: tuple[int, int]
     unchanged: list[int] | None
-    """Per pair, leading statement tokens at which nothing differs; None if that is not to be used."""
+    """Per pair, the number of leading statement tokens without a difference; None to compute every cell."""
 
     @property
     def cells(self) -> list[tuple[int, int, int]]:
@@ -108,8 +108,10 @@ class Task:
 
 
 def make_task(shape: Shape, seed: int = 0) -> Task:
-    """Random pairs that differ in two tokens, from `first_difference` on.
+    """Return random pairs that differ in two tokens, from `first_difference` on.
 
+    Examples
+    --------
     >>> task = make_task(SHAPES["tiny"])
     >>> [a == b for a, b in zip(task.clean[0], task.corrupt[0])].index(False) - task.start
     3
@@ -133,7 +135,7 @@ def make_task(shape: Shape, seed: int = 0) -> Task:
 
 
 def random_module(shape: Shape, *, device: str = "cpu", dtype: str = "float32", seed: int = 0):
-    """A transformers Llama with random weights, made on `device`."""
+    """Return a transformers Llama with random weights, made on `device`."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -162,7 +164,7 @@ def save_random(shape: Shape, folder: Path) -> None:
 
 
 def tokenizer(vocab: int):
-    """A tokenizer that a model needs to be wrapped; the benchmarks give token ids themselves."""
+    """Return a placeholder tokenizer for wrapping a model; the benchmarks use token ids directly."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,13 +1,12 @@
-"""Peak memory of reading the neurons of a checkpoint's last MLP from its files, on a synthetic sharded checkpoint.
+"""Peak memory of reading the neurons of the last MLP from the files of a synthetic sharded checkpoint.
 
     python -m benchmarks.weights_memory                  4 GiB on disk, to benchmarks/results/
     python -m benchmarks.weights_memory --quick          a small one, printed only
     python -m benchmarks.weights_memory --folder /big/disk
 
 Shapes are those of Llama-3.1-8B with fewer blocks, in bfloat16, so that the tensors in use (unembedding, final norm,
-the last block's output projection) are as large as the whole model's. The checkpoint is removed afterwards. The
-reading runs in a process of its own, which reads a tiny checkpoint first; what counts is how far its resident
-memory rises above that.
+the last block's output projection) are as large as in the whole model. The checkpoint is removed afterwards. A separate
+process reads a tiny checkpoint first; the result is how far its resident memory rises above that.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ MIB = 2**20
 def main(
     *, quick: bool = False, json_file: Path | None = None, folder: Path | None = None, threads: int = 2
 ) -> None:
-    """Make the checkpoint, measure, remove it, print, write JSON (to benchmarks/results/ unless told)."""
+    """Make the checkpoint, measure, remove it, print, write JSON (to benchmarks/results/ by default)."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="posttrace-weights-") as place:
         big, tiny = Path(place) / "big", Path(place) / "tiny"
         make_checkpoint(tiny, TINY, shard_bytes=MIB)
@@ -59,7 +58,7 @@ def main(
 
 
 def measured(big: Path, tiny: Path, threads: int) -> dict:
-    """The record that a process of its own gives."""
+    """Measure in a separate process and return its record."""
     command = [
         sys.executable,
         "-m",
@@ -112,7 +111,7 @@ def measure(big: Path, tiny: Path, threads: int) -> None:
 
 
 def make_checkpoint(folder: Path, sizes: dict, shard_bytes: int) -> tuple[int, int]:
-    """Write a sharded Llama checkpoint with random weights, tensor by tensor: bytes on disk, and files."""
+    """Write a sharded Llama checkpoint with random weights; return its size in bytes and number of shards."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
@@ -145,7 +144,7 @@ def make_checkpoint(folder: Path, sizes: dict, shard_bytes: int) -> tuple[int, i
 
 
 def _random(shape, some, generator):
-    """Random bfloat16 values: a stock of them, repeated from another place with another sign for each row."""
+    """Return random bfloat16 values, made from a stock of them that is rotated for each block."""
     import torch
 
     n = torch.Size(shape).numel()
@@ -158,7 +157,7 @@ def _random(shape, some, generator):
 
 
 def _memory(key: str) -> int:
-    """A line of this process's status, bytes (Linux)."""
+    """Return an entry of this process's status, in bytes (Linux)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(key)))
 

@@ -1,4 +1,4 @@
-"""Run one method in a process of its own, in whatever environment it lives, as asked on standard input.
+"""Run one method in its own process and environment, as requested on standard input.
 
 Requests and replies are lines of JSON; `benchmarks.rounds.Worker` writes them:
 
@@ -26,7 +26,7 @@ import traceback
 
 
 class Runner:
-    """The method of this process."""
+    """The method that this process runs."""
 
     def load(self, method: str, load: dict, threads: int) -> dict:
         import torch
@@ -66,14 +66,14 @@ class Runner:
         return matmul_rate(self.device, self.dtype)
 
     def count(self, cells: list) -> dict:
-        """What torch counts of matrix products in one run; None where its counter does not get through."""
+        """Return torch's count of multiply-adds in one run; None if its counter fails."""
         import torch
         from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
         def attention(query, key, value, *_, **__):
             return sdpa_flop_count(query, key, value)
 
-        # The attention that torch takes on a CPU is not among those it counts by itself.
+        # By default torch does not count its CPU attention.
         also = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
         try:
             with FlopCounterMode(display=False, custom_mapping=also) as counter:
@@ -99,7 +99,7 @@ def _versions(peer: str) -> dict:
 
 
 def main() -> None:
-    # Libraries print to standard output as they like; the replies have it for themselves.
+    # Libraries may print to standard output, so replies use a copy of it and prints go to standard error.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     runner = Runner()

@@ -1,7 +1,7 @@
-"""Every heat map, line figure and table, rebuilt from a store alone; and one HTML page with all of them.
+"""Every figure and table, rebuilt from a store alone, and one HTML page with all of them.
 
 >>> from posttrace.figures import render, report
->>> files = render("runs/knowledge", "runs/figures")    # every figure and table
+>>> files = render("runs/knowledge", "runs/figures")    # every figure and table, as files
 >>> page = report("runs/knowledge", "runs/figures")     # runs/figures/report.html, self-contained
 
 This package imports `stores` and never a model library. Importing it is cheap: matplotlib, seaborn and pandas

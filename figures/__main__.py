@@ -23,10 +23,10 @@ names for --only (a study's name means all of its figures):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 if done, 2 after an error, printed as one line.
+    """Run the command and return its exit status: 0, or 2 after an error, which is printed on one line.
 
-    Example
-    -------
+    Examples
+    --------
     >>> main(["runs/knowledge", "--out", "runs/figures", "--only", "judgement", "--quiet"])
     0
     """
@@ -35,17 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = "\n".join(f"  {figure.name:<{width}}{figure.description}" for figure in known)
     parser = argparse.ArgumentParser(
         prog="python -m posttrace.figures",
-        description="Rebuild every figure and table from a store alone; the same store gives the same bytes.",
+        description="Rebuild every figure and table from a store alone. The same store always gives the same bytes.",
         epilog=EXAMPLES + names,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("store", metavar="STORE", help="a folder, file:// or s3://bucket/prefix")
-    parser.add_argument(
-        "--out", metavar="DIR", required=True, help="folder for the files; made if it is not there"
-    )
-    parser.add_argument(
-        "--only", metavar="NAME", action="append", help="draw only this; may be given more than once"
-    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="output folder; created if missing")
+    parser.add_argument("--only", metavar="NAME", action="append", help="draw only this; repeatable")
     parser.add_argument("--quiet", action="store_true", help="do not list the files")
     given = parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""A figure with its captions, as figure functions yield it. (Tables are in `figures.tables`.)"""
+"""A figure with its caption, as figure functions yield it (tables are in `figures.tables`)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Drawing:
     heading: str
     """A few words for the report: "Normalised heat maps"."""
     caption: str
-    """What is shown: n, units, what was normalised, in full sentences of plain text."""
+    """What is shown, in full sentences of plain text: n, units, what was normalised."""
     alt: str
-    """The same for someone who cannot see it, one sentence."""
+    """One sentence for readers who cannot see the figure."""
     figure: Figure
     complete: bool
-    """Whether every pair that was planned is in it."""
+    """Whether every planned item is in it."""

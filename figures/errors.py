@@ -4,8 +4,8 @@
 class FigureError(Exception):
     """A figure cannot be drawn; the message names the place, the value and the fix.
 
-    Example
-    -------
+    Examples
+    --------
     >>> raise FigureError("runs/cities: no finished pair yet (0 of 24); resume the run, then draw again")
     Traceback (most recent call last):
     posttrace.figures.errors.FigureError: runs/cities: no finished pair yet (0 of 24); resume the run, then draw again

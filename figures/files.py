@@ -10,16 +10,17 @@ from posttrace.figures.errors import FigureError
 
 
 def output_folder(out: str | os.PathLike[str]) -> Path:
-    """Make and return the folder that files go to, after a trial write.
-
-    Example
-    -------
-    >>> output_folder("runs/figures")
-    PosixPath('runs/figures')
+    """Create the output folder and return it, after a trial write.
 
     Raises
     ------
-    FigureError: the folder cannot be made or written; found out before anything is computed.
+    FigureError
+        The folder cannot be created or written to; detected before anything is computed.
+
+    Examples
+    --------
+    >>> output_folder("runs/figures")
+    PosixPath('runs/figures')
     """
     folder = Path(out)
     try:
@@ -32,16 +33,17 @@ def output_folder(out: str | os.PathLike[str]) -> Path:
 
 
 def contained(folder: Path, relative: str) -> Path:
-    """Return the path of a file below a folder; names in a store may say anything, and must not lead elsewhere.
-
-    Example
-    -------
-    >>> contained(Path("runs/figures"), "tables/knowledge.csv").as_posix().endswith("runs/figures/tables/knowledge.csv")
-    True
+    """Return the path of a file below a folder; names in a store are not trusted and must not lead elsewhere.
 
     Raises
     ------
-    FigureError: the name would lead out of the folder, or is none that every disk takes.
+    FigureError
+        The name would lead out of the folder, or is not valid on every file system.
+
+    Examples
+    --------
+    >>> contained(Path("runs/figures"), "tables/knowledge.csv").as_posix().endswith("runs/figures/tables/knowledge.csv")
+    True
     """
     parts = relative.split("/")
     plain = all(
@@ -50,25 +52,21 @@ def contained(folder: Path, relative: str) -> Path:
     path = folder.joinpath(*parts)
     if not plain or not path.resolve().is_relative_to(folder.resolve()):
         raise FigureError(
-            f"{relative!r}: is no name for a file below {folder}; the names of sets and stages in the store make it, "
-            "and this store was not written by posttrace: do not trust it"
+            f"{relative!r}: is not a valid file name below {folder}; it comes from the names of sets and stages in the "
+            "store, so posttrace did not write this store: do not trust it"
         )
     return path
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Write a temporary file next to its destination, then rename it, so that a reader never sees half of it.
-
-    Example
-    -------
-    >>> write_whole(Path("runs/figures/tables/knowledge.csv"), b"set,estimate")
-    PosixPath('runs/figures/tables/knowledge.csv')
+    """Write a temporary file next to its destination and rename it, so that no reader sees a partial file.
 
     Raises
     ------
-    FigureError: the disk refuses.
+    FigureError
+        The file cannot be written.
     """
-    # Not tempfile: its files are for the owner's eyes only, and figures are to be shared.
+    # Not tempfile, whose files only the owner can read: figures are meant to be shared.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,18 @@
-"""What a study's reader makes of a group, and what all readers share."""
+"""What the readers of all studies share: the interface of a group, and access to its dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from posttrace.figures.errors import FigureError
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
+
+T = TypeVar("T")
 
 
 class Group(Protocol):
@@ -27,30 +31,68 @@ class Group(Protocol):
         """How much is done, in words."""
 
 
+@dataclass(frozen=True)
+class StageGroup:
+    """A group with one entry per stage, along the dimension `model`; studies derive their groups from it."""
+
+    data: xr.Dataset
+
+    @property
+    def family(self) -> str:
+        """Name of the family."""
+        return str(self.data.attrs.get("family", ""))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages, in the store's order."""
+        return names_of(self.data, "model")
+
+    def array(self, name: str) -> np.ndarray:
+        """Return an array of the group, dims as stored."""
+        return self.data[name].values
+
+
+def of_type(groups: Iterable, kind: type[T]) -> list[T]:
+    """Return the groups of one type.
+
+    Examples
+    --------
+    >>> of_type([1, "cities"], str)
+    ['cities']
+    """
+    return [group for group in groups if isinstance(group, kind)]
+
+
+def first_of(groups: Iterable, kind: type[T]) -> T | None:
+    """Return the first group of a type, None if there is none."""
+    return next(iter(of_type(groups, kind)), None)
+
+
 def names_of(dataset: xr.Dataset, coordinate: str) -> tuple[str, ...]:
     """Return the labels along a coordinate, in the store's order.
 
-    Example
-    -------
+    Examples
+    --------
     >>> names_of(xr.Dataset(coords={"model": ["base", "instruct"]}), "model")
     ('base', 'instruct')
     """
     return tuple(map(str, dataset[coordinate].values))
 
 
-def require(dataset: xr.Dataset, variables: Iterable[str], *, place: str, study: str) -> None:
+def require(dataset: xr.Dataset, variables: Sequence[str], *, place: str, study: str) -> None:
     """Refuse a group that lacks a variable every group of its study has.
-
-    Example
-    -------
-    >>> require(xr.Dataset(), ["logit_diff"], place="knowledge/cities", study="knowledge")
-    Traceback (most recent call last):
-    posttrace.figures.errors.FigureError: knowledge/cities: no variable logit_diff; is this a store of the knowledge study?
 
     Raises
     ------
-    FigureError: the first variable that is missing.
-    """  # noqa: E501
+    FigureError
+        Names the first missing variable.
+
+    Examples
+    --------
+    >>> require(xr.Dataset(), ["p_diff"], place="cities", study="truthfulness")
+    Traceback (most recent call last):
+    posttrace.figures.errors.FigureError: cities: no variable p_diff; is this a store of the truthfulness study?
+    """
     for name in variables:
         if name not in dataset.variables:
             raise FigureError(f"{place}: no variable {name}; is this a store of the {study} study?")

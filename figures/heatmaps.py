@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST_LABEL = 14
-"""Characters of a token label; longer ones end in an ellipsis."""
+"""Characters of a token label; longer labels are cut with an ellipsis."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Panel:
 
     title: str
     matrix: np.ndarray | None
-    """Dims layer x column; None leaves the panel empty, with its note."""
+    """Dims layer x column; None leaves the panel empty except for its note."""
     strong: bool = False
     """Set the title in bold."""
     note: str = ""
-    """Shown in the middle of an empty panel, or after the title."""
+    """Shown in the middle of an empty panel."""
 
 
 def heatmap_grid(
@@ -40,20 +40,23 @@ def heatmap_grid(
     title: str,
     columns_are: str = "",
 ) -> Figure:
-    """Draw rows and columns of heat maps, layer 0 at the top as in the paper, and return the figure.
+    """Draw a grid of heat maps, layer 0 at the top as in the paper, and return the figure.
 
-    Example
-    -------
-    >>> panel = Panel("base → base", np.eye(2))
-    >>> scale = theme.normalised_scale()
+    Parameters
+    ----------
+    panels
+        Rows with the same number of panels.
+    labels
+        Labels of the columns of every matrix; those of key_columns (subject, object) are coloured.
+    layers
+        Layer numbers of the rows of every matrix.
+    columns_are
+        Axis label, for columns that are not tokens.
+
+    Examples
+    --------
+    >>> panel, scale = Panel("base → base", np.eye(2)), theme.normalised_scale()
     >>> figure = heatmap_grid([[panel]], ["[s1]", ":"], [0], [0, 1], scale, "cities")
-
-    Arguments
-    ---------
-    panels: rows of equally many panels.
-    labels: of the columns of every matrix; those of key_columns (subject, object) are set in colour.
-    layers: layer numbers of the rows of every matrix.
-    columns_are: set below the labels, where they do not speak for themselves.
     """
     rows, columns = len(panels), len(panels[0])
     width, height, size = _panel_size(
@@ -79,13 +82,13 @@ def heatmap_grid(
             ax.set_xlabel(columns_are, labelpad=2)
         for ax in axes[:, 0]:
             _label_layers(ax, layers)
-        figure.suptitle(title, x=0.008, ha="left", fontsize=8, color=theme.INK)
+        theme.heading(figure, title)
         _colour_bar(figure, axes, scale, rows)
     return figure
 
 
 def _panel_size(tokens: int, layers: int, title: int) -> tuple[float, float, float]:
-    """Width and height in inches, title size in points: rotated 5.5 pt labels and neighbouring titles never touch."""
+    """Return width and height in inches and title size in points, so that neither labels nor titles overlap."""
     width = float(np.clip(0.125 * tokens, 1.4, max(1.9, 0.087 * tokens)))
     smallest, em = 6.0, 0.72 / 72  # a bold letter of this font is at most about 0.72 em wide on average
     width = max(width, smallest * em * title)
@@ -98,18 +101,9 @@ def _draw(ax: Axes, panel: Panel, scale: theme.Scale, size: float) -> None:
     ax.set_title(panel.title, pad=3, fontsize=size, fontweight="bold" if panel.strong else "normal")
     for spine in ax.spines.values():
         spine.set_visible(True)
-        spine.set_color("#c3c8cf")
+        spine.set_color(theme.GUIDE)
     if panel.matrix is None:
-        ax.text(
-            0.5,
-            0.5,
-            panel.note,
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-            color=theme.MUTED,
-            fontsize=6,
-        )
+        theme.empty(ax, panel.note)
         return
     seaborn.heatmap(panel.matrix, ax=ax, cmap=scale.colours, norm=scale.norm, cbar=False,
                     xticklabels=False, yticklabels=False,

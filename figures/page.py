@@ -20,7 +20,7 @@ from posttrace.figures.theme import DPI
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 CSS_PIXELS_PER_INCH = 125
-"""Figures are shown a little larger than on paper (96)."""
+"""Figures are shown slightly larger than on paper (96)."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Picture:
 
 
 class Page:
-    """Collects drawings and tables one by one and becomes HTML.
+    """Collects drawings and tables one by one, and renders them as HTML.
 
-    Example
-    -------
+    Examples
+    --------
     >>> from posttrace.figures.store_reader import open_source
     >>> page = Page(open_source("runs/knowledge"))
     >>> page.add(table, {})
@@ -54,7 +54,7 @@ class Page:
         """By `study/set`."""
 
     def add(self, product: Drawing | Table, files: Mapping[str, bytes]) -> None:
-        """Take a table, or a drawing with its PNG among the files."""
+        """Add a table, or a drawing whose PNG is among the files."""
         if isinstance(product, Table):
             self.tables.append(product)
             return
@@ -64,7 +64,7 @@ class Page:
         self.pictures.setdefault(product.name.rsplit("/", 1)[0], []).append(picture)
 
     def content(self) -> bytes:
-        """Return the page, UTF-8; the same store gives the same bytes."""
+        """Return the page, UTF-8; the same store always gives the same bytes."""
         from pkgutil import resolve_name
 
         from jinja2 import Environment, StrictUndefined
@@ -101,7 +101,7 @@ class Page:
                     yield declared.estimate_guide
 
     def _estimated(self) -> list[str]:
-        """Sets whose values are estimates."""
+        """Return the sets whose values are estimates."""
         records = self.source.groups.items()
         return [
             str(r["attrs"].get("set", path))
@@ -114,7 +114,7 @@ class Page:
         return list(dict.fromkeys(str(value) for value in found if value not in (None, "")))
 
     def _facts(self, studies: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What was run, in a few lines; the whole record stands at the end of the page."""
+        """Yield what was run, in a few lines; the full record is at the end of the page."""
         summary = self.source.summary
         provenance = summary.get("provenance") or {}
         done, total = self.source.units
@@ -145,7 +145,7 @@ class Page:
         yield "Job fingerprint", str(summary.get("fingerprint", ""))
 
     def _gaps(self) -> list[str]:
-        """Say what the store lacks; empty when it is complete."""
+        """Return what the store lacks; nothing if it is complete."""
         done, total = self.source.units
         if done >= total:
             shown = [picture.drawing for pictures in self.pictures.values() for picture in pictures]
@@ -153,13 +153,12 @@ class Page:
                 return []
             return [
                 "INCOMPLETE",
-                "Every unit is done, yet some pairs have values that are missing or not finite; they are left "
-                "out and the captions count the rest. Verify the store to tell lost data from overflow in the "
-                "model.",
+                "Every unit is done, but some pairs have values that are missing or not finite. They are left out, "
+                "and the captions count the rest. Verify the store to tell lost data from overflow in the model.",
             ]
         lines = [
             "UNFINISHED",
-            f"{done} of {total} units are done. Figures and tables use what is there and say so.",
+            f"{done} of {total} units are done. Figures and tables show only these, and say so.",
         ]
         for path, record in self.source.groups.items():
             units = record.get("units", {})
@@ -168,7 +167,7 @@ class Page:
         return lines
 
     def _records(self) -> list[tuple[str, str]]:
-        """The job and the provenance as JSON text."""
+        """Return the job and the provenance as JSON text."""
         summary = self.source.summary
         return [
             (heading, json.dumps(summary[key], indent=2, sort_keys=True, ensure_ascii=False, default=str))

@@ -1,4 +1,4 @@
-"""Numbers from a paper, shown next to ours for reference: another model, other data, no intervals.
+"""Published numbers of another model on other data, shown next to ours for reference, without intervals.
 
 Source: Du et al. 2025, "How Post-Training Reshapes LLMs" (arXiv 2504.02904), tables on knowledge storage, probe
 transfer, truthful intervention and others.

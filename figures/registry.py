@@ -16,7 +16,7 @@ STUDIES: dict[str, str] = {
     "trace": "posttrace.figures.studies.trace",
     "truthfulness": "posttrace.figures.studies.truthfulness",
 }
-"""Study -> the package that has its `STUDY`, in the order of a report; imported when used."""
+"""Study -> the package with its `STUDY`, in the order of a report; imported on use."""
 
 
 @cache
@@ -36,7 +36,7 @@ def study(name: str) -> Study:
 
 
 def figures() -> list[Figure]:
-    """Return everything that can be drawn, in the order of a report.
+    """Return every figure and table, in the order of a report.
 
     Examples
     --------
@@ -47,16 +47,17 @@ def figures() -> list[Figure]:
 
 
 def chosen(only: str | Sequence[str] | None = None) -> list[Figure]:
-    """Return the figures that names select: `study/kind`, a study, or a kind that only one study has.
-
-    Example
-    -------
-    >>> [figure.name for figure in chosen("recovery")]
-    ['knowledge/recovery']
+    """Return the figures selected by names: `study/kind`, a study, or a kind that only one study has.
 
     Raises
     ------
-    FigureError: a name that selects nothing; the message lists the valid ones.
+    FigureError
+        A name selects nothing; the message lists the valid ones.
+
+    Examples
+    --------
+    >>> [figure.name for figure in chosen("recovery")]
+    ['knowledge/recovery']
     """
     everything = figures()
     if only is None:

@@ -1,4 +1,4 @@
-"""Render a store: write every figure and table that its groups allow, and the report page."""
+"""Render a store: write the figures and tables of its groups, and the report page."""
 
 from __future__ import annotations
 
@@ -27,29 +27,36 @@ def render(
     progress: Callable[[str], None] | None = None,
     page: bool = False,
 ) -> list[Path]:
-    """Draw every figure and table that the store's groups can give, and return the files, in the order of the report.
+    """Draw the figures and tables of a store, and return the files in the order of the report.
 
-    The same store gives the same bytes each time. A figure is `OUT/knowledge/cities/heatmaps.png` and `.pdf`
-    with its caption in `.txt`; a table is `OUT/tables/knowledge_storage.csv` (tidy), `.md` and `.tex`. An
-    unfinished store is drawn with what it has; every caption, title and table then says so.
+    The same store always gives the same bytes. A figure is `OUT/knowledge/cities/heatmaps.png` and `.pdf`, with its
+    caption in `.txt`; a table is `OUT/tables/knowledge_storage.csv` (tidy), `.md` and `.tex`. An unfinished store is
+    drawn as far as it goes, and every caption, title and table says so.
 
-    Example
-    -------
-    >>> render("runs/knowledge", "runs/figures", only="heatmaps")
-    [PosixPath('runs/figures/knowledge/cities/heatmaps.png'), ...]
-
-    Arguments
-    ---------
-    url: the store: a folder, `file://` or `s3://bucket/prefix`.
-    out: a folder; made if it is not there.
-    only: names of figures, a study, or a kind that only one study has; everything when not given.
-    progress: called with the path of each file, relative to `out`, once it is there.
-    page: write `OUT/report.html` too, in the same pass.
+    Parameters
+    ----------
+    url
+        The store: a folder, `file://` or `s3://bucket/prefix`.
+    out
+        The output folder; created if missing.
+    only
+        Names of figures, a study, or a kind that only one study has; everything by default.
+    progress
+        Called with the path of each file, relative to `out`, once it is written.
+    page
+        Write `OUT/report.html` too, in the same pass.
 
     Raises
     ------
-    FigureError: unknown name, nothing finished yet, `out` cannot be written, or a name that leads out of it.
-    stores.StoreError: no store at `url`, or data in it that are lost or altered.
+    FigureError
+        An unknown name, nothing finished yet, or `out` cannot be written.
+    stores.StoreError
+        There is no store at `url`, or its data is lost or altered.
+
+    Examples
+    --------
+    >>> render("runs/knowledge", "runs/figures", only="heatmaps")
+    [PosixPath('runs/figures/knowledge/cities/heatmaps.png'), ...]
     """
     from posttrace.figures.page import Page
 
@@ -76,19 +83,21 @@ def render(
 
 
 def report(url: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Write `OUT/report.html`: one page with every figure, table, caption and the run's record, nothing external.
+    """Write `OUT/report.html`: one self-contained page with every figure, table and caption, and the run's record.
 
-    `render(..., page=True)` writes the same page along with the files, in one pass.
-
-    Example
-    -------
-    >>> report("runs/knowledge", "runs/figures")
-    PosixPath('runs/figures/report.html')
+    `render(..., page=True)` writes the same page together with the files.
 
     Raises
     ------
-    FigureError: nothing finished yet, or `out` cannot be written.
-    stores.StoreError: no store at `url`.
+    FigureError
+        Nothing is finished yet, or `out` cannot be written.
+    stores.StoreError
+        There is no store at `url`.
+
+    Examples
+    --------
+    >>> report("runs/knowledge", "runs/figures")
+    PosixPath('runs/figures/report.html')
     """
     from posttrace.figures.page import Page
 
@@ -101,11 +110,12 @@ def report(url: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
 
 
 def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Drawing | Table]:
-    """Yield drawings and tables one by one, so that only one figure is held in memory.
+    """Yield drawings and tables one by one, so that only one figure is in memory.
 
     Raises
     ------
-    FigureError: the store has no group of a wanted study, or nothing in it is finished.
+    FigureError
+        The store has no group of a wanted study, or nothing in it is finished.
     """
     from pkgutil import resolve_name
 

@@ -1,4 +1,4 @@
-"""Read a store for drawing: its run's record and its groups. The only module that imports `stores`."""
+"""Open a store for drawing: its record and its groups. The only module that imports `stores`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Source:
     summary: Mapping[str, Any]
     """As `stores.summary` gives it: job, fingerprint, provenance, groups, units, complete."""
     opened: Mapping[str, xr.Dataset]
-    """Group path -> its data, read when they are used; all were found whole before anything is drawn."""
+    """Group path -> its data, read on use; checked for completeness before anything is drawn."""
 
     @property
     def groups(self) -> Mapping[str, Any]:
@@ -30,25 +30,20 @@ class Source:
 
     @property
     def units(self) -> tuple[int, int]:
-        """Units done, and planned."""
+        """Numbers of units done and planned."""
         return self.summary["units"]["done"], self.summary["units"]["total"]
 
-    @property
-    def finished(self) -> bool:
-        """Whether every unit is done."""
-        done, total = self.units
-        return done >= total
-
     def study_of(self, path: str) -> str:
-        """Return the study a group belongs to: its attribute, else the first part of its path."""
+        """Return the study of a group: its attribute, or else the first part of its path."""
         return str(self.groups[path].get("attrs", {}).get("study") or path.split("/")[0])
 
     def datasets(self, study: str) -> Iterator[xr.Dataset]:
-        """Give the groups of a study one after the other, in the store's order; values are read when used.
+        """Yield the groups of a study in the store's order; values are read on use.
 
         Raises
         ------
-        stores.Damaged: values that are used turn out to be damaged.
+        stores.Damaged
+            Values turn out to be damaged when they are read.
         """
         for path in self.groups:
             if self.study_of(path) == study:
@@ -65,18 +60,21 @@ class Source:
 
 
 def open_source(url: str | os.PathLike[str]) -> Source:
-    """Open a store for drawing, all of its groups: what is lost or altered is found before anything is drawn.
-
-    Example
-    -------
-    >>> open_source("runs/knowledge").units
-    (5, 5)
+    """Open all groups of a store for drawing, so that lost or altered data is found before anything is drawn.
 
     Raises
     ------
-    stores.StoreError: no store at this URL.
-    stores.Damaged: a finished unit or a coordinate is lost or altered; the message says how to mend it.
-    FigureError: a store without groups.
+    stores.StoreError
+        There is no store at this URL.
+    stores.Damaged
+        A finished unit or a coordinate is lost or altered; the message says how to repair it.
+    FigureError
+        The store has no groups.
+
+    Examples
+    --------
+    >>> open_source("runs/knowledge").units
+    (5, 5)
     """
     from posttrace.stores import Store, open_group, summary
 
@@ -84,5 +82,5 @@ def open_source(url: str | os.PathLike[str]) -> Source:
     known = summary(store)
     if not known["groups"]:
         raise FigureError(f"{store.url}: the store has no groups, nothing to draw; run a job into it first")
-    # one open store for all: its markers are read once
+    # One open store for all groups: its markers are read once.
     return Source(os.fspath(url), known, {path: open_group(store, path) for path in known["groups"]})

@@ -24,8 +24,8 @@ class Study:
     reader: str
     """`module:function`, imported when read: opened group (xarray Dataset) -> a `group.Group`."""
     guide: str
-    """`module:constant`: (heading, text) for each kind of figure, for readers of the page."""
+    """`module:constant`: (heading, text) for each kind of figure, shown on the page."""
     figures: tuple[Figure, ...]
     """In the order of the report."""
     estimate_guide: str | None = None
-    """As `guide`, added where a group holds estimates (its attribute `method` is "attribution")."""
+    """Like `guide`, added if a group holds estimates (its attribute `method` is "attribution")."""

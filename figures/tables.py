@@ -29,7 +29,7 @@ class Row:
     label: str
     cells: tuple[Cell, ...]
     published: bool = False
-    """Numbers of a paper about another model, for reference: only on the HTML page, set apart there."""
+    """Published numbers of another model, for reference: shown only on the HTML page, in italics."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,26 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table as read (blocks) and as computed with (tidy)."""
+    """A table for reading (blocks) and for computing (tidy)."""
 
     name: str
     """File name without ending, under `tables/`: "knowledge_storage"."""
     heading: str
     caption: str
     columns: tuple[str, ...]
-    """Column headings, without the one of the labels."""
+    """Column headings, without that of the labels."""
     blocks: tuple[Block, ...]
     tidy: pd.DataFrame
-    """One number a row."""
+    """One number per row."""
     prose: bool = False
-    """Cells hold text rather than numbers: set flush left, and broken into lines."""
+    """Whether cells hold text rather than numbers: set flush left and wrapped."""
 
 
 def number(value: float, digits: int) -> str:
-    """Return a number with fixed digits; a dash where it is not defined.
+    """Format a number with fixed digits; a dash if it is undefined.
 
-    Example
-    -------
+    Examples
+    --------
     >>> number(0.99234, 3), number(float("nan"), 3)
     ('0.992', '–')
     """
@@ -70,10 +70,10 @@ def number(value: float, digits: int) -> str:
 
 
 def cell(value: float, low: float, high: float, digits: int) -> Cell:
-    """Return a number with its interval in brackets.
+    """Format a number with its interval in brackets.
 
-    Example
-    -------
+    Examples
+    --------
     >>> str(cell(0.9923, 0.9801, 0.9964, digits=3))
     '0.992 [0.980, 0.996]'
     """
@@ -83,10 +83,10 @@ def cell(value: float, low: float, high: float, digits: int) -> Cell:
 
 
 def as_csv(table: Table) -> str:
-    """Return the tidy table as CSV, six significant digits; text that a spreadsheet would run begins with `'`.
+    """Return the tidy table as CSV with six significant digits; text that a spreadsheet would run is escaped by `'`.
 
-    Example
-    -------
+    Examples
+    --------
     >>> as_csv(table).splitlines()[0].startswith("study,set")
     True
     """
@@ -95,13 +95,7 @@ def as_csv(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """Return the table as Markdown, a section for each block.
-
-    Example
-    -------
-    >>> as_markdown(table).startswith("# ")
-    True
-    """
+    """Return the table as Markdown, a section for each block."""
     lines = [f"# {_markdown(table.heading)}", "", _wrapped_for_markdown(table.caption), ""]
     for block in table.blocks:
         rows = [[row.label, *map(str, row.cells)] for row in _ours(block)]
@@ -119,13 +113,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    r"""Return the table as a LaTeX `table*`; it needs `\usepackage{booktabs}`.
-
-    Example
-    -------
-    >>> r"\toprule" in as_latex(table)
-    True
-    """
+    r"""Return the table as a LaTeX `table*`; it needs `\usepackage{booktabs}`."""
     count = len(table.columns)
     lines = [
         r"% needs \usepackage{booktabs}",
@@ -160,7 +148,7 @@ def _ours(block: Block) -> Sequence[Row]:
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that spreadsheets take for a formula (OWASP, CSV injection)."""
+"""Beginnings of a cell that spreadsheets take for a formula (OWASP, CSV injection)."""
 MARKDOWN = {
     "\\": "\\\\",
     "&": "&amp;",
@@ -178,7 +166,7 @@ def _inert(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text as it is, on one line: no HTML, links, code or table of its own."""
+    """Escape text for one line of Markdown: no HTML, links, code or tables of its own."""
     text = " ".join(text.splitlines())
     for special, escaped in MARKDOWN.items():
         text = text.replace(special, escaped)
@@ -200,6 +188,6 @@ LATEX = {
 
 
 def _latex(text: str) -> str:
-    # A row that begins with an interval would read as the optional argument of the \\ before it.
+    # An interval at the start of a row would be taken for the optional argument of the preceding \\.
     escaped = "".join(LATEX.get(character, character) for character in text)
     return f"{{{escaped}}}" if escaped.startswith("[") else escaped

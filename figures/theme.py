@@ -12,23 +12,27 @@ import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.colors import Colormap, ListedColormap, Normalize
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 DPI = 200
 FORMATS = ("png", "pdf")
 INK = "#22262b"
 MUTED = "#6b7280"
+GUIDE = "#c3c8cf"
+"""Lines to compare with: 0, 1, the diagonal, chance."""
 KEY = "#8a3a00"
-"""Subject and object labels; a dark orange that stays apart from INK also in grey."""
+"""Subject and object labels; a dark orange that differs from INK even in greyscale."""
 STAGE_COLOURS = ("#3b4252", "#d1752b", "#2a7fa8", "#7a4fa3", "#3f8f5b", "#b2456e")
-"""Stages in the store's order; differ in lightness as well as in hue."""
+"""Stages in the store's order; they differ in lightness as well as hue."""
 
 LOOK = {
     "figure.facecolor": "white",
@@ -62,7 +66,7 @@ LOOK = {
     "svg.hashsalt": "posttrace",
 }
 
-# No dates and no versions: the same store gives the same bytes.
+# No dates and no versions: the same store always gives the same bytes.
 METADATA = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
@@ -78,14 +82,14 @@ class Scale:
     norm: Normalize
     ticks: tuple[float, ...] | None
     label: str
-    """What the colour means, with unit."""
+    """Meaning of the colour, with its unit."""
 
 
 def look() -> AbstractContextManager:
-    """Return a context with our settings only, whatever the user's matplotlibrc says.
+    """Return a context with our settings only, regardless of the user's matplotlibrc.
 
-    Example
-    -------
+    Examples
+    --------
     >>> with look():
     ...     figure = new_figure(width=3.5, height=2.0)
     """
@@ -103,39 +107,61 @@ def new_figure(
     wspace: float | None = None,
     hspace: float | None = None,
 ) -> Figure:
-    """Return an empty figure, inches, outside pyplot's global state. Call it inside `look()`.
+    """Return an empty figure outside pyplot's global state; call it inside `look()`.
 
-    w_pad, h_pad, wspace, hspace: room around and between its axes, as in matplotlib's constrained layout.
+    Parameters
+    ----------
+    width, height
+        Inches.
+    w_pad, h_pad, wspace, hspace
+        Padding around and between axes, as in matplotlib's constrained layout.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=w_pad, h_pad=h_pad, wspace=wspace, hspace=hspace)
-    # No canvas: seaborn.heatmap draws the whole figure on it after each panel to look for overlapping labels.
+    # No canvas: seaborn.heatmap would draw the whole figure on it after each panel to look for overlapping labels.
     return Figure(figsize=(width, height), layout=layout)
 
 
 def whole_numbers(axis: Axis, **options: int) -> None:
-    """Let the ticks of an axis with matplotlib's usual spacing lie at whole numbers only."""
+    """Restrict the ticks of an axis with matplotlib's default locator to whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     locator = axis.get_major_locator()
-    assert isinstance(locator, MaxNLocator), f"{locator} spaces its ticks otherwise"
+    assert isinstance(locator, MaxNLocator), f"not the default locator: {locator}"
     locator.set_params(integer=True, **options)
 
 
-def encode(figure: Figure, kind: str) -> bytes:
-    """Return the figure as "png", "pdf" or "svg", the same bytes each time.
+def heading(figure: Figure, text: str) -> None:
+    """Write the line above a figure, flush left."""
+    figure.suptitle(text, x=0.008, ha="left", fontsize=8, color=INK)
 
-    Example
-    -------
+
+def key(**style: Any) -> Line2D:
+    """Return a legend entry: a line or marker that is not in the figure."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **style)
+
+
+def empty(ax: Axes, note: str) -> None:
+    """Say in the middle of a panel why it is empty."""
+    ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center", va="center", color=MUTED, fontsize=6)
+
+
+def encode(figure: Figure, kind: str) -> bytes:
+    """Return the figure as "png", "pdf" or "svg", always with the same bytes.
+
+    Examples
+    --------
     >>> encode(figure, "png")[1:4]
     b'PNG'
     """
     buffer = io.BytesIO()
     with look():
         if figure.get_layout_engine() is not None:
-            # Lay out once, for all files: half of the time of a save, and the same positions in each format.
+            # Lay out once for all formats: it takes half the time of a save, and positions stay the same.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=METADATA[kind])
@@ -143,18 +169,17 @@ def encode(figure: Figure, kind: str) -> bytes:
 
 
 def vik(levels: int = 255) -> ListedColormap:
-    """Return cmcrameri's diverging map `vik`, blue below and red above its neutral centre, in an odd number of levels.
+    """Return cmcrameri's diverging map `vik` (blue below, red above its neutral centre) with an odd number of levels.
 
-    Example
-    -------
+    Examples
+    --------
     >>> vik(21).N
     21
     """
     from cmcrameri import cm
     from matplotlib.colors import ListedColormap
 
-    # The map has 256 colours and so none for exactly 0; interpolating to an odd number puts its neutral
-    # there.
+    # The map has 256 colours, so none for exactly 0; an odd number of levels has its neutral centre there.
     colours = np.asarray(cm.vik.colors)
     positions = np.linspace(0, len(colours) - 1, levels)
     channels = [np.interp(positions, np.arange(len(colours)), channel) for channel in colours.T[:3]]
@@ -170,20 +195,17 @@ def normalised_scale(label: str = "normalised effect") -> Scale:
 
 
 def normalised_difference_scale(label: str = "difference of normalised effects") -> Scale:
-    """Return the scale of differences of normalised maps: 21 steps over the whole possible range, -1 to 1.
-
-    The range is fixed, so that a shade means the same difference in every set and every run.
-    """
+    """Return the scale of differences of normalised maps: 21 steps over their whole range, -1 to 1, in every figure."""
     from matplotlib.colors import BoundaryNorm
 
     return Scale(vik(21), BoundaryNorm(np.arange(22) / 10 - 1.05, 21), (-1.0, -0.5, 0.0, 0.5, 1.0), label)
 
 
 def centred_scale(matrices: Sequence[np.ndarray | None], label: str) -> Scale:
-    """Return `vik` centred on 0, out to the largest absolute value of all matrices.
+    """Return `vik` centred on 0, up to the largest absolute value of all matrices.
 
-    Example
-    -------
+    Examples
+    --------
     >>> scale = centred_scale([np.array([[-2.0, 1.0]])], "logit difference, nats")
     >>> scale.norm.vmin, scale.norm.vmax
     (-2.0, 2.0)
@@ -195,10 +217,10 @@ def centred_scale(matrices: Sequence[np.ndarray | None], label: str) -> Scale:
 
 
 def stage_colours(stages: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each stage; beyond six stages colours repeat.
+    """Return a colour for each stage; with more than six stages, colours repeat.
 
-    Example
-    -------
+    Examples
+    --------
     >>> stage_colours(["base", "instruct"])["base"]
     '#3b4252'
     """

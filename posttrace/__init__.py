@@ -1,4 +1,4 @@
-"""What did post-training change inside this model?
+"""Find out what post-training changed inside a model.
 
 >>> import posttrace
 >>> job = posttrace.load_job("knowledge", ["max_pairs=8"])
@@ -6,9 +6,9 @@
 >>> data = posttrace.open_group("runs/knowledge", "knowledge/cities")  # doctest: +SKIP
 >>> files = posttrace.render("runs/knowledge", "runs/figures")         # doctest: +SKIP
 
-Four packages lie beneath, and import one way: `pipeline` (jobs, studies, the command line) uses `tracers` (models),
-`stores` (arrays) and `figures`; `figures` uses `stores`. Importing this package is cheap: torch, nnsight and matplotlib
-load when they are used.
+Its four packages import one way: `pipeline` (jobs, studies, the command line) uses `tracers` (models), `stores`
+(arrays) and `figures`; `figures` uses `stores`. Importing this package is cheap: torch, nnsight and matplotlib are
+loaded on use.
 """
 
 from __future__ import annotations

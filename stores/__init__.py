@@ -4,25 +4,26 @@
 
 schema       what a store holds: Array, Coord, Group, Unit
 plan         which unit writes which chunks, checked as a whole
-hierarchy    the schema as zarr metadata and coordinate files
+zarr_layout  the schema as zarr metadata and coordinate files
 location     a folder or an S3 prefix, as keys and bytes
-create       create, complete or recognise a store
+create       create a store, complete its creation, or find it again
 store        Store: write, read, resume, finalise
-progress     markers of finished units
+markers      which units are finished
 lease        one writer at a time
 reading      open_group, group_paths, summary
-lazy         arrays that are read when used, and checked then
-checking     what is told before data are trusted
-verify       re-read everything and name what is wrong
-repair       put it right
-record       what a store says about itself, and the spares
-writing      notes of units that are being written
-values       values as they are stored, or refused
-bounded      codecs that unpack no more than a chunk can hold
-retrying     requests that are tried again (steady: for zarr)
+lazy         arrays that are read, and checked, on use
+checking     checks made before data are trusted
+verify       re-read everything and report what is wrong
+repair       repair it
+record       the record of a store, and its spares
+writing      which units are being written
+requests     jobs submitted to a server for unfinished units
+values       convert values to their stored form, or refuse them
+bounded      codecs that decompress no more than a chunk can hold
+retrying     retry requests (steady: the same for zarr)
 credentials  refuse to store a secret
-canonical    JSON and hashes
-errors       StoreError and its kinds
+hashing      canonical JSON and hashes
+errors       StoreError and its subclasses
 """
 
 from posttrace.stores.checking import Problem

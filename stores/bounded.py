@@ -1,7 +1,7 @@
-"""Codecs that refuse to unpack more than a chunk can hold; apart because it imports zarr.
+"""Codecs that refuse to decompress more than a chunk can hold. A module of its own because it imports zarr.
 
-A chunk says how many bytes or texts it unpacks to, and a damaged or hostile one may say anything: memory is only
-given for what the array declares.
+A chunk states its own decompressed size, and a damaged or hostile one may state anything, so memory is allocated only
+for what the array declares.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from posttrace.stores.schema import MAX_TEXT
 
 
 class ZstdCodec(zarr.codecs.ZstdCodec):
-    """zstd, of numbers exactly as many bytes as the chunk has, of texts `MAX_TEXT` at most."""
+    """zstd limited to the exact size of a chunk of numbers, or to `MAX_TEXT` for text."""
 
     def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
         given = zstandard.frame_content_size(_head(chunk_bytes))
@@ -34,7 +34,7 @@ class ZstdCodec(zarr.codecs.ZstdCodec):
 
 
 class VLenUTF8Codec(zarr.codecs.VLenUTF8Codec):
-    """Texts, exactly as many as the chunk has places (zarr wants the codec of texts to have this name)."""
+    """Exactly as many strings as the chunk has elements (zarr requires this name of a codec for strings)."""
 
     def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
         count, places = int.from_bytes(_head(chunk_bytes)[:4], "little"), math.prod(chunk_spec.shape)
@@ -44,7 +44,7 @@ class VLenUTF8Codec(zarr.codecs.VLenUTF8Codec):
 
 
 def _head(chunk_bytes: Any) -> bytes:
-    """More than the header of a zstd frame can be long."""
+    """Return the first 32 bytes, enough for any zstd frame header."""
     return chunk_bytes.as_numpy_array()[:32].tobytes()
 
 
@@ -56,9 +56,8 @@ for _name, _codec in _OURS.items():
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Arrays opened inside use the codecs of this module, and write chunks of nothing but fill values too."""
+    """Make arrays opened inside use these codecs, and write chunks that hold only fill values."""
     names = {f"codecs.{name}": f"{codec.__module__}.{codec.__qualname__}" for name, codec in _OURS.items()}
-    # the configuration is the process's: one thread at a time
-    # chunks of fill values must exist, or they could not be told from lost ones
+    # The configuration is process-wide, hence the lock. Chunks of fill values must exist to be told from lost ones.
     with _LOCK, zarr.config.set({**names, "array.write_empty_chunks": True}):
         yield

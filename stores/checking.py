@@ -1,4 +1,4 @@
-"""What is told before data are trusted: whether chunks are there in full, and hold what the markers say."""
+"""Checks made before data are trusted: every chunk must be present, complete and match its marker."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posttrace.stores.canonical import hash_array, hash_bytes
 from posttrace.stores.errors import Damaged
+from posttrace.stores.hashing import hash_array, hash_bytes
 from posttrace.stores.plan import aligned
 from posttrace.stores.schema import DTYPES, Group, Unit
 
@@ -22,14 +22,16 @@ Window = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in a store.
+    """One fault in a store.
 
+    Examples
+    --------
     >>> print(Problem("missing", "runs/demo/demo/x/c/0", "the chunk is gone", "run again", unit="demo/0000"))
     runs/demo/demo/x/c/0: the chunk is gone (unit demo/0000); run again
     """
 
     kind: str
-    """missing, empty, cut, damaged, differs, marker, metadata, or unfinished (no fault: a killed run left it)."""
+    """missing, empty, cut, damaged, differs, marker, metadata, or unfinished (left by a killed run; not a fault)."""
     path: str
     """Full path or URL of the object."""
     what: str
@@ -49,27 +51,30 @@ class Part:
     unit: str
     window: Window
     digest: str
-    """Hash of the values, as in the marker."""
+    """Hash of the values, as recorded in the marker."""
 
 
 def cure(url: str) -> str:
-    """What to do about lost or damaged units, in words."""
+    """Say what to do about lost or damaged units."""
     return f"`posttrace verify {url} --repair` forgets the unit, then run the job again"
 
 
 def keys_of(group: Group, unit: Unit, name: str) -> list[str]:
-    """Keys of the chunks that a unit writes in one array, in order."""
+    """Return the keys of the chunks that a unit writes in one array, in order."""
     return [key for key, _ in group.chunks(name, aligned(group, unit, name))]
 
 
 def lost(
     store: Store, units: Iterable[Unit], markers: Mapping[str, Any], sizes: Mapping[str, int | None]
 ) -> Iterator[Problem]:
-    """Chunks of finished units that are not there, or not of the size they were written with; reads nothing.
+    """Yield the chunks of finished units that are missing or not of the size written, without reading them.
 
-    Arguments:
-        markers: unit id -> marker.
-        sizes: key -> bytes, of a listing made after the markers were read.
+    Parameters
+    ----------
+    markers
+        Unit id -> marker.
+    sizes
+        Key -> bytes, from a listing made after the markers were read.
     """
     for unit in units:
         group, noted = store.groups[unit.group], markers[unit.id]["sizes"]
@@ -92,10 +97,12 @@ def lost(
 
 
 def altered(store: Store, unit: Unit, marker: Mapping[str, Any], skip: Iterable[str] = ()) -> list[Problem]:
-    """Chunks of a finished unit that do not decode, or arrays with other content than the marker says.
+    """Return the chunks of a finished unit that do not decode, and the arrays that do not match its marker.
 
-    Arguments:
-        skip: full paths of chunks that are known to be lost, and of metadata that are damaged.
+    Parameters
+    ----------
+    skip
+        Full paths of chunks known to be lost and of metadata known to be damaged.
     """
     found, skip, group = [], set(skip), store.groups[unit.group]
     for name in unit.arrays:
@@ -111,10 +118,10 @@ def altered(store: Store, unit: Unit, marker: Mapping[str, Any], skip: Iterable[
 def content(
     store: Store, unit: Unit, name: str, skip: Iterable[str] = ()
 ) -> tuple[str | None, list[Problem]]:
-    """Hash of what the store holds of one array of a unit; None when part of it cannot be read, and why."""
+    """Return the hash of one stored array of a unit, or None if part of it cannot be read, and the problems."""
     group, at, found = store.groups[unit.group], store.location.at, []
     window = aligned(group, unit, name)
-    # without the array's own metadata only existence can be told; that they are damaged is reported already
+    # Without the array's own metadata its chunks cannot be decoded; that damage is reported elsewhere.
     readable, sound = at(f"{group.path}/{name}/zarr.json") not in skip, True
     extents = list(group.chunks(name, window))
     whole = np.empty([w.stop - w.start for w in window], DTYPES[group.array(name).dtype][0])
@@ -135,7 +142,7 @@ def content(
 
 
 def parts(group: Group, units: Iterable[Unit], markers: Mapping[str, Any], name: str) -> list[Part]:
-    """What finished units wrote to one array."""
+    """Return what finished units wrote to one array."""
     return [
         Part(unit.id, aligned(group, unit, name), markers[unit.id]["arrays"].get(name, ""))
         for unit in units
@@ -144,15 +151,17 @@ def parts(group: Group, units: Iterable[Unit], markers: Mapping[str, Any], name:
 
 
 def within(one: Window, other: Window) -> bool:
-    """Whether a window lies wholly in another."""
+    """Tell whether one window lies wholly inside another."""
     return all(a.start >= b.start and a.stop <= b.stop for a, b in zip(one, other, strict=True))
 
 
 def confirm(values: np.ndarray, window: Window, written: Iterable[Part], place: str, url: str) -> None:
-    """Compare what was read of an array with the hashes of the units that lie wholly within it.
+    """Compare values read from an array with the hashes of the units that lie wholly inside the window.
 
-    Raises:
-        Damaged: other content than was written, such as that of a swapped chunk.
+    Raises
+    ------
+    Damaged
+        The content is not what was written, as after a swap of two chunks.
     """
     for part in written:
         if not within(part.window, window):
@@ -167,13 +176,15 @@ def confirm(values: np.ndarray, window: Window, written: Iterable[Part], place: 
 
 
 def refuse_lost(store: Store, path: str) -> Mapping[str, Any]:
-    """Look whether a group can be trusted; returns the markers by unit.
+    """Check that a group can be trusted, and return its markers by unit.
 
-    The gathered metadata and every coordinate must be as they were made, and every chunk of the finished units there
-    in the size it was written with: one listing. What a writer may have left in doubt is read again.
+    The consolidated metadata and every coordinate must be unchanged, and every chunk of a finished unit must exist with
+    the size it was written with, which takes one listing. Units that a stopped writer left in doubt are read again.
 
-    Raises:
-        Damaged: names what is wrong and how many more.
+    Raises
+    ------
+    Damaged
+        Names the first fault and counts the rest.
     """
     group, markers = store.groups[path], store.progress.markers()
     notes = store.writing.notes(store.units)
@@ -191,13 +202,13 @@ def refuse_lost(store: Store, path: str) -> Mapping[str, Any]:
         )
         raise Damaged(
             f"{wrong[0].path}: {wrong[0].what}{f' (unit {wrong[0].unit})' if wrong[0].unit else ''}{many}; "
-            f"`posttrace verify {store.url} --repair` mends or forgets what is damaged, then run the job again"
+            f"`posttrace verify {store.url} --repair` repairs or forgets what is damaged, then run the job again"
         )
     return markers
 
 
 def files_of(store: Store, group: Group) -> list[str]:
-    """Keys of the files that one group is read with: its coordinates, and the metadata gathered at the root."""
+    """Return the keys of the files needed to read a group: its coordinates and the root's consolidated metadata."""
     coords = {c["name"] for g in store.record["groups"] if g["path"] == group.path for c in g["coords"]}
     inside = f"{group.path}/"
     found = ["zarr.json"]
@@ -209,7 +220,7 @@ def files_of(store: Store, group: Group) -> list[str]:
 
 
 def changed_files(store: Store, keys: Iterable[str]) -> Iterator[Problem]:
-    """Metadata and coordinate files that are not byte for byte as at creation."""
+    """Yield the metadata and coordinate files that changed since creation."""
     fix = f"`posttrace verify {store.url} --repair` or the next run of the job restores this file"
     have = store.location.get_many(keys)
     for key, data in have.items():

@@ -1,4 +1,4 @@
-"""Create a store, or find the one that is there: nothing is half-made, and nobody's data is deleted."""
+"""Create a store or find the existing one. Nothing is left half made, and no foreign data is deleted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from posttrace.stores.canonical import as_json, differences, hash_bytes, seal
 from posttrace.stores.credentials import refuse_secrets
 from posttrace.stores.errors import FingerprintMismatch, StoreError
-from posttrace.stores.hierarchy import build
+from posttrace.stores.hashing import as_json, differences, hash_bytes, seal
 from posttrace.stores.lease import Lease
 from posttrace.stores.location import PARALLEL, Location
 from posttrace.stores.markers import CLAIM, FILES, FOLDER, RECORD
 from posttrace.stores.plan import check_plan, group_to_json, unit_to_json
 from posttrace.stores.record import FORMAT, pack, read_record, settled, started, unpack
 from posttrace.stores.schema import Group, Unit
+from posttrace.stores.zarr_layout import build
 
 
 def create(
@@ -28,7 +28,7 @@ def create(
     fingerprint: str,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Make the store, or find the same one; return its record."""
+    """Create the store, or find the existing one of the same job; return its record."""
     groups, units = tuple(groups), tuple(units)
     by_path = {group.path: group for group in groups}
     if len(by_path) != len(groups):
@@ -84,7 +84,7 @@ def _refuse_foreign(location: Location) -> None:
 
 
 def _claim(location: Location, body: dict[str, Any], groups: tuple[Group, ...]) -> dict[str, Any]:
-    """The record of a creation that a kill cut short (or whose record was damaged), else a new one."""
+    """Return the record of an interrupted creation (or one with a damaged record), or else a new one."""
     old = read_record(location, CLAIM)
     if started(location):
         if old is not None:
@@ -96,14 +96,14 @@ def _claim(location: Location, body: dict[str, Any], groups: tuple[Group, ...]) 
     files = build(groups, root_attrs(body))
     record = {**body, "files": {key: hash_bytes(data) for key, data in files.items()}}
     if old is not None:
-        # only what our own unfinished creation listed as its files, and no unit was written to them
+        # Only files listed by our own unfinished creation, which no unit has written to.
         location.delete(set(old["files"]) - set(files))
     location.put(CLAIM, seal(record))
     return record
 
 
 def root_attrs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of the root group: where the numbers come from."""
+    """Return the attributes of the root group: where the numbers come from."""
     return {key: record[key] for key in ("posttrace", "fingerprint", "job", "provenance")}
 
 
@@ -138,7 +138,7 @@ def _short(value: Any) -> str:
 
 
 def _restore(location: Location, record: Mapping[str, Any], groups: tuple[Group, ...]) -> None:
-    """Write every metadata and coordinate file that is missing or damaged; leave the sound ones alone."""
+    """Write the metadata and coordinate files that are missing or damaged; leave the others alone."""
     digests = record["files"]
     have = location.get_many(digests)
     bad = [key for key, digest in digests.items() if have[key] is None or hash_bytes(have[key]) != digest]

@@ -1,4 +1,4 @@
-"""Refuse to store a secret: jobs, provenance and records are published together with the results."""
+"""Refuse to store a secret: jobs, provenance and records are published with the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrace.stores.errors import StoreError
 
-# "token" alone is a word of this field; only names that can mean nothing but a credential are refused
+# "token" alone is an everyday word here; only names that can only mean a credential are refused.
 _KEY = re.compile(
     r"(^|[._-])(api[_-]?key|access[_-]?key([_-]id)?|private[_-]?key|secret([_-]?(access[_-]?)?key)?|client[_-]?secret|"
     r"passw(or)?d|passphrase|credentials?|bearer|(hf|hugging[_-]?face|hub|auth|access|session|security|refresh|github)"
@@ -26,15 +26,19 @@ _VARIABLE = re.compile(
 
 
 def refuse_secrets(value: Any, where: str) -> None:
-    """Raise when a key or value looks like a credential, or holds one of the environment's.
+    """Refuse a value that looks like a credential or contains one from the environment.
 
+    Raises
+    ------
+    StoreError
+        Names the place, never the secret.
+
+    Examples
+    --------
     >>> refuse_secrets({"model": {"api_key": "0123456789"}}, "job")
     Traceback (most recent call last):
     ...
     posttrace.stores.errors.StoreError: job.model.api_key looks like a credential; ...
-
-    Raises:
-        StoreError: names the place, never the secret.
     """
     known = {
         name: text

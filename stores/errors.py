@@ -1,4 +1,4 @@
-"""What can go wrong with a store: every message gives place, value, allowed range and fix."""
+"""Store errors: every message gives place, value, allowed range and fix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class StoreError(Exception):
-    """A mistake or a fault the reader can act on; the message says how."""
+    """A mistake or a fault that the user can act on; the message says how."""
 
 
 class FingerprintMismatch(StoreError):
@@ -23,16 +23,16 @@ class StoreBusy(StoreError):
     """Another live process holds the lease of this store."""
 
 
-# what zarr's codecs raise on bytes that are not theirs
+# What zarr's codecs raise on damaged bytes.
 DAMAGED = (ValueError, RuntimeError, TypeError, KeyError, IndexError, EOFError, AssertionError, MemoryError)
 
 
 def first_line(fault: BaseException) -> str:
-    """Kind and first line of a fault, short enough for a message."""
+    """Return the type and first line of a fault, short enough for a message."""
     return f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}"[:200]
 
 
-# pattern in the words of the operating system or the object store, what it means, fix; the first that matches
+# (pattern in the message of the operating system or object store, meaning, fix); the first match counts.
 _FAULTS = (
     (
         r"/latest/api/token|/latest/meta-data|Missing (AccessKeyId|SecretAccessKey)",
@@ -55,7 +55,7 @@ _FAULTS = (
         "the bucket does not exist",
         "create the bucket or correct the s3:// URL",
     ),
-    (r"os error (17|20|21)\b", "a file stands where a folder is needed", "choose another --store"),
+    (r"os error (17|20|21)\b", "there is a file where a folder is needed", "choose another --store"),
     (
         r"os error 13\b|status 40[13]|Unauthenticated|AccessDenied|InvalidAccessKey|SignatureDoesNotMatch",
         "access was denied",
@@ -65,20 +65,20 @@ _FAULTS = (
     (
         r"status 429|Too Many Requests|SlowDown",
         "the object store asks for fewer requests",
-        "wait a little and run again",
+        "wait a moment and run again",
     ),
     (
         r"error sending request|Connection refused|dns error|timed? ?out|HTTP error",
         "the object store cannot be reached",
         "check the network and AWS_ENDPOINT_URL, then run again",
     ),
-    (r"NotFound|os error 2\b", "it is not there", "check the URL"),
+    (r"NotFound|os error 2\b", "it does not exist", "check the URL"),
 )
 
 
 @contextmanager
 def naming(action: str, place: str) -> Iterator[None]:
-    """Turn a fault of the disk or the object store into a StoreError that names action, place and fix."""
+    """Turn a disk or object-store fault into a StoreError that names action, place and fix."""
     from obstore.exceptions import BaseError
 
     try:

@@ -1,4 +1,4 @@
-"""Arrays that are read when they are used, and checked as they are read; apart because it imports xarray."""
+"""Arrays that are read and checked on use. A module of its own because it imports xarray."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from posttrace.stores.errors import DAMAGED, Damaged, first_line, naming
 
 
 class Checked(BackendArray):
-    """A lazy view of an array: one message where it is damaged, float32 where it holds the bits of bfloat16.
+    """A lazy view of an array that reports damage in one message and decodes bfloat16 to float32.
 
-    Units that lie wholly within what is read are compared with their hashes, which finds chunks that were swapped.
+    Units that lie wholly inside the window read are compared with their hashes, which detects swapped chunks.
     """
 
     def __init__(self, stored: xr.Variable, place: str, url: str, written: Sequence[Part]) -> None:
@@ -48,12 +48,12 @@ class Checked(BackendArray):
                 self.place,
                 self.url,
             )
-        # a bfloat16 is the upper half of a float32
+        # A bfloat16 is the upper half of a float32.
         return (values.astype(np.uint32) << 16).view(np.float32) if self.wide else values
 
 
 def _window(key: tuple[Any, ...], shape: tuple[int, ...]) -> Window | None:
-    """The block that a key picks, dims in order; None when it picks anything else."""
+    """Return the contiguous block that a key selects, or None if it selects anything else."""
     window = []
     for one, size in zip(key, shape, strict=True):
         if isinstance(one, slice):
@@ -71,6 +71,6 @@ def _window(key: tuple[Any, ...], shape: tuple[int, ...]) -> Window | None:
 
 
 def checked(variable: xr.Variable, place: str, url: str, written: Sequence[Part]) -> xr.Variable:
-    """The variable with its values checked when they are read, and bfloat16 bits decoded to float32."""
+    """Return the variable with its values checked on reading and bfloat16 decoded to float32."""
     lazy = indexing.LazilyIndexedArray(Checked(variable, place, url, written))
     return xr.Variable(variable.dims, lazy, variable.attrs, variable.encoding)

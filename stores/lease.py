@@ -1,4 +1,4 @@
-"""One writer at a time: a lease kept alive by a heartbeat, taken over when its holder is dead."""
+"""One writer at a time: a lease kept alive by a heartbeat and taken over when its holder is dead."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from posttrace.stores.canonical import seal, unseal
 from posttrace.stores.errors import StoreBusy, StoreError
+from posttrace.stores.hashing import seal, unseal
 from posttrace.stores.location import Location
 from posttrace.stores.markers import LEASES
 from posttrace.stores.schema import check_name
@@ -22,19 +22,26 @@ from posttrace.stores.schema import check_name
 class Lease:
     """Hold a store while writing to it.
 
-    Every contender writes a lease of its own and then looks at all of them: of two, the later one sees the
-    earlier, whatever the storage. Ages are differences between times that the storage itself gave, so
-    the clocks of the machines need not agree.
+    Every contender writes a lease of its own and then lists all leases: of two, the later one sees the earlier,
+    whatever the storage. Ages are differences between timestamps set by the storage, so clocks need not agree.
 
-    Arguments:
-        location: the store.
-        name: what is leased; shards of one job that may run side by side each lease their own name.
-        interval: seconds between heartbeats.
-        expiry: seconds without a heartbeat after which others take the lease over.
-        wait: seconds to wait for a live holder before giving up.
+    Parameters
+    ----------
+    location
+        The store.
+    name
+        What is leased; shards of one job that may run in parallel each lease their own name.
+    interval
+        Seconds between heartbeats.
+    expiry
+        Seconds without a heartbeat after which others may take the lease over.
+    wait
+        Seconds to wait for a live holder before giving up.
 
-    Raises:
-        StoreBusy: a live process holds the lease; says which host and process, since when, and what to do.
+    Raises
+    ------
+    StoreBusy
+        A live process holds the lease; the message names host, process and start time, and what to do.
     """
 
     def __init__(
@@ -70,7 +77,7 @@ class Lease:
                 self._thread.start()
                 return self
             self.location.delete([self.key])
-            # three looks at least: two that came at once have both stepped back
+            # Look three times at least: two contenders that arrive together both step back.
             if attempt >= 3 and time.monotonic() >= deadline:
                 break
             time.sleep(random.uniform(0.05, 0.3))
@@ -86,12 +93,12 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        # a lease that cannot be removed expires by itself; the work it guarded must not fail for that
+        # A lease that cannot be removed expires by itself; the work it guarded must not fail because of it.
         with suppress(StoreError):
             self.location.delete([self.key])
 
     def _rival(self) -> tuple[dict[str, Any], float] | None:
-        """A live holder and the age of its heartbeat; leases of dead ones are removed."""
+        """Return a live holder and the age of its heartbeat; remove the leases of dead holders."""
         times = {key: modified for key, _, modified in self.location.list(self.prefix)}
         mine = times.pop(self.key, None)
         if mine is None:
@@ -113,7 +120,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(self.interval):
-            with suppress(StoreError):  # a network fault now is mended by the next beat
+            with suppress(StoreError):  # the next beat makes up for a network fault
                 if self.location.size(self.key) is None:
                     self.lost = True
                     return
@@ -121,7 +128,7 @@ class Lease:
 
 
 def _host() -> list[str | None]:
-    """Name of the host and of its process namespace: containers may share the one and not the other."""
+    """Return the host name and the process namespace; containers may share the first but not the second."""
     namespace = None
     with suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
@@ -129,7 +136,7 @@ def _host() -> list[str | None]:
 
 
 def _process(pid: int) -> dict[str, Any]:
-    """Process id and start time in clock ticks; ids are used again, the two together are not."""
+    """Return process id and start time in clock ticks; ids are reused, the pair is not."""
     started = None
     with suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rpartition(")")[2].split()
@@ -138,12 +145,12 @@ def _process(pid: int) -> dict[str, Any]:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from any other: its id, start time and host."""
+    """Return what identifies this process: its id, start time and host."""
     return {**_process(os.getpid()), "host": _host()}
 
 
 def gone(holder: dict[str, Any]) -> bool:
-    """Whether the process, as `this_process` described it, ran on this host and no longer does."""
+    """Tell whether the process that `this_process` described ran on this host and has ended."""
     if holder.get("host") != _host() or not isinstance(holder.get("pid"), int):
         return False
     try:

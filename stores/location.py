@@ -1,4 +1,4 @@
-"""Where a store is: a folder or an S3 prefix, reached through the same object-store calls (obstore)."""
+"""Where a store is: a folder or an S3 prefix, accessed through the same object-store calls (obstore)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ from urllib.parse import unquote, urlsplit
 from posttrace.stores.errors import StoreError, naming
 from posttrace.stores.retrying import steadily
 
-PARALLEL = 16  # small objects read or written at once: hides the latency of an object store
+PARALLEL = 16  # small objects read or written concurrently, to hide the latency of an object store
 
 
 class Location:
     """A folder path, ``file://`` URL or ``s3://bucket/prefix``, as keys and bytes.
 
-    >>> Location("runs/notes", create=True).put("note", b"hello", exclusive=True)
-    True
-
     S3 endpoint and keys come from the usual AWS_* environment variables; they are never stored or printed.
 
-    Arguments:
-        url: where the store is.
-        create: make the folder when it is missing.
+    Parameters
+    ----------
+    url
+        Where the store is.
+    create
+        Create the folder if it is missing.
 
-    Raises:
-        StoreError: unknown kind of URL, a missing folder, or a place that cannot be reached.
+    Raises
+    ------
+    StoreError
+        An unsupported URL, a missing folder, or a location that cannot be reached.
+
+    Examples
+    --------
+    >>> Location("runs/notes", create=True).put("note", b"hello", exclusive=True)
+    True
     """
 
     def __init__(self, url: str | os.PathLike[str], create: bool = False) -> None:
@@ -42,7 +49,7 @@ class Location:
             parts = urlsplit(url)
         except ValueError as error:
             raise StoreError(
-                f"{url}: is no URL ({error}); give a folder, file:// or s3://bucket/prefix"
+                f"{url}: is not a URL ({error}); give a folder, file:// or s3://bucket/prefix"
             ) from None
         self.folder: Path | None = None
         if "@" in parts.netloc:
@@ -85,7 +92,7 @@ class Location:
             path.exists()
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise StoreError(f"{self.url}: is no usable path ({reason}); choose another --store") from None
+            raise StoreError(f"{self.url}: is not a usable path ({reason}); choose another --store") from None
         if path.exists() and not path.is_dir():
             raise StoreError(f"{self.url}: is a file, not a folder; choose another --store")
         if not path.exists() and not create:
@@ -98,17 +105,17 @@ class Location:
 
     @property
     def zarr(self) -> Any:
-        """The same place as a zarr store."""
+        """The same location as a zarr store."""
         from posttrace.stores.steady import Steady
 
         return Steady(self.objects)
 
     def at(self, key: str) -> str:
-        """Full path or URL of one object, for messages."""
+        """Return the full path or URL of an object, for messages."""
         return str(self.folder / key) if self.folder else f"{self.url.rstrip('/')}/{key}"
 
     def get(self, key: str) -> bytes | None:
-        """Content of an object, None when it is missing."""
+        """Return the content of an object; None if it is missing."""
         import obstore
 
         with naming("read", self.at(key)):
@@ -120,13 +127,13 @@ class Location:
                 return None
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
-        """Content of many small objects, read side by side."""
+        """Return the content of many small objects, read concurrently."""
         keys = list(keys)
         with ThreadPoolExecutor(PARALLEL) as pool:
             return dict(zip(keys, pool.map(self.get, keys), strict=True))
 
     def sizes(self, keys: Iterable[str]) -> dict[str, int | None]:
-        """Sizes of many objects in bytes, looked up side by side; None where one is missing."""
+        """Return the sizes of many objects in bytes, looked up concurrently; None for a missing one."""
         keys = list(keys)
         if self.folder is not None or len(keys) < 2:
             return {key: self.size(key) for key in keys}
@@ -134,7 +141,7 @@ class Location:
             return dict(zip(keys, pool.map(self.size, keys), strict=True))
 
     def put(self, key: str, data: bytes, exclusive: bool = False) -> bool:
-        """Write an object at once, or not at all; with exclusive, False when it is there already."""
+        """Write an object atomically; with `exclusive`, return False if it already exists."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
@@ -147,7 +154,7 @@ class Location:
         return True
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; those already gone are fine."""
+        """Delete objects, ignoring those already gone."""
         import obstore
 
         def one(key: str) -> None:
@@ -163,7 +170,7 @@ class Location:
                 list(pool.map(one, keys))
 
     def list(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
-        """Key, size in bytes and time (by the clock of the storage) of every object below a prefix."""
+        """Yield key, size in bytes and modification time (the storage's clock) of every object below a prefix."""
         import obstore
 
         with naming("list", self.at(prefix)):
@@ -174,7 +181,7 @@ class Location:
             yield item["path"], item["size"], item["last_modified"]
 
     def size(self, key: str) -> int | None:
-        """Size of an object in bytes, None when it is missing."""
+        """Return the size of an object in bytes; None if it is missing."""
         import obstore
 
         with naming("look up", self.at(key)):
@@ -184,7 +191,7 @@ class Location:
                 return None
 
     def names(self) -> set[str]:
-        """First parts of all keys: what an `ls` of the place shows."""
+        """Return the first parts of all keys, as `ls` would list them."""
         import obstore
 
         with naming("list", self.url):
@@ -192,7 +199,7 @@ class Location:
         return {*level["common_prefixes"], *(item["path"] for item in level["objects"])}
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Push objects of a folder through to the disk, so that a power cut spares what is marked."""
+        """Flush objects of a folder to disk, so that finished units survive a power cut."""
         if self.folder is None:
             return
         for key in keys:
@@ -205,7 +212,7 @@ class Location:
                         os.close(handle)
 
     def sweep(self, prefixes: Iterable[str]) -> None:
-        """Remove what killed writers left: obstore writes ``name#1`` and renames; listings never show it."""
+        """Remove temporary files of killed writers (obstore writes ``name#1``, then renames; listings omit it)."""
         if self.folder is None:
             return
         for prefix in prefixes:

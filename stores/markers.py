@@ -1,4 +1,4 @@
-"""Which units are done: one sealed marker per unit, written after its data, later gathered in one file and a spare."""
+"""Which units are done: one sealed marker per unit, written after its data, later gathered in one file with a spare."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from posttrace.stores.canonical import seal, unseal
 from posttrace.stores.errors import Damaged
+from posttrace.stores.hashing import seal, unseal
 from posttrace.stores.location import Location
 
 FOLDER = ".posttrace"
-RECORD = f"{FOLDER}/store.json"  # written last when a store is created: without it nothing is
-CLAIM = f"{FOLDER}/claim.json"  # the same, written first: this place is ours; later a spare of the record
+RECORD = f"{FOLDER}/store.json"  # written last when a store is created
+CLAIM = f"{FOLDER}/claim.json"  # the same, written first to claim the location; later the record's spare
 FILES = f"{FOLDER}/files.json"  # a spare of all metadata and coordinate files
 MARKERS = f"{FOLDER}/units/"
 GATHERED = f"{FOLDER}/units.json"
@@ -30,8 +30,8 @@ class Progress:
     ``.posttrace/`` holds ``claim.json`` and ``store.json`` (what was declared), ``units/<id>.json`` (one marker
     per finished unit), ``units.json``, ``units.spare.json`` and ``complete.json`` (after finalise), and ``leases/``.
 
-    Markers are read singles first, gathered ones second: a finalise of another process in between
-    moves them that way round, so none can be missed.
+    Single markers are read before gathered ones. `finalise` in another process gathers in that direction, so none is
+    missed.
     """
 
     def __init__(self, location: Location, fingerprint: str) -> None:
@@ -39,7 +39,7 @@ class Progress:
         self.fingerprint = fingerprint
         self._seen: dict[str, Marker] = {}  # key -> body; a valid marker never changes
         self.torn: list[str] = []
-        """Keys of the markers that the last look found torn, altered or of another job."""
+        """Keys of the markers last found truncated, altered or of another job."""
 
     def _valid(self, body: Any, unit: str) -> bool:
         return (
@@ -50,16 +50,18 @@ class Progress:
         )
 
     def markers(self) -> dict[str, Marker]:
-        """Unit id -> marker, for every valid marker in the store.
+        """Return unit id -> marker, for every valid marker in the store.
 
-        Raises:
-            Damaged: the gathered markers and their spare are lost.
+        Raises
+        ------
+        Damaged
+            The gathered markers and their spare are both lost.
         """
         singles = self.singles()
         return {**self.gathered(), **singles}
 
     def singles(self) -> dict[str, Marker]:
-        """Unit id -> marker, of the units that were not gathered yet; notes the torn ones."""
+        """Return unit id -> marker for units not yet gathered, and note the truncated ones in `torn`."""
         keys = [key for key, _, _ in self.location.list(MARKERS) if key.endswith(".json")]
         self._seen = {key: body for key, body in self._seen.items() if key in set(keys)}
         found = self.location.get_many(key for key in keys if key not in self._seen)
@@ -68,13 +70,13 @@ class Progress:
             body = unseal(data)
             if self._valid(body, key.removeprefix(MARKERS).removesuffix(".json")):
                 self._seen[key] = body  # type: ignore[assignment]
-            elif data is not None:  # gone means gathered meanwhile
+            elif data is not None:  # if gone, it was gathered in the meantime
                 self.torn.append(key)
         return {body["unit"]: body for body in self._seen.values()}
 
     def gathered(self) -> dict[str, Marker]:
-        """Unit id -> marker, from the gathered file, or from its spare when that one is lost."""
-        for _ in range(2):  # twice: another process may finish the store between two looks
+        """Return unit id -> marker from the gathered file, or from its spare."""
+        for _ in range(2):  # twice: another process may finalise the store in between
             found = []
             for key in (GATHERED, SPARE):
                 found.append(self.location.get(key))
@@ -89,7 +91,7 @@ class Progress:
         )
 
     def listed(self, data: bytes | None) -> dict[str, Marker] | None:
-        """Unit id -> marker, from the content of a gathered file; None when it is not whole, or of another job."""
+        """Return unit id -> marker from the content of a gathered file; None if it is damaged or of another job."""
         body = unseal(data)
         if (
             body is None
@@ -101,7 +103,7 @@ class Progress:
         return {unit: marker for unit, marker in units.items() if self._valid(marker, unit)}
 
     def find(self, unit: str) -> Marker | None:
-        """The marker of one unit; a torn one is removed so that the unit can be marked again."""
+        """Return the marker of one unit; remove a damaged one so that the unit can be marked again."""
         key = f"{MARKERS}{unit}.json"
         data = self.location.get(key)
         body = unseal(data)
@@ -112,13 +114,9 @@ class Progress:
         return self.gathered().get(unit)
 
     def mark(
-        self,
-        unit: str,
-        arrays: Mapping[str, str],
-        sizes: Mapping[str, list[int]],
-        record: Mapping[str, Any],
+        self, unit: str, arrays: Mapping[str, str], sizes: Mapping[str, list[int]], record: Mapping[str, Any]
     ) -> bool:
-        """Declare a unit done; False when another process did so first."""
+        """Declare a unit done; return False if another process did so first."""
         body = {
             "unit": unit,
             "fingerprint": self.fingerprint,
@@ -130,10 +128,12 @@ class Progress:
         return self.location.put(f"{MARKERS}{unit}.json", seal(body), exclusive=True)
 
     def gather(self, markers: Mapping[str, Marker] | None = None) -> list[str]:
-        """Put all markers in one file and its spare, where they are not there; returns the keys of the singles.
+        """Gather all markers in one file and its spare, and return the keys of the single markers.
 
-        Arguments:
-            markers: what to write instead of what is there.
+        Parameters
+        ----------
+        markers
+            What to write; by default, the markers in the store.
         """
         known = self.markers() if markers is None else markers
         data = seal({"fingerprint": self.fingerprint, "units": dict(sorted(known.items()))})
@@ -155,14 +155,14 @@ class Progress:
         self.location.delete(f"{MARKERS}{unit}.json" for unit in sorted(units))
 
     def finish(self, units: int) -> None:
-        """Mark the store complete, unless it is marked already."""
+        """Mark the store complete, unless it already is."""
         if not self.complete(units):
             self.location.put(
                 COMPLETE, seal({"fingerprint": self.fingerprint, "units": units, "time": _now()})
             )
 
     def complete(self, units: int) -> bool:
-        """Whether the store was finalised, with this number of units."""
+        """Tell whether the store was finalised with this number of units."""
         body = unseal(self.location.get(COMPLETE))
         return body is not None and (body.get("fingerprint"), body.get("units")) == (self.fingerprint, units)
 

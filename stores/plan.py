@@ -1,4 +1,4 @@
-"""The plan of a store: which unit writes which chunks, checked as a whole and kept as JSON."""
+"""The plan of a store: which unit writes which chunks, checked as a whole and stored as JSON."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from posttrace.stores.canonical import as_json
 from posttrace.stores.errors import StoreError
+from posttrace.stores.hashing import as_json
 from posttrace.stores.schema import MAX_CHUNKS, Array, Group, Unit
 
 
 def aligned(group: Group, unit: Unit, name: str) -> tuple[slice, ...]:
-    """The window that a unit writes in one array; refuses one that does not consist of whole chunks."""
+    """Return the window that a unit writes in one array; refuse one that cuts through chunks."""
     window = group.window(name, unit.region, f"unit {unit.id!r}, array {name!r}")
     for dim, w, n, size in zip(
         group.array(name).dims, window, group.chunk(name), group.shape(name), strict=True
@@ -65,7 +65,7 @@ def check_plan(groups: Mapping[str, Group], units: Iterable[Unit]) -> None:
 
 
 def group_to_json(group: Group) -> dict[str, Any]:
-    """Everything about a group but the values of its coordinates, which enter as a hash."""
+    """Return a group as JSON, its coordinate values as a hash."""
     arrays = [{**vars(array), "dims": list(array.dims), "block": dict(array.block)} for array in group.arrays]
     coords = [
         {"name": c.name, "dims": list(c.dims), "description": c.description, "digest": c.digest()}
@@ -82,7 +82,7 @@ def group_to_json(group: Group) -> dict[str, Any]:
 
 
 def group_from_json(data: Mapping[str, Any]) -> Group:
-    """The group as declared, without coordinates (their values are in the store)."""
+    """Return the group as declared, without coordinates (their values are in the store)."""
     arrays = tuple(Array(**array) for array in data["arrays"])
     return Group(data["path"], data["sizes"], arrays, (), data["attrs"])
 

@@ -15,35 +15,46 @@ if TYPE_CHECKING:
 
 
 def group_paths(url: str | os.PathLike[str]) -> list[str]:
-    """Paths of the groups of a store.
+    """Return the paths of the groups of a store.
 
+    Raises
+    ------
+    StoreError
+        There is no store at this URL.
+
+    Examples
+    --------
     >>> group_paths("runs/demo")
     ['demo']
-
-    Raises:
-        StoreError: there is no store at this URL.
     """
     return list(Store.open(url).groups)
 
 
 def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
-    """One group as a lazy, labelled dataset; values are read when they are used.
+    """Open a group as a lazy, labelled dataset; values are read on use.
 
+    bfloat16 is read as float32. Values not computed yet are NaN (-1 for integers, False for bools, "" for strings).
+    Lost data is refused: metadata and coordinates must be unchanged and the chunks of finished units complete; units
+    read as a whole are compared with their hashes. Arrays have the attributes `units` and `description`.
+
+    Parameters
+    ----------
+    url
+        A store's URL, or an open store: its markers are then read once for all groups.
+    path
+        A group, as listed by `group_paths`.
+
+    Raises
+    ------
+    StoreError
+        There is no store, or no such group in it.
+    Damaged
+        Part of the group is lost or altered; may also be raised later, when values are read.
+
+    Examples
+    --------
     >>> open_group("runs/demo", "demo").x.attrs["units"]
     'logit difference, nats'
-
-    bfloat16 comes as float32. What was not computed is NaN (-1 for integers, False for bools, "" for texts). What
-    was computed and is lost is refused: metadata and coordinates must be as they were made, and the chunks of
-    finished units there in full; units that are read as a whole are compared with their hashes. The attributes
-    hold the group's own and, of each array, units and description.
-
-    Arguments:
-        url: the store, or one that is open: of several groups its markers are then read once.
-        path: a group, as listed by `group_paths`.
-
-    Raises:
-        StoreError: no store, or no such group in it.
-        Damaged: something of the group is lost or altered; also later, when values are read.
     """
     store = url if isinstance(url, Store) else Store.open(url)
     if path not in store.groups:
@@ -71,10 +82,7 @@ def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
     names = {array.name for array in group.arrays}
     guarded = {
         name: checked(
-            variable,
-            f"{place}/{name}",
-            store.url,
-            parts(group, done, markers, name) if name in names else (),
+            variable, f"{place}/{name}", store.url, parts(group, done, markers, name) if name in names else ()
         )
         for name, variable in data.variables.items()
         if name not in data.xindexes  # those are in memory already
@@ -84,16 +92,20 @@ def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
 
 
 def summary(url: str | os.PathLike[str] | Store) -> dict[str, Any]:
-    """What a store holds and how far it is, as JSON.
-
-    >>> summary("runs/demo")["units"]
-    {'total': 2, 'done': 2, 'kinds': {'clean': {'total': 2, 'done': 2}}}
+    """Return what a store holds and how much of it is done, as JSON.
 
     Keys: url, posttrace, created, job, fingerprint, provenance, complete, units (total, done, and the same
     per kind, the word after the group in unit ids) and groups (path -> sizes, arrays, coords, attrs, units).
 
-    Raises:
-        StoreError: there is no store at this URL, or its record is damaged.
+    Raises
+    ------
+    StoreError
+        There is no store at this URL, or its record is damaged.
+
+    Examples
+    --------
+    >>> summary("runs/demo")["units"]
+    {'total': 2, 'done': 2, 'kinds': {'clean': {'total': 2, 'done': 2}}}
     """
     store = url if isinstance(url, Store) else Store.open(url)
     done = store.done()

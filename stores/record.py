@@ -1,4 +1,4 @@
-"""What a store says about itself: the record, its spare, and the spare of all files that never change."""
+"""The record of a store, its spare, and the spare of all files that never change."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from posttrace.stores.canonical import hash_bytes, seal, unseal
 from posttrace.stores.errors import StoreError
+from posttrace.stores.hashing import hash_bytes, seal, unseal
 from posttrace.stores.location import Location
 from posttrace.stores.markers import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
 from posttrace.stores.schema import check_key
@@ -17,7 +17,7 @@ FORMAT = 2
 
 
 def read_record(location: Location, key: str = RECORD) -> dict[str, Any] | None:
-    """What the store says about itself; None when missing or damaged."""
+    """Return the record; None if it is missing or damaged."""
     record = unseal(location.get(key))
     if record is not None and record.get("format") != FORMAT:
         raise StoreError(
@@ -26,13 +26,13 @@ def read_record(location: Location, key: str = RECORD) -> dict[str, Any] | None:
         )
     if record is not None:
         with whole_record(location):
-            for name, _ in record["files"].items():
+            for name in record["files"].keys():  # a list has none
                 check_key(name)
     return record
 
 
 def settled(location: Location) -> dict[str, Any] | None:
-    """The record, or its spare: that which agrees with more of the store's files where both are whole and differ."""
+    """Return the record or its spare; if both are intact and differ, the one that matches more of the files."""
     found = [record for key in (RECORD, CLAIM) if (record := read_record(location, key)) is not None]
     if len(found) < 2 or found[0] == found[1]:
         return found[0] if found else None
@@ -48,10 +48,12 @@ def settled(location: Location) -> dict[str, Any] | None:
 
 
 def opened(location: Location) -> dict[str, Any]:
-    """The record of a store that is to be used.
+    """Return the record of an existing store.
 
-    Raises:
-        StoreError: there is none, it is damaged, or the store was never created as a whole.
+    Raises
+    ------
+    StoreError
+        There is no record, it is damaged, or the creation of the store was cut short.
     """
     record = read_record(location)
     if record is not None:
@@ -69,7 +71,7 @@ def opened(location: Location) -> dict[str, Any]:
 
 
 def started(location: Location) -> bool:
-    """Whether units were finished here."""
+    """Tell whether any unit was finished here."""
     return next(iter(location.list(MARKERS)), None) is not None or any(
         location.size(key) is not None for key in (GATHERED, SPARE, COMPLETE)
     )
@@ -77,23 +79,23 @@ def started(location: Location) -> bool:
 
 @contextmanager
 def whole_record(location: Location) -> Iterator[None]:
-    """Turn what a record lacks, or has in another form, into one message."""
+    """Turn a missing or malformed entry of a record into one StoreError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as fault:
         raise StoreError(
-            f"{location.at(RECORD)}: is no record that posttrace wrote ({type(fault).__name__}: {fault}); "
+            f"{location.at(RECORD)}: is not a record written by posttrace ({type(fault).__name__}: {fault}); "
             "use another --store"
         ) from fault
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """The spare of all metadata and coordinate files, as one sealed document."""
+    """Return the spare of all metadata and coordinate files as one sealed document."""
     return seal({"files": {key: base64.b64encode(data).decode() for key, data in files.items()}})
 
 
 def unpack(location: Location, digests: Mapping[str, str]) -> dict[str, bytes]:
-    """Those files of the spare that are what the record says; none when it is damaged."""
+    """Return the files of the spare that match the record; none if the spare is damaged."""
     body = unseal(location.get(FILES))
     files: dict[str, bytes] = {}
     for key, text in (body or {}).get("files", {}).items():

@@ -1,4 +1,4 @@
-"""Put right what can be put right without the job, and forget what only the job can make again."""
+"""Repair what can be repaired without the job, and forget the units that only the job can recompute."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from posttrace.stores.canonical import hash_bytes, seal
 from posttrace.stores.checking import Problem, content, keys_of
+from posttrace.stores.hashing import hash_bytes, seal
 from posttrace.stores.location import Location
 from posttrace.stores.markers import CLAIM, COMPLETE, FILES, GATHERED, LEASES, MARKERS, RECORD, SPARE
 from posttrace.stores.record import pack, unpack
@@ -21,30 +21,35 @@ class Repaired:
     """What was done to a store."""
 
     found: tuple[Problem, ...]
-    """What was wrong with units."""
+    """Faults found in units."""
     restored: tuple[str, ...]
-    """Full paths of files that are as they were again."""
+    """Full paths of the files restored."""
     derived: tuple[str, ...]
-    """Units whose markers were made from their data."""
+    """Units whose markers were rebuilt from their data."""
     forgotten: tuple[str, ...]
-    """Units that the next run of the job does again; their data are deleted."""
+    """Units to be recomputed by the next run of the job; their data is deleted."""
     left: tuple[Problem, ...]
-    """What only the next run of the job puts right."""
+    """Faults that only the next run of the job can repair."""
 
 
 def repair(url: str | os.PathLike[str]) -> Repaired:
-    """Verify a store and mend it: everything that a rerun could, and the markers from the data.
+    """Verify a store and repair it: everything that a rerun could, and markers from the data.
 
+    Records, metadata, coordinates and lists of units are restored from their spares. A finished unit whose marker is
+    lost is marked again if all of its chunks exist and decode. Units whose chunks are lost or altered are forgotten,
+    and leftovers of a stopped run are deleted. If killed at any point, it can be run again.
+
+    Raises
+    ------
+    StoreBusy
+        A run holds the store.
+    StoreError
+        There is no store at this URL, or its record and the record's spare are damaged.
+
+    Examples
+    --------
     >>> repair("runs/demo").forgotten
     ()
-
-    Records, metadata, coordinates and lists of units come back from their spares. A finished unit whose marker is
-    lost is marked again when all of its chunks are there and decode. Units whose chunks are lost or hold something
-    else are forgotten, and what a stopped run left behind is deleted. Killed at any point, it can be run again.
-
-    Raises:
-        StoreBusy: a run holds the store.
-        StoreError: there is no store at this URL, or its record and the spare of it are damaged.
     """
     store = mendable(url)
     with ExitStack() as held:
@@ -61,12 +66,12 @@ def repair(url: str | os.PathLike[str]) -> Repaired:
 
 
 def _leases(location: Location) -> list[str]:
-    """Names under which a run may hold the store."""
+    """Return the names under which a run may hold the store."""
     return sorted({"run", *(key.removeprefix(LEASES).split("/")[0] for key, _, _ in location.list(LEASES))})
 
 
 def _put(location: Location, key: str, data: bytes) -> list[str]:
-    """Write a file that is not as it should be; its full path."""
+    """Write a file if it differs, and return its full path in a list."""
     if location.get(key) == data:
         return []
     location.put(key, data)
@@ -78,7 +83,7 @@ def _records(store: Store) -> list[str]:
 
 
 def _files(store: Store) -> list[str]:
-    """Metadata and coordinates from their spare, and the spare from them."""
+    """Restore metadata and coordinates from their spare, or the spare from them."""
     digests, restored = store.record["files"], []
     spare = unpack(store.location, digests)
     files = {key: data for key, data in store.location.get_many(digests).items() if data is not None}
@@ -95,7 +100,7 @@ def _files(store: Store) -> list[str]:
 
 
 def _lists(store: Store) -> list[str]:
-    """The list of finished units from its spare, or the other way round; what is torn or not planned goes."""
+    """Restore the list of finished units from its spare or vice versa; drop damaged and unplanned markers."""
     progress, location = store.progress, store.location
     singles = progress.singles()
     location.delete(
@@ -113,7 +118,7 @@ def _lists(store: Store) -> list[str]:
 def _units(
     store: Store, problems: Iterable[Problem], damaged: set[str]
 ) -> tuple[list[str], list[str], list[Problem]]:
-    """Marks units again, or forgets them; returns both, and what is left because metadata are damaged."""
+    """Mark units again or forget them; return both, and the problems left because metadata is damaged."""
     derived, forgotten, left = [], set(), []
     for problem in problems:
         unit = store.units[problem.unit]
@@ -130,7 +135,7 @@ def _units(
 
 
 def _marked(store: Store, name: str, damaged: Iterable[str]) -> bool:
-    """Mark a unit from its data, if they are whole."""
+    """Mark a unit from its data, if complete; tell whether it was."""
     unit = store.units[name]
     digests, sizes = {}, {}
     for array in unit.arrays:
@@ -145,7 +150,7 @@ def _marked(store: Store, name: str, damaged: Iterable[str]) -> bool:
 
 
 def _notes(store: Store) -> None:
-    """Delete what stopped runs left; units that are marked were compared a moment ago."""
+    """Delete leftovers of stopped runs; marked units have just been compared."""
     notes, done = store.writing.notes(store.units), store.done()
     store.forget([unit for unit in notes if unit not in done])
     store.writing.drop((key for keys in notes.values() for key in keys), everybodys=True)

@@ -1,4 +1,4 @@
-"""Try again what an object store refuses for the moment, and obstore itself does not try again."""
+"""Retry requests that an object store refuses temporarily and obstore does not retry itself."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 TRIES = 8
-PATIENCE = 30.0  # seconds after which nothing is tried again, however few tries that were
-# obstore repeats what is refused with a status of 429 or from 500 on, in newer versions; these it may hand on
+PATIENCE = 30.0  # seconds after which nothing is retried, however few tries there were
+# Newer versions of obstore retry status 429 and 500 upwards themselves; these faults may reach us.
 _PASSING = re.compile(
     r"status 4(08|29)\b|Too Many Requests|SlowDown|Throttl|"
     r"(request or response|decoding response) body|body from connection|unexpected end of file|"
@@ -23,7 +23,7 @@ _PASSING = re.compile(
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds to wait before every further try: some 20 in all, spread so that readers come back one by one."""
+    """Yield the seconds to wait before each retry: about 20 in all, jittered so that readers do not return together."""
     begun = time.monotonic()
     for n in range(TRIES - 1):
         if time.monotonic() - begun > PATIENCE:
@@ -36,12 +36,14 @@ def _passing(fault: BaseException) -> bool:
 
 
 def steadily(call: Callable[[], T]) -> T:
-    """What a call returns, tried again while a request is refused for being one too many or its body is cut off.
+    """Return what a call returns, retrying while requests are throttled or their bodies are cut off.
 
+    Whatever the last try raises is raised.
+
+    Examples
+    --------
     >>> steadily(lambda: 7)
     7
-
-    Raises whatever the last try raised.
     """
     from obstore.exceptions import BaseError
 
@@ -56,7 +58,7 @@ def steadily(call: Callable[[], T]) -> T:
 
 
 async def steadily_async(call: Callable[[], Awaitable[T]]) -> T:
-    """The same for a coroutine, made anew for every try."""
+    """Do the same for a coroutine, created anew for each try."""
     from obstore.exceptions import BaseError
 
     for pause in _pauses():

@@ -1,6 +1,6 @@
 """What a store holds, declared before anything is written: arrays, coordinates, groups and units.
 
-Everything here is frozen and checked when it is made.
+All classes are frozen and validated on construction.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from posttrace.stores.canonical import as_json, hash_json
 from posttrace.stores.errors import StoreError
+from posttrace.stores.hashing import as_json, hash_json
 
 # logical dtype -> (dtype on disk, fill value where nothing was written)
 DTYPES: dict[str, tuple[str, Any]] = {
@@ -40,7 +40,7 @@ Region = Mapping[str, tuple[int, int]]
 
 
 def check_path(value: str, what: str) -> None:
-    """Refuse a name that could not be part of a key everywhere, or that the format uses itself."""
+    """Refuse a name that is not valid in keys on every system, or that the format reserves."""
     parts = value.split("/") if isinstance(value, str) else []
     if not parts or not all(_NAME.fullmatch(part) for part in parts) or parts[-1].endswith(".json"):
         raise StoreError(
@@ -50,7 +50,7 @@ def check_path(value: str, what: str) -> None:
 
 
 def check_name(value: str, what: str) -> None:
-    """The same for a name that is one part of a path."""
+    """Refuse a name that is not valid as one part of a path."""
     check_path(value, what)
     if "/" in value or value in ("c", "zarr.json"):
         raise StoreError(
@@ -59,15 +59,17 @@ def check_name(value: str, what: str) -> None:
 
 
 def check_key(key: str) -> None:
-    """Refuse the key of a file that could lie outside the store, or among the files that say what is done."""
+    """Refuse the key of a file that could lie outside the store or among its markers."""
     if not isinstance(key, str) or not all(_NAME.fullmatch(part) for part in key.split("/")):
-        raise ValueError(f"{key!r} is no file of a store")
+        raise ValueError(f"{key!r} is not a file of a store")
 
 
 @dataclass(frozen=True)
 class Array:
     """One array of a group.
 
+    Examples
+    --------
     >>> Array("logit_diff", ("pair", "layer"), "float32", "logit difference, nats", "", {"pair": 16}).kind
     'result'
     """
@@ -82,7 +84,7 @@ class Array:
     """Unit of the values, in words: "logit difference, nats"."""
     description: str
     block: Mapping[str, int] = field(default_factory=dict)
-    """Chunk length along a dimension; a dimension not named is whole."""
+    """Chunk length along a dimension; dimensions not named are not split."""
     kind: str = "result"
     """"result": a block is one chunk, zstd + crc32c. "activation": one shard, a chunk per layer, crc32c."""
 
@@ -127,6 +129,8 @@ class Array:
 class Coord:
     """Labels along one or more dimensions.
 
+    Examples
+    --------
     >>> Coord("token_label", ("token",), ["The", "city", "of", None], "label of a position").stored.tolist()
     ['The', 'city', 'of', '']
     """
@@ -140,11 +144,11 @@ class Coord:
     def __post_init__(self) -> None:
         check_name(self.name, "coordinate name")
         object.__setattr__(self, "dims", tuple(self.dims))
-        self.stored  # noqa: B018  refuse bad values where they are declared
+        self.stored  # noqa: B018  refuse bad values on declaration
 
     @property
     def stored(self) -> np.ndarray:
-        """The values as they are kept: object (str), int64, float64 or bool."""
+        """The values as stored: object (str), int64, float64 or bool."""
         try:
             values = np.asarray(self.values)
         except ValueError as fault:
@@ -155,7 +159,7 @@ class Coord:
             return values.astype("<i8")
         if values.dtype.kind == "f":
             return values.astype("<f8")
-        # asarray(["a", 1]) would have turned 1 into "1" silently
+        # asarray(["a", 1]) turns 1 into "1" silently.
         given = np.asarray(self.values, dtype=object)
         flat = ["" if value is None else value for value in given.ravel()]
         for value in flat:
@@ -169,7 +173,7 @@ class Coord:
         return stored
 
     def digest(self) -> str:
-        """Hash of the values, the same whatever list or array type they came in."""
+        """Hash the values, whatever list or array type they were given as."""
         return hash_json(
             [self.stored.dtype.kind, self.stored.shape, [repr(v) for v in self.stored.ravel().tolist()]]
         )
@@ -179,6 +183,8 @@ class Coord:
 class Group:
     """Arrays and coordinates over common dimensions: one study and data set.
 
+    Examples
+    --------
     >>> x = Array("x", ("pair",), "float32", "nats", "a number")
     >>> Group("knowledge/cities", {"pair": 100}, (x,)).shape("x")
     (100,)
@@ -194,7 +200,7 @@ class Group:
 
     @property
     def items(self) -> tuple[Array | Coord, ...]:
-        """What has a name in the group: its arrays, then its coordinates."""
+        """Everything named in the group: its arrays, then its coordinates."""
         return (*self.arrays, *self.coords)
 
     def __post_init__(self) -> None:
@@ -221,7 +227,7 @@ class Group:
                         f"{list(self.sizes)}; add it"
                     )
         for array in self.arrays:
-            # With other dims than its own name it can be told from labels; xarray then lists it among the coordinates.
+            # Without its own name among its dims it is no index: xarray lists it among the other coordinates.
             if array.name in self.sizes and (array.name in array.dims or not array.dims):
                 raise StoreError(
                     f"{where}: array {array.name!r} has the name of a dimension, which only a "
@@ -246,7 +252,7 @@ class Group:
         as_json(dict(self.attrs), f"{where} attrs")
 
     def _refuse_huge(self, where: str, array: Array) -> None:
-        """A chunk is unpacked as a whole: what a store declares must fit into memory."""
+        """Refuse chunks too large for memory: a chunk is always decompressed whole."""
         if array.dtype == "string":
             size, most, what = math.prod(self.chunk(array.name)), MAX_TEXTS, "texts"
         else:
@@ -259,7 +265,7 @@ class Group:
             )
 
     def array(self, name: str) -> Array:
-        """The declaration of one array."""
+        """Return the declaration of one array."""
         for array in self.arrays:
             if array.name == name:
                 return array
@@ -268,23 +274,23 @@ class Group:
         )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one array."""
+        """Return the shape of one array."""
         return tuple(int(self.sizes[dim]) for dim in self.array(name).dims)
 
     def chunk(self, name: str) -> tuple[int, ...]:
-        """Shape of one chunk (result) or shard (activation) of an array."""
+        """Return the shape of one chunk (result) or shard (activation) of an array."""
         array = self.array(name)
         return tuple(min(array.block.get(dim, self.sizes[dim]), self.sizes[dim]) for dim in array.dims)
 
     def inner(self, name: str) -> tuple[int, ...]:
-        """Shape of what is unpacked at once: a chunk, or of activations one layer of a shard."""
+        """Return the shape of what is decompressed at once: a chunk, or one layer of a shard of activations."""
         array = self.array(name)
         if array.kind == "result":
             return self.chunk(name)
         return tuple(1 if dim == "layer" else n for dim, n in zip(array.dims, self.chunk(name), strict=True))
 
     def window(self, name: str, region: Region | None, where: str) -> tuple[slice, ...]:
-        """The region restricted to the dims of an array, checked against its shape."""
+        """Return the region restricted to the dims of an array, checked against its shape."""
         region = region or {}
         for dim in region:
             if dim not in self.sizes:
@@ -307,7 +313,7 @@ class Group:
         return tuple(bounds)
 
     def chunks(self, name: str, window: tuple[slice, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:
-        """Key (below the store) and extent of every chunk that a window of an array touches."""
+        """Yield the key (relative to the store) and extent of every chunk that a window of an array touches."""
         shape, chunk = self.shape(name), self.chunk(name)
         spans = [range(w.start // n, -(-w.stop // n)) for w, n in zip(window, chunk, strict=True)]
         for place in itertools.product(*spans):
@@ -320,6 +326,8 @@ class Group:
 class Unit:
     """The smallest resumable piece of work: whole chunks of some arrays.
 
+    Examples
+    --------
     >>> Unit("knowledge/cities/grid/0016", "knowledge/cities", {"pair": (16, 32)}, ("logit_diff",)).id
     'knowledge/cities/grid/0016'
     """
@@ -328,7 +336,7 @@ class Unit:
     """Stable, readable, path-safe; unique in the store."""
     group: str
     region: Region
-    """Dimension -> (start, stop); a dimension not named is whole."""
+    """Dimension -> (start, stop); dimensions not named are whole."""
     arrays: tuple[str, ...]
     """Names of the arrays it writes, each over the region restricted to the array's dims."""
 

@@ -1,4 +1,4 @@
-"""zarr's view of a place whose requests are tried again; apart because it imports zarr."""
+"""A zarr store that retries its requests. A module of its own because it imports zarr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from posttrace.stores.retrying import steadily_async
 
 
 class Steady(ObjectStore):
-    """A zarr store over an obstore one: what is refused for the moment, or cut off, is asked for again."""
+    """A zarr store on an obstore one; requests refused temporarily or cut off are retried."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         plain = super().get

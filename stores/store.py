@@ -1,4 +1,4 @@
-"""A store: create or resume it, write units, read regions, finalise."""
+"""The store: create or resume it, write units, read regions, finalise."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from posttrace.stores.canonical import as_json, hash_array
 from posttrace.stores.checking import Problem, altered, confirm, keys_of, lost, parts, within
 from posttrace.stores.create import create
 from posttrace.stores.credentials import refuse_secrets
 from posttrace.stores.errors import DAMAGED, Damaged, StoreBusy, StoreError, first_line, naming
+from posttrace.stores.hashing import as_json, hash_array
 from posttrace.stores.lease import Lease
 from posttrace.stores.location import Location
 from posttrace.stores.markers import FOLDER, Progress
@@ -27,6 +27,10 @@ from posttrace.stores.writing import Writing
 class Store:
     """Chunked results of one job, and which of its units are done.
 
+    Use `Store.create` or `Store.open`. It pickles as its URL, so it can be passed to workers.
+
+    Examples
+    --------
     >>> x = Array("x", ("pair",), "float32", "logit difference, nats", "a number", {"pair": 2})
     >>> group = Group("demo", {"pair": 4}, (x,))
     >>> units = [Unit(f"demo/clean/{i:04}", "demo", {"pair": (i, i + 2)}, ("x",)) for i in (0, 2)]
@@ -35,8 +39,6 @@ class Store:
     ...     for unit in store.pending():
     ...         store.write(unit, {"x": np.zeros(2, "float32")})
     >>> store.finalise()
-
-    Make one with `Store.create` or `Store.open`. It pickles as its URL, so it can be handed to workers.
     """
 
     def __init__(self, location: Location, record: dict[str, Any] | None = None) -> None:
@@ -48,14 +50,14 @@ class Store:
         with whole_record(location):
             self.fingerprint: str = record["fingerprint"]
             self.groups: dict[str, Group] = {d["path"]: group_from_json(d) for d in record["groups"]}
-            """Group path -> declaration, without coordinates (read those with `open_group`)."""
+            """Group path -> declaration, without coordinates (use `open_group` for those)."""
             self.units: dict[str, Unit] = {data["id"]: unit_from_json(data) for data in record["units"]}
             """Unit id -> unit, in the order of the plan."""
         self.progress = Progress(location, self.fingerprint)
         self.requests = Requests(location)
-        """Jobs that a server has for units that are not done."""
+        """Jobs submitted to a server for unfinished units."""
         self.writing = Writing(location)
-        """Units that somebody is writing, or was when the process ended."""
+        """Units that a process is writing, or was writing when it ended."""
         self._markers: dict[str, Any] = {}
         self._windows: dict[tuple[str, str], list[tuple[Unit, tuple[slice, ...]]]] = {}
         self._arrays: dict[str, Any] = {}
@@ -71,26 +73,38 @@ class Store:
         fingerprint: str,
         provenance: Mapping[str, Any],
     ) -> Store:
-        """Create a store, or open the one of the same fingerprint to go on with it.
+        """Create a store, or open the existing one with the same fingerprint to resume it.
 
+        An interrupted creation is completed; damaged metadata and coordinates are rewritten.
+
+        Parameters
+        ----------
+        url
+            A folder, ``file://`` or ``s3://bucket/prefix``.
+        groups
+            Arrays and coordinates.
+        units
+            The plan; a chunk belongs to at most one unit.
+        job
+            The declaration of the work, JSON.
+        fingerprint
+            Hash of everything in the job that shapes the numbers and the plan.
+        provenance
+            Versions, commit, device and so on, JSON; kept from the creation on resuming.
+
+        Raises
+        ------
+        FingerprintMismatch
+            The store belongs to another job; lists the keys that differ.
+        StoreError
+            Misaligned or overlapping units, something that looks like a credential, a folder with other contents,
+            or a location that cannot be written.
+
+        Examples
+        --------
         >>> again = Store.create("runs/demo", [group], units, {"study": "demo"}, "1f", provenance={})
         >>> sorted(again.done())
         ['demo/clean/0000', 'demo/clean/0002']
-
-        A creation cut short is completed, damaged metadata or coordinates are written again.
-
-        Arguments:
-            url: a folder, ``file://`` or ``s3://bucket/prefix``.
-            groups: arrays and coordinates.
-            units: the plan; every chunk belongs to one unit at most.
-            job: the declaration of the work, JSON.
-            fingerprint: hash of everything in the job that shapes the numbers and the plan.
-            provenance: versions, commit, device and the like, JSON; that of the creation is kept on resuming.
-
-        Raises:
-            FingerprintMismatch: another job's store; lists the keys of the job that differ.
-            StoreError: misaligned or overlapping units, something that looks like a credential, a folder that
-                holds something else, or a place that cannot be written.
         """
         location = Location(url, create=True)
         create(location, groups, units, job, fingerprint, provenance)
@@ -98,36 +112,38 @@ class Store:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Store:
-        """Open a store that exists.
+        """Open an existing store.
 
+        Raises
+        ------
+        StoreError
+            There is no store, or its record is damaged.
+
+        Examples
+        --------
         >>> Store.open("runs/demo").fingerprint
         '1f'
-
-        Raises:
-            StoreError: no store there, or its record is damaged.
         """
         return cls(Location(url))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            Store.open,
-            (str(self.location.folder or self.url),),
-        )  # a worker may have another working directory
+        # An absolute path: a worker may have another working directory.
+        return Store.open, (str(self.location.folder or self.url),)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r}, fingerprint={self.fingerprint!r}, units={len(self.units)})"
 
     def done(self) -> frozenset[str]:
-        """Ids of the units whose data and marker are complete."""
+        """Return the ids of the finished units."""
         return frozenset(self.progress.markers()) & self.units.keys()
 
     def pending(self) -> list[Unit]:
-        """Units still to do, in the order of the plan."""
+        """Return the unfinished units, in the order of the plan."""
         done = self.done()
         return [unit for unit in self.units.values() if unit.id not in done]
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Unit id -> the record given when it was written."""
+        """Return unit id -> the record given when it was written."""
         return {unit: marker["record"] for unit, marker in self.progress.markers().items()}
 
     def lease(
@@ -135,17 +151,26 @@ class Store:
     ) -> Lease:
         """Hold the store while writing; use as a context manager.
 
+        Parameters
+        ----------
+        name
+            What is leased; shards that may run in parallel each take their own name.
+        interval
+            Seconds between heartbeats.
+        expiry
+            Seconds of silence after which others take over; a dead process on this host is replaced at once.
+        wait
+            Seconds to wait for a live holder before giving up.
+
+        Raises
+        ------
+        StoreBusy
+            On entering, if a live process holds it.
+
+        Examples
+        --------
         >>> with store.lease():
         ...     pass
-
-        Arguments:
-            name: what is leased; shards that may run side by side each take their own name.
-            interval: seconds between heartbeats.
-            expiry: seconds of silence after which others take over; from a dead process on this host, now.
-            wait: seconds to wait for a live holder before giving up.
-
-        Raises:
-            StoreBusy: on entering, when a live process holds it.
         """
         self._lease = Lease(self.location, name, interval, expiry, wait)
         return self._lease
@@ -153,24 +178,33 @@ class Store:
     def write(
         self, unit: Unit, values: Mapping[str, np.ndarray], record: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the arrays of a unit, then declare it done.
+        """Write the arrays of a unit, then mark it done.
 
+        A note is written first, then the data in whole chunks, then a marker with a hash of the content, created
+        exclusively; the note is deleted last. If killed in between, the unit counts as not done. Rewriting a finished
+        unit with the same content is a no-op.
+
+        Parameters
+        ----------
+        unit
+            One unit of the plan.
+        values
+            Array name -> values over the unit's region, dims in the array's order; for bfloat16
+            uint16 bits (torch: `x.view(torch.uint16).numpy()`) or the ml_dtypes type.
+        record
+            JSON kept with the marker (seconds, device, ...).
+
+        Raises
+        ------
+        StoreError
+            A unit outside the plan, missing or extra arrays, a wrong shape, a lossy dtype, content that differs
+            from a finished unit's, or a failed write; the unit is then not marked.
+        StoreBusy
+            The lease was taken over in the meantime.
+
+        Examples
+        --------
         >>> store.write(units[0], {"x": np.zeros(2, "float32")}, record={"seconds": 1.5})
-
-        A note first, then the data, each chunk whole; then a marker with a hash of the content, created
-        exclusively; the note goes last. Killed in between, the unit counts as not done. Writing a finished unit
-        again with the same content is a no-op.
-
-        Arguments:
-            unit: one unit of the plan.
-            values: array name -> values over the unit's region, dims in the array's order; for bfloat16
-                uint16 bits (torch: `x.view(torch.uint16).numpy()`) or the ml_dtypes type.
-            record: JSON kept with the marker (seconds, device, ...).
-
-        Raises:
-            StoreError: a unit outside the plan, missing or extra arrays, wrong shape, a lossy dtype, other
-                content than a finished unit has, or a disk that refuses; the unit is then not marked.
-            StoreBusy: the lease was taken over meanwhile.
         """
         if self.units.get(unit.id) != unit:
             raise StoreError(
@@ -208,7 +242,7 @@ class Store:
                 try:
                     self._array(unit.group, name)[windows[name]] = array
                 except DAMAGED:
-                    # zarr reads the last shard of an array before it replaces it, and this one is damaged
+                    # zarr reads an array's last shard before replacing it, and this one is damaged.
                     self.location.delete(keys[name])
                     self._array(unit.group, name)[windows[name]] = array
         self.location.flush(flat)
@@ -217,7 +251,7 @@ class Store:
         if not self.progress.mark(unit.id, digests, sizes, record):
             rival = self.progress.find(unit.id)
             if rival is None or rival["arrays"] != digests:
-                # the data may be either's: nobody may trust them, and the note that stays says so
+                # The data may be either process's: do not trust it, as the note that stays says.
                 self.progress.forget([unit.id])
                 raise StoreError(
                     f"{self.url}: unit {unit.id!r} was written by two processes at once, with "
@@ -226,19 +260,27 @@ class Store:
         self.writing.end(unit.id)
 
     def read(self, unit_or_group: Unit | str, name: str, region: Region | None = None) -> np.ndarray:
-        """Read a region of one array as it is stored (bfloat16 as uint16 bits).
+        """Read a region of one array as stored (bfloat16 as uint16 bits).
 
+        Parameters
+        ----------
+        unit_or_group
+            A unit or its id, which gives the default region, or the path of a group.
+        name
+            Array.
+        region
+            Dim -> (start, stop); dims not named are whole, or as in the unit.
+
+        Raises
+        ------
+        StoreError
+            A chunk is missing, empty or damaged (zarr reads the first two as fill values), or the values of a whole
+            unit are not those it wrote.
+
+        Examples
+        --------
         >>> store.read("demo", "x", {"pair": (1, 3)})
         array([0., 0.], dtype=float32)
-
-        Arguments:
-            unit_or_group: a unit (or its id), for its own region, or the path of a group.
-            name: array.
-            region: dim -> (start, stop); dims not named are whole, or those of the unit.
-
-        Raises:
-            StoreError: a chunk that is missing, empty or damaged (zarr reads the first two as fill values), or
-                values of a whole unit that are not those it wrote.
         """
         if isinstance(unit_or_group, str):
             unit_or_group = self.units.get(unit_or_group, unit_or_group)
@@ -263,7 +305,7 @@ class Store:
         return values
 
     def _confirm(self, group: Group, name: str, window: tuple[slice, ...], values: np.ndarray) -> None:
-        """Compare what was read with the markers of the units that lie within it."""
+        """Compare values with the markers of the units inside the window."""
         key = group.path, name
         if key not in self._windows:
             self._windows[key] = [
@@ -280,11 +322,11 @@ class Store:
             try:
                 return confirm(values, window, written, place, self.url)
             except Damaged:
-                if fresh:  # else another process may have written the unit again
+                if fresh:  # otherwise another process may have rewritten the unit
                     raise
 
     def raw(self, group: str, name: str, window: tuple[slice, ...]) -> np.ndarray:
-        """Decode a window of an array, missing chunks as fill values; names the array when one is damaged."""
+        """Decode a window of an array, missing chunks as fill values; raise Damaged if a chunk does not decode."""
         place = self.location.at(f"{group}/{name}")
         with naming("read", place):
             try:
@@ -298,16 +340,20 @@ class Store:
                 ) from fault
 
     def finalise(self) -> None:
-        """Close a finished store: gather the markers into one file and mark the store complete.
+        """Close a finished store: gather the markers in one file and mark the store complete.
 
+        Idempotent, and safe to kill at any point. Every chunk must exist with the size it was written with, and units
+        written by two processes are read again.
+
+        Raises
+        ------
+        StoreError
+            Units are not done (gives their number and the first one), or finished units no longer match their
+            markers: those are forgotten, so that the next run recomputes them.
+
+        Examples
+        --------
         >>> store.finalise()
-
-        Idempotent, and harmless when killed at any point. The metadata were consolidated at creation. Every chunk
-        must be there in the size it was written with, and units that two processes wrote are read again.
-
-        Raises:
-            StoreError: units are not done yet (says how many and which comes first), or were done and are no
-                longer what their markers say: those are forgotten, so that the next run does them again.
         """
         markers = self.progress.markers()
         pending = [unit for unit in self.units.values() if unit.id not in markers]
@@ -323,7 +369,7 @@ class Store:
         self.location.sweep([FOLDER, *self.groups])
         self.progress.finish(len(self.units))
         self.location.delete(singles)
-        # last: whoever wrote a unit beside us has left a note by now, or a marker of its own
+        # Last: another process that wrote a unit has left a note by now, or a marker of its own.
         notes, markers = self.writing.notes(self.units), self.progress.markers()
         self._refuse(
             p for unit in notes if unit in markers for p in altered(self, self.units[unit], markers[unit])
@@ -331,7 +377,7 @@ class Store:
         self.writing.drop(key for keys in notes.values() for key in keys)
 
     def _refuse(self, problems: Iterable[Problem]) -> None:
-        """Forget the units that are not what they should be, and say so."""
+        """Forget the units with problems, and raise."""
         found = list(problems)
         if found:
             units = {problem.unit for problem in found}
@@ -342,12 +388,16 @@ class Store:
             )
 
     def forget(self, units: Iterable[Unit | str]) -> None:
-        """Declare units not done and delete their data, so that the next run computes them again.
+        """Mark units as not done and delete their data, so that the next run recomputes them.
 
+        Raises
+        ------
+        StoreError
+            An id is not in the plan.
+
+        Examples
+        --------
         >>> store.forget(["demo/clean/0002"])
-
-        Raises:
-            StoreError: an id that is not in the plan.
         """
         ids = [unit.id if isinstance(unit, Unit) else unit for unit in units]
         for unit in ids:
@@ -358,7 +408,7 @@ class Store:
                 )
         if not ids:
             return
-        # data first: data without a marker or a note pass for a unit whose marker was lost
+        # Data first: data with neither marker nor note would look like a unit whose marker was lost.
         chosen = [self.units[unit] for unit in ids]
         self.location.delete(
             key
@@ -381,13 +431,15 @@ class Store:
 
 
 def forget(url: str | os.PathLike[str], units: Iterable[str]) -> None:
-    """Declare units of a store not done, so that the next run computes them again.
+    """Mark units of a store as not done and delete their data, so that the next run recomputes them.
 
+    Raises
+    ------
+    StoreError
+        There is no store, or an id is not in its plan.
+
+    Examples
+    --------
     >>> forget("runs/demo", ["demo/clean/0002"])
-
-    Their data are deleted.
-
-    Raises:
-        StoreError: no store there, or an id that is not in its plan.
     """
     Store.open(url).forget(units)

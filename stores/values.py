@@ -1,4 +1,4 @@
-"""Values as they are stored, or refused."""
+"""Convert values to the form in which they are stored, or refuse them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from posttrace.stores.schema import DTYPES, MAX_TEXT, Group, Unit
 
 
 def fitting(group: Group, unit: Unit, name: str, window: tuple[slice, ...], value: Any) -> np.ndarray:
-    """The values of one array of a unit in the shape, dtype and byte order in which they are stored.
+    """Return the values of one array of a unit in the shape, dtype and byte order of the store.
 
-    Raises:
-        StoreError: another shape, a dtype that would lose something, text that is none or too long.
+    Raises
+    ------
+    StoreError
+        A wrong shape, a lossy dtype, or text that is not text or too long.
     """
     where = f"unit {unit.id!r}, array {name!r}"
     value, declared = np.asarray(value), group.array(name).dtype
@@ -36,11 +38,11 @@ def fitting(group: Group, unit: Unit, name: str, window: tuple[slice, ...], valu
 
 
 def _texts(where: str, value: np.ndarray) -> np.ndarray:
-    """The texts as Python strings; refuses anything else, and what UTF-8 cannot hold."""
+    """Return the texts as Python strings; refuse anything else, and what UTF-8 cannot encode."""
     flat = value.ravel().tolist()
     for one in flat:
         if not isinstance(one, str):
-            raise StoreError(f"{where}: {one!r} is no text; give str, of dtype object or str")
+            raise StoreError(f"{where}: {one!r} is not text; give str, of dtype object or str")
         try:
             one.encode()
         except UnicodeEncodeError as fault:

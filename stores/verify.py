@@ -1,4 +1,4 @@
-"""Re-read everything that a store claims to hold, and name what is not as it was written."""
+"""Re-read everything that a store claims to hold, and report what is not as it was written."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from posttrace.stores.canonical import seal
 from posttrace.stores.checking import Problem, altered, changed_files, keys_of, lost
+from posttrace.stores.hashing import seal
 from posttrace.stores.location import Location
 from posttrace.stores.markers import CLAIM, COMPLETE, FILES, GATHERED, MARKERS, RECORD, SPARE
 from posttrace.stores.plan import aligned
@@ -19,26 +19,33 @@ from posttrace.stores.record import opened, settled, started, unpack
 from posttrace.stores.schema import DTYPES, Unit
 from posttrace.stores.store import Store
 
-READERS = 4  # units read side by side: hides latency
-LARGE = 2**26  # bytes of a unit that is read by itself: two copies of it are in memory
+READERS = 4  # units read concurrently, to hide latency
+LARGE = 2**26  # bytes; larger units are read one at a time, since two copies of each are in memory
 
 
 def verify(url: str | os.PathLike[str], unfinished: bool = False) -> list[Problem]:
     """Check every chunk of every finished unit, every marker, and all metadata and coordinates.
 
+    A chunk must exist, have its size, decode (codec checksum), and hash to the value in its marker. zarr silently reads
+    a missing or empty chunk as fill values, hence this check. Data with neither a marker nor a note of an interrupted
+    write is a fault too: its marker was lost.
+
+    Parameters
+    ----------
+    url
+        The store.
+    unfinished
+        Also list chunks without a marker (left by a killed run; a rerun replaces them).
+
+    Raises
+    ------
+    StoreError
+        There is no store at this URL, or its record and the record's spare are damaged.
+
+    Examples
+    --------
     >>> verify("runs/demo")
     []
-
-    A chunk must exist, have its size, decode (codec checksum), and hash to what its marker says. zarr reads a
-    missing or empty chunk as fill values without a word, hence this check. Data that have no marker, and no note
-    of a run that was stopped while it wrote them, are a fault too: their marker was lost.
-
-    Arguments:
-        url: the store.
-        unfinished: also list chunks without a marker (leftovers of a killed run; a rerun replaces them).
-
-    Raises:
-        StoreError: there is no store at this URL, or its record and the spare of it are damaged.
     """
     store = mendable(url)
     files = list(files_wrong(store))
@@ -46,16 +53,16 @@ def verify(url: str | os.PathLike[str], unfinished: bool = False) -> list[Proble
 
 
 def mendable(url: str | os.PathLike[str]) -> Store:
-    """The store, opened with the spare of its record where need be."""
+    """Open the store, with the spare of its record if need be."""
     location = Location(url)
     record = settled(location)
     if record is None or (location.size(RECORD) is None and not started(location)):
-        record = opened(location)  # says why it cannot be
+        record = opened(location)  # raises, saying why
     return Store(location, record)
 
 
 def files_wrong(store: Store) -> Iterator[Problem]:
-    """Record, metadata and coordinates, and their spares: byte for byte as at creation."""
+    """Yield the faults of record, metadata, coordinates and their spares, which never change after creation."""
     place = store.location
     fix = f"`posttrace verify {store.url} --repair` restores this file"
     for key, text in ((RECORD, "the record of the store"), (CLAIM, "the spare of the record")):
@@ -67,13 +74,15 @@ def files_wrong(store: Store) -> Iterator[Problem]:
 
 
 def units_wrong(store: Store, unfinished: bool, damaged: set[str]) -> Iterator[Problem]:
-    """Markers and chunks.
+    """Yield the faults of markers and chunks.
 
-    The order of looking makes sure that a run that goes on meanwhile is not taken for a fault: data come after
-    their note and before their marker, and the note goes last.
+    Things are listed in an order that keeps a concurrent run from looking like a fault: a unit's data is written after
+    its note and before its marker, and the note is deleted last.
 
-    Arguments:
-        damaged: full paths of metadata that are known to be damaged.
+    Parameters
+    ----------
+    damaged
+        Full paths of metadata known to be damaged.
     """
     at, progress = store.location.at, store.progress
     early = _sizes(store)
@@ -84,14 +93,17 @@ def units_wrong(store: Store, unfinished: bool, damaged: set[str]) -> Iterator[P
     known, lists = gathered(store, singles, complete is not None)
     yield from lists
     markers = {**(known or {}), **singles}
-    fix = f"`posttrace verify {store.url} --repair` makes it from the data"
+    fix = f"`posttrace verify {store.url} --repair` rebuilds it from the data"
     for name, key in torn.items():
         what = "the marker is torn, altered or of another job"
         yield Problem("marker", at(key), what, fix, unit=name if name in store.units else "")
     for name in markers.keys() - store.units.keys():
         where = at(f"{MARKERS}{name}.json")
         yield Problem(
-            "marker", where, f"names {name!r}, which is not planned", f"{fix.split(' makes')[0]} deletes it"
+            "marker",
+            where,
+            f"names {name!r}, which is not planned",
+            f"{fix.split(' rebuilds')[0]} deletes it",
         )
     for unit in store.units.values():
         if unit.id in markers or unit.id in torn or unit.id in notes:
@@ -99,10 +111,10 @@ def units_wrong(store: Store, unfinished: bool, damaged: set[str]) -> Iterator[P
         if any(
             key in early for array in unit.arrays for key in keys_of(store.groups[unit.group], unit, array)
         ):
-            what = "the data are there, their marker is gone"
+            what = "the data is there, but its marker is gone"
             yield Problem("marker", at(f"{MARKERS}{unit.id}.json"), what, fix, unit.group, "", unit.id)
     yield from _complete(store, complete, markers, singles)
-    late = _sizes(store)  # after the markers: what is finished meanwhile has its data before its marker
+    late = _sizes(store)  # after the markers: a unit finished meanwhile has its data before its marker
     done = [unit for unit in store.units.values() if unit.id in markers]
     gone = list(lost(store, done, markers, late))
     yield from gone
@@ -119,9 +131,9 @@ def _sizes(store: Store) -> dict[str, int]:
 def gathered(
     store: Store, singles: Mapping[str, Any], complete: bool
 ) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """The gathered markers, and what is wrong with the two files that hold them; None when both are lost.
+    """Return the gathered markers (None if both files are lost) and the faults of the two files that hold them.
 
-    Where both are whole and differ about a unit, that which agrees with the data is right.
+    If both are intact and differ about a unit, the one that matches the data is right.
     """
     data = {key: store.location.get(key) for key in (GATHERED, SPARE)}
     units = {key: store.progress.listed(one) for key, one in data.items()}
@@ -142,8 +154,8 @@ def gathered(
         elif units[key] is None and (complete or (key == GATHERED and data[SPARE] is not None)):
             what = f"{text} is gone"
         elif {**(units[key] or {}), **singles} != {**(known or {}), **singles}:
-            # a run that was stopped between the two files leaves them unlike, but the single markers beside them
-            what = f"{text} is not what it should be"
+            # A run stopped between the two files leaves them different, but it also leaves the single markers.
+            what = f"{text} does not match the single markers"
         else:
             continue
         problems.append(Problem("marker", store.location.at(key), what, fix))
@@ -160,7 +172,7 @@ def _agrees(store: Store, unit: str, marker: Mapping[str, Any]) -> bool:
 def _complete(
     store: Store, data: bytes | None, markers: Mapping[str, Any], singles: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    place, fix = store.location.at(COMPLETE), f"`posttrace verify {store.url} --repair` puts it right"
+    place, fix = store.location.at(COMPLETE), f"`posttrace verify {store.url} --repair` corrects it"
     done = store.units.keys() <= markers.keys()
     if data is None:
         if done and store.units and not singles:
@@ -168,7 +180,7 @@ def _complete(
     elif not store.progress.complete(len(store.units)):
         yield Problem("metadata", place, "the mark of a complete store is torn or altered", fix)
     elif not done:
-        yield Problem("metadata", place, "the store is marked complete, and has units that are not done", fix)
+        yield Problem("metadata", place, "the store is marked complete but has units that are not done", fix)
 
 
 def _contents(

@@ -1,11 +1,11 @@
-"""Notes of the units that a process is about to write: what they hold is only known once the note is gone."""
+"""Notes about units being written: a unit's content is certain only once its note is gone."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
 
-from posttrace.stores.canonical import hash_json, seal, unseal
+from posttrace.stores.hashing import hash_json, seal, unseal
 from posttrace.stores.lease import gone, this_process
 from posttrace.stores.location import Location
 from posttrace.stores.markers import FOLDER
@@ -14,12 +14,14 @@ WRITING = f"{FOLDER}/writing/"
 
 
 class Writing:
-    """One note per unit and writer: there before the data, gone after the marker.
+    """One note per unit and writer, written before the data and deleted after the marker.
 
-    Two writers of one unit have a note each. The one that is killed, or finds the unit marked by the other with
-    different content, leaves its note, and whoever comes next compares the data with the marker instead of trusting
-    it. Data that have neither marker nor note were finished once: their marker is lost.
+    Two writers of one unit have a note each. A writer that is killed, or finds the unit marked by the other with
+    different content, leaves its note, and the next reader compares the data with the marker instead of trusting it.
+    Data with neither marker nor note was finished once: its marker is lost.
 
+    Examples
+    --------
     >>> store.writing.begin("demo/clean/0000")
     >>> list(store.writing.notes(store.units))
     ['demo/clean/0000']
@@ -30,15 +32,15 @@ class Writing:
         self._owner = uuid.uuid4().hex
 
     def begin(self, unit: str) -> None:
-        """Say that the data of a unit are about to change."""
+        """Note that the data of a unit is about to change."""
         self.location.put(self._key(unit), seal({"unit": unit, **this_process()}))
 
     def end(self, unit: str) -> None:
-        """Say that the unit is marked, and holds what its marker says as far as this writer is concerned."""
+        """Delete the note: this writer has marked the unit."""
         self.location.delete([self._key(unit)])
 
     def notes(self, units: Iterable[str]) -> dict[str, list[str]]:
-        """Unit -> keys of its notes. The key alone counts, so that a torn note is one too."""
+        """Return unit -> keys of its notes. Only the key counts, so a damaged note is one too."""
         found = [key for key, _, _ in self.location.list(WRITING)]
         names = {hash_json(unit): unit for unit in units} if found else {}
         by_unit: dict[str, list[str]] = {}
@@ -49,7 +51,7 @@ class Writing:
         return by_unit
 
     def drop(self, keys: Iterable[str], everybodys: bool = False) -> None:
-        """Remove notes about units that were compared: those of this writer and of dead ones, or all."""
+        """Delete notes about units that were compared: those of this writer and of dead ones, or all."""
         keys = list(keys)
         if not everybodys:
             owners = {key: unseal(data) for key, data in self.location.get_many(keys).items()}
@@ -57,5 +59,5 @@ class Writing:
         self.location.delete(keys)
 
     def _key(self, unit: str) -> str:
-        # The name of a unit has slashes: as folders, they would stay behind empty.
+        # Hashed, because a slash in a unit's name would leave an empty folder.
         return f"{WRITING}{hash_json(unit)}.{self._owner}.json"

@@ -1,8 +1,8 @@
-"""One module per competitor; each has a class `Method`, and runs in a process and perhaps an environment of its own.
+"""One module per tool; each has a class `Method` and runs in its own process and, if need be, environment.
 
     method = Method(loaded)              load the model (loaded: see `Load`)
     method.logits(ids)                   last-token logits of one prompt, to compare the weights
-    method.prepare(task)                 read the activations of the clean runs; not timed, for nobody
+    method.prepare(task)                 read the activations of the clean runs; never timed
     method.run(cells)                    logit difference of each cell (pair, layer, statement token); timed
 
 A module imports the standard library, torch, transformers and its own peer only.
@@ -31,13 +31,13 @@ class Load:
     """What a method loads."""
 
     folder: str | None
-    """A checkpoint; None: random weights are made on the device, equal in every process."""
+    """A checkpoint; with None, every process makes the same random weights on the device."""
     shape: dict
     device: str
     dtype: str
 
     def module(self, **options):
-        """The transformers model."""
+        """Load the transformers model."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -51,11 +51,11 @@ class Load:
 
 
 def load(method: str, what: Load):
-    """The method of that name, its model loaded; ImportError when its peer is not installed."""
+    """Return a method with its model loaded; raise ImportError if its tool is not installed."""
     return import_module(f"benchmarks.methods.{METHODS[method]}").Method(what)
 
 
 def answer(logits, answers) -> float:
-    """Logit of the first answer minus that of the second; dims of logits: vocab."""
+    """Return the logit of the first answer minus that of the second; dims of logits: vocab."""
     two = logits[list(answers)].detach().float()
     return float(two[0] - two[1])

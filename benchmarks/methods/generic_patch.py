@@ -1,4 +1,4 @@
-"""How TransformerLens' `generic_activation_patch` is called, in its versions 3 and 4."""
+"""Calls of TransformerLens's `generic_activation_patch` in versions 3 and 4."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ patching.tqdm = functools.partial(patching.tqdm, disable=True)
 
 
 def read_clean(model, task):
-    """The clean runs' streams behind every block, as TransformerLens keeps them."""
+    """Return TransformerLens's cache of the clean runs' streams after every block."""
     _, cache = model.run_with_cache(
         torch.tensor(task.clean, device=model.cfg.device),
         names_filter=lambda name: name.endswith("hook_resid_post"),
@@ -21,10 +21,10 @@ def read_clean(model, task):
 
 
 def patch_cells(model, cache, task, cells, **options) -> list[float]:
-    """Logit differences of cells that are the same (layer, token) for each pair.
+    """Return the logit differences of cells, which must be the same (layer, token) for each pair.
 
-    options: of `generic_activation_patch`. With `reduce="none"` (version 4) the pairs go through together, else
-    there must be one only, as the metric is then a scalar.
+    With the option `reduce="none"` (version 4), pairs are batched; otherwise there must be a single pair, because the
+    metric is a scalar.
     """
     pairs = sorted({pair for pair, _, _ in cells})
     where = list(dict.fromkeys((layer, token) for _, layer, token in cells))

@@ -1,4 +1,4 @@
-"""The reference that the others are compared with: `tracers.oracles.patching.naive_cell`, never timed."""
+"""The reference for all methods: `tracers.oracles.patching.naive_cell`, never timed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""pyvene: one intervened forward pass per cell, the clean run's activations given (`source_representations`).
+"""pyvene: one intervened forward pass per cell, with the clean run's activations as `source_representations`.
 
-Locations are written out per example. In pyvene 0.1.8 a call with a bare integer location sets a flag on the model
-that makes later per-example locations silently wrong.
+Locations are given per example: in pyvene 0.1.8 a call with a bare integer location sets a flag on the model that makes
+later per-example locations silently wrong.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Method:
 
 
 def read_streams(model, ids) -> list[torch.Tensor]:
-    """What each block of a Llama gives (dims token x hidden), in order."""
+    """Return the output of each block of a Llama (dims token x hidden), in order."""
     streams: list[torch.Tensor] = []
     hooks = [
         block.register_forward_hook(lambda _module, _inputs, output: streams.append(output[0]))

@@ -1,7 +1,7 @@
 """TransformerLens 3, the last with `HookedTransformer`: its `generic_activation_patch`, one forward pass per cell.
 
-Weights go through the library's own conversion of Llama (`convert_llama_weights`), without folding or centring,
-so the same random model runs offline and under a name of no hub.
+Weights are converted by the library (`convert_llama_weights`) without folding or centring, so the same random model
+runs offline without a hub name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Method:
 
 
 def hooked(module, load) -> HookedTransformer:
-    """A HookedTransformer with the weights of a transformers Llama."""
+    """Return a HookedTransformer with the weights of a transformers Llama."""
     c = module.config
     cfg = HookedTransformerConfig(
         n_layers=c.num_hidden_layers,

@@ -1,6 +1,6 @@
 """TransformerLens 3 at its best: the cells of a layer as one batch, started above the patch (`start_at_layer`).
 
-The library has no such utility; this is what a user can write with its hooks.
+The library has no such utility, but a user can write this with its hooks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""TransformerLens 4: `generic_activation_patch`, one forward pass per cell over all pairs that are asked for.
+"""TransformerLens 4: `generic_activation_patch`, one forward pass per cell over all requested pairs.
 
-The pairs go through together (`reduce="none"` keeps them apart), which is the fastest that the utility offers.
+Pairs are batched (`reduce="none"` keeps them apart), which is the fastest that the utility offers.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What is computed from arrays: intervals, patching, interventions, entropy neurons. Pure NumPy and SciPy."""
+"""Statistics of arrays: intervals, calibration, patching, interventions, entropy neurons. Pure NumPy and SciPy."""

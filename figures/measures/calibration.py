@@ -9,15 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posttrace.figures.measures.intervals import (
-    SEED,
-    Estimate,
-    percentile_interval,
-    resampled_counts,
-)
+from posttrace.figures.measures.intervals import SEED, Estimate, percentile_interval, resampled_counts
 
 BINS = 10
-"""Of equal width over the range of a confidence, 0.5 to 1."""
+"""Bins of equal width over the range of a confidence, 0.5 to 1."""
 
 EDGES = np.linspace(0.5, 1.0, BINS + 1)
 
@@ -32,10 +27,10 @@ class Judged(NamedTuple):
 
 
 def bins_of(confidence: np.ndarray) -> np.ndarray:
-    """Return the bin of each confidence; each bin holds its lower edge, the last one both.
+    """Return the bin of each confidence; bins include their lower edge, the last one both edges.
 
-    Example
-    -------
+    Examples
+    --------
     >>> bins_of(np.array([0.5, 0.55, 1.0]))
     array([0, 1, 9])
     """
@@ -43,10 +38,10 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Return the expected calibration error: |accuracy - mean confidence| of each bin, weighted by its statements.
+    """Return the expected calibration error: |accuracy - mean confidence| per bin, weighted by its statements.
 
-    Example
-    -------
+    Examples
+    --------
     >>> round(calibration_error(np.array([0.9, 0.9, 0.6, 0.6]), np.array([True, True, True, False])), 3)
     0.1
     """
@@ -56,30 +51,27 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
 def estimates(confidence: np.ndarray, right: np.ndarray) -> dict[str, Estimate]:
     """Return accuracy, mean confidence, their difference and ECE, with percentile intervals over statements.
 
-    Example
-    -------
+    Parameters
+    ----------
+    confidence, right
+        Of one stage, dims statement. Noise biases ECE upward, which resampling cannot show.
+
+    Examples
+    --------
     >>> estimates(np.full(50, 0.9), np.ones(50, bool))["accuracy"].value
     1.0
-
-    Arguments
-    ---------
-    confidence, right: of one stage, dims statement. Resampling cannot show the bias of ECE, which noise raises.
     """
     return _estimated(len(right), lambda counts: _statistics(counts, confidence, right))
 
 
 def differences(first: Judged, second: Judged) -> dict[str, Estimate]:
-    """Return what the second stage has more of than the first, on the same statements, with paired intervals.
+    """Return second minus first for each statistic, on the same statements, with paired intervals.
 
-    Example
-    -------
+    Examples
+    --------
     >>> one, two = (Judged(np.full(9, sure), np.ones(9, bool)) for sure in (0.9, 0.8))
     >>> round(differences(one, two)["confidence"].value, 3)
     -0.1
-
-    Arguments
-    ---------
-    first, second: the answers of each stage.
     """
 
     def statistics(counts):
@@ -90,7 +82,7 @@ def differences(first: Judged, second: Judged) -> dict[str, Estimate]:
 
 
 def _statistics(counts: np.ndarray, confidence, right) -> dict[str, np.ndarray]:
-    """Of resamples that draw statement i `counts[:, i]` times; dims resample each."""
+    """Return the statistics of resamples that draw statement i `counts[:, i]` times; dims resample each."""
     confidence, right = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     n = len(right)
     gaps = np.zeros((n, BINS))

@@ -1,7 +1,4 @@
-"""Which neurons count as candidates, how many two stages share, and how many they would share by chance.
-
-Nothing here draws; the pipeline chooses the candidates of a run by the same functions.
-"""
+"""Candidate entropy neurons, how many of them two stages share, and how many they would share by chance."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from posttrace.figures.measures.intervals import SEED, permutation_p
 
 BANDS = 10
 """Bands of norm within which the second null model permutes LogitVar."""
-EXCHANGES = 1000
+PERMUTATIONS = 1000
 
 
 @dataclass(frozen=True)
 class Chance:
-    """An overlap to be expected of two stages without anything in common but what a null model leaves them."""
+    """The overlap of two stages under a null model."""
 
     expected: float
     """Mean overlap."""
@@ -27,10 +24,10 @@ class Chance:
 
 
 def top_by_norm(norm: np.ndarray, top_share: float) -> np.ndarray:
-    """Return the neurons with the largest norms, that share of them (rounded down, at least one), the largest first.
+    """Return the given share of neurons (rounded down, at least one) with the largest norms, largest first.
 
-    Example
-    -------
+    Examples
+    --------
     >>> top_by_norm(np.array([1.0, 4.0, 2.0, 3.0]), 0.5)
     array([1, 3])
     """
@@ -39,36 +36,42 @@ def top_by_norm(norm: np.ndarray, top_share: float) -> np.ndarray:
 
 
 def candidates(norm: np.ndarray, logit_var: np.ndarray, top_share: float, count: int) -> np.ndarray:
-    """Return the candidate entropy neurons, the smallest LogitVar first.
-
-    Example
-    -------
-    >>> candidates(np.array([1.0, 4.0, 2.0, 3.0]), np.array([0.0, 0.3, 0.1, 0.2]), top_share=0.5, count=1)
-    array([3])
-
-    Arguments
-    ---------
-    norm, logit_var: dims neuron. top_share: share of the neurons, by norm, among which they are chosen.
+    """Return the candidate entropy neurons, smallest LogitVar first.
 
     Source: Du et al. 2025: the top 25 % by norm, of these the 10 with the smallest LogitVar.
+
+    Parameters
+    ----------
+    norm, logit_var
+        Dims neuron.
+    top_share
+        Share of the neurons, by norm, among which candidates are chosen.
+
+    Examples
+    --------
+    >>> candidates(np.array([1.0, 4.0, 2.0, 3.0]), np.array([0.0, 0.3, 0.1, 0.2]), top_share=0.5, count=1)
+    array([3])
     """
     pool = top_by_norm(norm, top_share)
     return pool[np.argsort(np.asarray(logit_var)[pool], kind="stable")[:count]]
 
 
 def mean_ratio_difference(norms, logit_vars, shared: np.ndarray) -> float:
-    """Return the mean over shared candidates of |ratio_1 - ratio_2|, ratio = norm / log(LogitVar); NaN without any.
-
-    Example
-    -------
-    >>> mean_ratio_difference(([1.0], [1.0]), ([np.exp(-2.0)], [np.exp(-4.0)]), np.array([0]))
-    0.25
-
-    Arguments
-    ---------
-    norms, logit_vars: of the two stages, dims neuron each. shared: neurons that both have as candidates.
+    """Return the mean of |ratio_1 - ratio_2| over shared candidates, ratio = norm / log(LogitVar); NaN if none.
 
     Source: Du et al. 2025.
+
+    Parameters
+    ----------
+    norms, logit_vars
+        Of the two stages, dims neuron each.
+    shared
+        Candidates of both.
+
+    Examples
+    --------
+    >>> mean_ratio_difference(([1.0], [1.0]), ([np.exp(-2.0)], [np.exp(-4.0)]), np.array([0]))
+    0.25
     """
     if not len(shared):
         return float("nan")
@@ -79,19 +82,23 @@ def mean_ratio_difference(norms, logit_vars, shared: np.ndarray) -> float:
 
 
 def hypergeometric_overlap(norms, found: int, top_share: float, count: int) -> Chance:
-    """Return the chance of an overlap when each stage draws its candidates at random from its own top_by_norm neurons.
+    """Return the overlap expected if each stage drew its candidates at random from its own top neurons by norm.
 
-    "8 of 10" means little where few neurons are long and the same ones are so in both stages. Exact: of the first
-    stage's draws so many lie in the common part, of which the second stage draws so many again (hypergeometric).
+    "8 of 10" means little if few neurons have large norms and they are the same in both stages. The result is exact:
+    both the number of the first stage's draws that lie in the common pool and the number of these that the second stage
+    draws again are hypergeometric.
 
-    Example
-    -------
+    Parameters
+    ----------
+    norms
+        Of the two stages, dims neuron each.
+    found
+        The overlap whose probability is wanted.
+
+    Examples
+    --------
     >>> hypergeometric_overlap((np.arange(40.0), np.arange(40.0)), found=0, top_share=0.5, count=5)
     Chance(expected=1.25, p=1.0)
-
-    Arguments
-    ---------
-    norms: of the two stages, dims neuron each. found: the overlap whose probability is asked for.
     """
     from scipy.stats import hypergeom
 
@@ -104,15 +111,14 @@ def hypergeometric_overlap(norms, found: int, top_share: float, count: int) -> C
 
 
 def permutation_overlap(norms, logit_vars, found: int, top_share: float, count: int) -> Chance:
-    """Return the chance of an overlap when LogitVar is permuted among neurons of like norm, stage by stage.
+    """Return the overlap expected if LogitVar were permuted among neurons of similar norm, in each stage separately.
 
-    The stages keep their norms, and what LogitVar owes to norm stays: within ten bands of norm rank it is permuted
-    in each stage by itself, a thousand times with a fixed seed. The probability counts the overlap found in, so that
-    it is never 0.
+    The stages keep their norms and the dependence of LogitVar on norm: it is permuted within ten bands of norm rank, a
+    thousand times with a fixed seed. The probability counts the observed overlap, so it is never 0.
 
-    Example
-    -------
-    >>> same = np.arange(40.0)                     # here LogitVar rises with norm, which explains the overlap
+    Examples
+    --------
+    >>> same = np.arange(40.0)                     # LogitVar rises with norm, which explains the overlap
     >>> round(permutation_overlap((same, same), (same, same), found=5, top_share=0.5, count=5).expected, 1)
     4.5
     """
@@ -130,34 +136,35 @@ def permutation_overlap(norms, logit_vars, found: int, top_share: float, count: 
                     for pool, values in zip(pools, logit_vars, strict=True)
                 )
             )
-            for _ in range(EXCHANGES)
+            for _ in range(PERMUTATIONS)
         ]
     )
     return Chance(float(counts.mean()), permutation_p(found, counts))
 
 
 def overlap(one: np.ndarray, two: np.ndarray) -> int:
-    """Return how many neurons two choices share."""
+    """Return how many neurons two selections share."""
     return len(np.intersect1d(one, two))
 
 
 def matched(
     norm: np.ndarray, chosen: np.ndarray, sets: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return random neurons, and random sets as large as `chosen`, from the range of norms that `chosen` has.
+    """Return random neurons, and random sets of the size of `chosen`, from the range of norms of `chosen`.
 
-    Example
-    -------
-    >>> singles, many = matched(np.arange(100.0), np.arange(80, 90), 50, np.random.default_rng(0))
-    >>> singles.shape, many.shape
-    ((50,), (50, 10))
-
-    The range is widened by rank, on both sides alike, until it holds `sets` neurons besides the chosen ones (or
-    all of them); a set holds each neuron once.
+    The range is widened by rank, equally on both sides, until it contains `sets` neurons other than the chosen ones (or
+    all neurons). A set contains a neuron at most once.
 
     Raises
     ------
-    ValueError: too few neurons for one set besides the chosen ones.
+    ValueError
+        There are too few neurons for a set without the chosen ones.
+
+    Examples
+    --------
+    >>> singles, many = matched(np.arange(100.0), np.arange(80, 90), 50, np.random.default_rng(0))
+    >>> singles.shape, many.shape
+    ((50,), (50, 10))
     """
     order = np.argsort(np.asarray(norm), kind="stable")
     ranks = np.flatnonzero(np.isin(order, chosen))
@@ -166,12 +173,12 @@ def matched(
         low, high = max(0, low - 1), min(len(order), high + 1)
     pool = np.setdiff1d(order[low:high], chosen)
     if len(pool) < len(chosen):
-        raise ValueError(f"{len(pool)} neurons besides the {len(chosen)} candidates are too few for a set")
+        raise ValueError(f"{len(pool)} neurons other than the {len(chosen)} candidates are too few for a set")
     singles = rng.choice(pool, size=min(sets, len(pool)), replace=False)
     return singles, np.stack([rng.choice(pool, size=len(chosen), replace=False) for _ in range(sets)])
 
 
 def _permuted_within_bands(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Values, in order of norm, permuted at random within bands of it."""
+    """Permute values, which are in order of norm, within bands of norm."""
     bands = np.array_split(np.arange(len(values)), min(BANDS, len(values)))
     return np.concatenate([values[rng.permutation(band)] for band in bands])

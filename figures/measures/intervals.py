@@ -15,10 +15,10 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 SEED = 0
-"""Of the generator that draws resamples; each comparison starts anew, so none depends on what else is drawn."""
+"""Seed of the generator of resamples. Each comparison starts anew, so results do not depend on what else is drawn."""
 
 CHUNK = 256
-"""Resamples held in memory at once: 256 x 32 layers x 20 tokens of float64 are 1.3 MB a matrix."""
+"""Resamples held in memory at once: 256 x 32 layers x 20 tokens of float64 are 1.3 MB per matrix."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Estimate:
     """A statistic with its interval."""
 
     value: float
-    """On all items; NaN where it is not defined (the correlation with a constant matrix)."""
+    """On all items; NaN if undefined (the correlation with a constant matrix)."""
     low: float
     """Lower end of the interval; NaN with fewer than two items."""
     high: float
@@ -37,49 +37,51 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """A statistic on all items and on resamples of them; differences and means of several stay paired."""
+    """A statistic on all items and on resamples of them, so that differences and means of several stay paired."""
 
     value: np.ndarray
     draws: np.ndarray
-    """dims resample x as `value`"""
+    """Dims resample x those of `value`."""
     n: int
     """Items used."""
 
     @property
     def interval(self) -> np.ndarray:
-        """Lower and upper end of the percentile interval; dims 2 x as `value`."""
+        """Lower and upper end of the percentile interval; dims 2 x those of `value`."""
         return percentile_interval(self.draws)
 
 
 def mean_over_items(values: np.ndarray) -> np.ndarray:
     """Return the mean over the first axis.
 
-    Example
-    -------
-    >>> mean_over_items(np.array([[[1.0, 2.0]], [[3.0, 4.0]]]))
-    array([[2., 3.]])
-
-    Arguments
-    ---------
-    values: any unit, dims item x ...; finite.
+    Parameters
+    ----------
+    values
+        Any unit, dims item x ...; finite.
 
     Raises
     ------
-    ValueError: no pair, or a value that is not finite (drop unfinished pairs first).
+    ValueError
+        There are no items, or a value is not finite (drop unfinished pairs first).
+
+    Examples
+    --------
+    >>> mean_over_items(np.array([[[1.0, 2.0]], [[3.0, 4.0]]]))
+    array([[2., 3.]])
     """
     values = checked(values)
-    # Offsets from the first pair: identical pairs then have exactly their own value as mean, also after
-    # resampling, and no rounding can carry a value over the edge of a bin.
+    # Offsets from the first item: the mean of identical items is then exactly their value, also after resampling, and
+    # rounding cannot move a value across the edge of a bin.
     return values[0] + (values - values[0]).mean(axis=0)
 
 
 def resampled_counts(n: int, rng: np.random.Generator, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
     """Yield how often each of n items is drawn with replacement, chunk by chunk (dims resample x item).
 
-    The counts decide any mean, so one matrix product stands for all draws of a chunk.
+    The counts determine any mean, so one matrix product replaces all draws of a chunk.
 
-    Example
-    -------
+    Examples
+    --------
     >>> [counts.shape for counts in resampled_counts(5, np.random.default_rng(0), resamples=300)]
     [(256, 5), (44, 5)]
     """
@@ -92,16 +94,16 @@ def resampled_means(
 ) -> Iterator[np.ndarray]:
     """Yield means over items drawn with replacement, chunk by chunk (dims resample x the rest).
 
-    Example
-    -------
+    Parameters
+    ----------
+    values
+        Any unit, dims item x ...; finite. Stack matrices along a later axis to resample them together.
+
+    Examples
+    --------
     >>> chunks = resampled_means(np.ones((5, 2, 3)), np.random.default_rng(0), resamples=300)
     >>> [chunk.shape for chunk in chunks]
     [(256, 2, 3), (44, 2, 3)]
-
-    Arguments
-    ---------
-    values: any unit, dims item x ...; finite. Stack matrices along a later axis to resample them together.
-    rng: the only source of randomness.
     """
     values = checked(values)
     n = len(values)
@@ -111,10 +113,10 @@ def resampled_means(
 
 
 def percentile_interval(draws: np.ndarray, confidence: float = CONFIDENCE) -> np.ndarray:
-    """Return the lower and upper percentile of resampled values along the first axis; NaN where a draw is NaN.
+    """Return the lower and upper percentiles of resampled values along the first axis; NaN if a draw is NaN.
 
-    Example
-    -------
+    Examples
+    --------
     >>> percentile_interval(np.arange(101.0), confidence=0.9)
     array([ 5., 95.])
     """
@@ -123,16 +125,17 @@ def percentile_interval(draws: np.ndarray, confidence: float = CONFIDENCE) -> np
 
 
 def bootstrap_mean(values: np.ndarray) -> Estimate:
-    """Return the mean with its percentile interval, NaN where there are too few items for either.
+    """Return the mean with its percentile interval; NaN if there are too few items.
 
-    Example
-    -------
+    Parameters
+    ----------
+    values
+        Any unit, dims item; finite.
+
+    Examples
+    --------
     >>> bootstrap_mean(np.ones(5))
     Estimate(value=1.0, low=1.0, high=1.0, n=5)
-
-    Arguments
-    ---------
-    values: any unit, dims item; finite.
     """
     n = len(values)
     if n == 0:
@@ -146,10 +149,10 @@ def bootstrap_mean(values: np.ndarray) -> Estimate:
 
 
 def mean_of(several: Sequence[Bootstrap]) -> Bootstrap:
-    """Return the mean of statistics on separate sets of items, each resampled by itself; n is the number of all items.
+    """Return the mean of statistics on separate sets of items, each resampled separately; n is the total.
 
-    Example
-    -------
+    Examples
+    --------
     >>> one = Bootstrap(np.array(0.5), np.array([0.4, 0.6]), n=20)
     >>> mean_of([one, one]).n
     40
@@ -162,14 +165,14 @@ def mean_of(several: Sequence[Bootstrap]) -> Bootstrap:
 
 
 def wilson(share: float | np.ndarray, n: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % Wilson score interval of a share of n, which holds also where the share is 0 or 1.
+    """Return the 95 % Wilson score interval of a share of n items, valid also for shares of 0 and 1.
 
-    Example
-    -------
+    NaN if n is 0. Source: Wilson 1927; Brown, Cai and DasGupta 2001.
+
+    Examples
+    --------
     >>> [round(float(end), 3) for end in wilson(0.0, 100)]
     [0.0, 0.037]
-
-    NaN where n is 0. Source: Wilson 1927; Brown, Cai and DasGupta 2001.
     """
     share, n, z = np.asarray(share, dtype=np.float64), np.asarray(n, dtype=np.float64), 1.959963984540054
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -179,16 +182,17 @@ def wilson(share: float | np.ndarray, n: int | np.ndarray) -> tuple[np.ndarray, 
 
 
 def wilson_estimate(outcomes: np.ndarray) -> Estimate:
-    """Return the share of outcomes that hold, with its Wilson interval; NaN where there are none.
+    """Return the share of positive outcomes with its Wilson interval; NaN if there are no outcomes.
 
-    Example
-    -------
+    Parameters
+    ----------
+    outcomes
+        0 or 1, dims item.
+
+    Examples
+    --------
     >>> round(wilson_estimate(np.ones(100, bool)).low, 3)
     0.963
-
-    Arguments
-    ---------
-    outcomes: 0 or 1, dims item.
     """
     n = len(outcomes)
     share = float(mean_over_items(outcomes)) if n else np.nan
@@ -197,10 +201,10 @@ def wilson_estimate(outcomes: np.ndarray) -> Estimate:
 
 
 def middle_range(values: np.ndarray) -> Estimate:
-    """Return the median of values, and the range that holds the middle 95 % of them.
+    """Return the median of values and the range of their middle 95 %.
 
-    Example
-    -------
+    Examples
+    --------
     >>> found = middle_range(np.arange(21.0))
     >>> found.value, round(found.low, 4), round(found.high, 4)
     (10.0, 0.5, 19.5)
@@ -210,20 +214,20 @@ def middle_range(values: np.ndarray) -> Estimate:
 
 
 def permutation_p(found: float, null: np.ndarray) -> float:
-    """Return the share of null values at least as large in absolute value, the value found counted in.
-
-    Example
-    -------
-    >>> permutation_p(2.0, np.array([-3.0, 1.0, 0.5]))
-    0.5
+    """Return the share of null values at least as large in absolute value, counting the observed one.
 
     It is never 0. Source: Phipson & Smyth 2010, "Permutation P-values should never be zero".
+
+    Examples
+    --------
+    >>> permutation_p(2.0, np.array([-3.0, 1.0, 0.5]))
+    0.5
     """
     return float((1 + (np.abs(null) >= abs(found)).sum()) / (1 + len(null)))
 
 
 def checked(values: np.ndarray) -> np.ndarray:
-    """Return values as float64; raise ValueError where there is none, or one that is not finite."""
+    """Return values as float64; raise ValueError if there are none or one is not finite."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError("no pair to average; the store is unfinished")
@@ -233,5 +237,5 @@ def checked(values: np.ndarray) -> np.ndarray:
 
 
 def _shuffled(one: Bootstrap, number: int) -> np.ndarray:
-    """The draws in another order for each set, since every set begins with the same generator."""
+    """Return the draws in an order of their own for each set, since all sets start from the same seed."""
     return np.random.default_rng([SEED, number]).permutation(one.draws)

@@ -1,4 +1,4 @@
-"""What an intervention does to the answers: the share of the way to certainty that it moves them.
+"""Effect of interventions on answers: the share of the distance to certainty of the opposite answer.
 
 Source of the effect: Du et al. 2025, section 4. The bootstrap is ours: the paper gives no intervals.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from posttrace.figures.measures.intervals import SEED, Bootstrap, resampled_means
 
 KINDS = ("both", "false_to_true", "true_to_false")
-"""The mean of the two directions of an intervention, and each."""
+"""The two directions of an intervention, preceded by their mean."""
 
 
 class Effects(NamedTuple):
@@ -28,10 +28,10 @@ class Effects(NamedTuple):
 
 
 def share_of_the_way(before: np.ndarray, after: np.ndarray, goal: float) -> np.ndarray:
-    """Return (after - before) / (goal - before) of mean answers; NaN where the answer was at the goal beforehand.
+    """Return (after - before) / (goal - before) of mean answers; NaN if the answer was at the goal before.
 
-    Example
-    -------
+    Examples
+    --------
     >>> share_of_the_way(np.array([-0.5, 1.0]), np.array([0.25, 1.0]), goal=1.0)
     array([0.5, nan])
     """
@@ -41,50 +41,56 @@ def share_of_the_way(before: np.ndarray, after: np.ndarray, goal: float) -> np.n
 
 
 def intervention_effect(before: np.ndarray, after: np.ndarray, truth: np.ndarray) -> Effects:
-    """Return the share of the way to certainty of the opposite that interventions moved the mean answer.
+    """Return the effect of interventions: how far the mean answer went towards certainty of the opposite.
 
-    Example
-    -------
+    `(~P- - P-) / (1 - P-)` and `(~P+ - P+) / (-1 - P+)`, with P and ~P the means before and after over the false (-)
+    or true (+) statements.
+
+    Parameters
+    ----------
+    before, after
+        P(TRUE) - P(FALSE), dims ... x statement; leading dims of `before` are the last leading ones of
+        `after`.
+    truth
+        Which statements are true, dims statement.
+
+    Examples
+    --------
     >>> effects = intervention_effect(np.array([-0.5, 0.5]), np.array([0.25, -0.25]), np.array([False, True]))
     >>> float(effects.false_to_true), float(effects.true_to_false)
     (0.5, 0.5)
-
-    Arguments
-    ---------
-    before, after: P(TRUE) - P(FALSE), dims ... x statement; leading dims of `before` are the last leading ones of
-        `after`.
-    truth: which statements are true, dims statement.
-
-    `(~P- - P-) / (1 - P-)` and `(~P+ - P+) / (-1 - P+)` with P the mean over the false (-) or true (+) statements.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     return Effects(
         *(
-            share_of_the_way(before[..., moved].mean(-1), after[..., moved].mean(-1), goal)
-            for moved, goal in _moved(truth)
+            share_of_the_way(before[..., some].mean(-1), after[..., some].mean(-1), goal)
+            for some, goal in _targets(truth)
         )
     )
 
 
 def bootstrap_effect(before: np.ndarray, after: np.ndarray, truth: np.ndarray) -> Bootstrap:
-    """Return effects with resamples of true and of false statements apart; dims kind (as `KINDS`) x direction x target.
+    """Return effects, dims kind (as `KINDS`) x direction x target; true and false statements are resampled separately.
 
-    Example
-    -------
+    Parameters
+    ----------
+    before
+        P(TRUE) - P(FALSE), dims target x statement; finite.
+    after
+        The same under each direction, dims direction x target x statement; finite.
+    truth
+        Which statements are true, dims statement.
+
+    Examples
+    --------
     >>> truth = np.array([False, True])
     >>> bootstrap_effect(np.array([[-0.5, 0.5]]), np.array([[[0.25, -0.25]]]), truth).value.ravel()
     array([0.5, 0.5, 0.5])
-
-    Arguments
-    ---------
-    before: P(TRUE) - P(FALSE), dims target x statement; finite.
-    after: the same under each direction, dims direction x target x statement; finite.
-    truth: which statements are true, dims statement.
     """
     rng = np.random.default_rng(SEED)
     draws = []
-    for moved, goal in _moved(truth):
-        values = np.moveaxis(np.concatenate([before[None], after])[..., moved], -1, 0)
+    for some, goal in _targets(truth):
+        values = np.moveaxis(np.concatenate([before[None], after])[..., some], -1, 0)
         means = np.concatenate(list(resampled_means(values, rng)))
         draws.append(share_of_the_way(means[:, :1], means[:, 1:], goal))
     point, resampled = intervention_effect(before, after, truth), Effects(*draws)
@@ -93,7 +99,7 @@ def bootstrap_effect(before: np.ndarray, after: np.ndarray, truth: np.ndarray) -
     )
 
 
-def _moved(truth: np.ndarray) -> tuple[tuple[np.ndarray, float], ...]:
-    """Which statements are moved, and towards which answer: false ones, then true ones."""
+def _targets(truth: np.ndarray) -> tuple[tuple[np.ndarray, float], ...]:
+    """Return which statements are steered and towards which answer: false ones, then true ones."""
     truth = np.asarray(truth, dtype=bool)
     return (~truth, 1.0), (truth, -1.0)

@@ -1,4 +1,4 @@
-"""Patching grids: normalisation, comparison of two matrices, recovered share, estimates against exact values.
+"""Patching grids: normalisation, comparison of two matrices, recovered share, estimates versus exact values.
 
 Source: Du et al. 2025, "How Post-Training Reshapes LLMs" (arXiv 2504.02904), appendix "Causal Tracing Matrix
 Normalization", for `normalise` and the three statistics. The bootstrap is ours: the paper gives no intervals.
@@ -26,7 +26,7 @@ BINS = 20
 """Equal-width bins of the normalisation; the lower half becomes 0."""
 
 MARGIN = 1e-5
-"""Added to both ends of the range, logit difference in nats, so that no value lies on the outermost edges."""
+"""Added to both ends of the range, nats, so that no value lies on the outermost edges."""
 
 LEVELS = np.concatenate([np.zeros(BINS // 2), np.arange(1, BINS // 2 + 1) / (BINS // 2)])
 """Value of each bin: ten zeros, then 0.1, 0.2 ... 1.0."""
@@ -47,28 +47,29 @@ class PooledAgreement:
     correlation: Estimate
     """Pearson r; NaN where either side is constant."""
     mean_miss: Estimate
-    """Mean |estimate - exact|, in the unit of the values."""
+    """Mean |estimate - exact|, in the values' unit."""
 
 
 def normalise(matrix: np.ndarray) -> np.ndarray:
     """Map each value to 0 (lower ten of 20 equal bins over the matrix's range) or to 0.1, 0.2 ... 1.0 (upper ten).
 
-    Example
-    -------
-    >>> normalise(np.array([[0.0, 4.0], [6.5, 10.0]]))
-    array([[0. , 0. ],
-           [0.3, 1. ]])
+    Source: Du et al. 2025, "Causal Tracing Matrix Normalization"; the bins lie over [min - 1e-5, max + 1e-5].
 
-    Arguments
-    ---------
-    matrix: mean logit difference, nats, dims ... x layer x token; leading axes (resamples) are normalised
-        apart.
+    Parameters
+    ----------
+    matrix
+        Mean logit difference, nats, dims ... x layer x token; leading axes (resamples) are normalised separately.
 
     Raises
     ------
-    ValueError: a value that is not finite.
+    ValueError
+        A value is not finite.
 
-    Source: Du et al. 2025, "Causal Tracing Matrix Normalization"; the bins lie over [min - 1e-5, max + 1e-5].
+    Examples
+    --------
+    >>> normalise(np.array([[0.0, 4.0], [6.5, 10.0]]))
+    array([[0. , 0. ],
+           [0.3, 1. ]])
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     if not np.isfinite(matrix).all():
@@ -79,24 +80,25 @@ def normalise(matrix: np.ndarray) -> np.ndarray:
     high = matrix.max(axis=(-2, -1), keepdims=True) + MARGIN
     width = (high - low) / BINS
     index = np.clip(np.floor((matrix - low) / width), 0, BINS - 1)
-    # The quotient may round across an edge; comparing with the edges themselves (as `numpy.linspace` spells
-    # them) gives the same bin as `numpy.digitize`, for all resamples at once.
+    # The quotient may round across an edge. Comparing with the edges (computed as in `numpy.linspace`) gives the same
+    # bin as `numpy.digitize`, for all resamples at once.
     index += (matrix >= (index + 1) * width + low) & (index < BINS - 1)
     index -= (matrix < index * width + low) & (index > 0)
     return LEVELS[index.astype(np.intp)]
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return Pearson's r over all cells of two matrices; NaN where either is constant.
+    """Return Pearson's r over all cells of two matrices; NaN if either is constant.
 
-    Example
-    -------
+    Parameters
+    ----------
+    first, second
+        Dims ... x layer x token, any unit; leading axes are compared one by one.
+
+    Examples
+    --------
     >>> float(correlation(np.array([[0.0, 1.0]]), np.array([[2.0, 4.0]])))
     1.0
-
-    Arguments
-    ---------
-    first, second: dims ... x layer x token, any unit; leading axes are compared one by one.
     """
     first, second = (m.reshape(*m.shape[:-2], -1) for m in (np.asarray(first), np.asarray(second)))
     constant = (np.ptp(first, axis=-1) == 0) | (np.ptp(second, axis=-1) == 0)
@@ -111,17 +113,19 @@ def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def largest_difference(
     first: np.ndarray, second: np.ndarray, columns: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Return max|first - second|, over all token columns or over some.
+    """Return max|first - second| over all token columns, or some of them.
 
-    Example
-    -------
+    Parameters
+    ----------
+    first, second
+        Dims ... x layer x token, same unit.
+    columns
+        Positions on the token axis; all by default, and NaN for an empty selection.
+
+    Examples
+    --------
     >>> float(largest_difference(np.array([[0.0, 1.0]]), np.array([[0.5, 1.0]]), columns=[1]))
     0.0
-
-    Arguments
-    ---------
-    first, second: dims ... x layer x token, same unit.
-    columns: positions on the token axis; none given means all, an empty choice gives NaN.
     """
     difference = np.abs(np.asarray(first) - np.asarray(second))
     if columns is not None:
@@ -141,36 +145,37 @@ def compare(
 ) -> dict[tuple[str, str], Estimate]:
     """Return the paper's three statistics between two mean matrices, normalised and raw, with intervals over pairs.
 
-    Each resample draws the same pairs for both matrices, averages, normalises anew and compares. The interval
-    is the percentile interval of these values. For the two maxima it is *biased upward*: noise only ever adds
-    to a maximum of absolute differences, so that resampled maxima lie above the estimate, and the interval
-    may even exclude it. Read it as "no larger than", not as a test against zero. For the correlation of two
-    nearly equal matrices it is biased downward for the same reason: read it as "no less than".
+    Each resample draws the same pairs for both matrices, averages, normalises again and compares; the interval is the
+    percentile interval of these values. For the two maxima it is *biased upward*: noise can only raise a maximum of
+    absolute differences, so resampled maxima lie above the estimate, and the interval may even exclude it. Read it as
+    "no larger than", not as a test against zero. For the correlation of two nearly equal matrices it is biased downward
+    for the same reason: read it as "no less than".
 
-    Example
+    Source: statistics Du et al. 2025; percentile bootstrap Efron & Tibshirani 1993, chapter 13.
+
+    Parameters
+    ----------
+    first, second
+        Logit difference, nats, dims pair x layer x token; the same pairs in the same order; finite.
+    key_columns
+        Token columns that count for K (subject and object; knowledge in free-form sets).
+
+    Returns
     -------
+    dict
+        (scale, statistic) -> estimate, with scale "normalised" or "raw" and statistic "correlation", "max" or "max_k".
+
+    Raises
+    ------
+    ValueError
+        Shapes differ, there are no pairs, or a value is not finite.
+
+    Examples
+    --------
     >>> rng = np.random.default_rng(0)
     >>> base, sft = rng.normal(size=(2, 24, 8, 14))
     >>> compare(base, sft, key_columns=[3, 8], rng=rng)["normalised", "correlation"].n
     24
-
-    Arguments
-    ---------
-    first, second: logit difference, nats, dims pair x layer x token; the same pairs in the same order;
-        finite.
-    key_columns: token columns that count for K (subject and object; knowledge in free-form sets).
-    rng: draws the resamples.
-
-    Returns
-    -------
-    (scale, statistic) -> Estimate, with scale "normalised" or "raw" and statistic "correlation", "max" or
-    "max_k".
-
-    Raises
-    ------
-    ValueError: shapes differ, no pair, or a value that is not finite.
-
-    Source: statistics Du et al. 2025; percentile bootstrap Efron & Tibshirani 1993, chapter 13.
     """
     first, second = checked(first), checked(second)
     if first.shape != second.shape:
@@ -195,21 +200,21 @@ def compare(
 
 
 def recovered_share(patched: np.ndarray, clean: np.ndarray, corrupt: np.ndarray) -> np.ndarray:
-    """Return (patched - corrupt) / (clean - corrupt) of means: 0 = patching changed nothing, 1 = as the clean run.
+    """Return (patched - corrupt) / (clean - corrupt) of means: 0 = patching changed nothing, 1 = like the clean run.
 
-    A ratio of means, not a mean of ratios: single pairs whose clean and corrupt values nearly agree would
-    swamp it.
+    A ratio of means, not a mean of ratios, which pairs with nearly equal clean and corrupt values would dominate.
 
-    Example
-    -------
+    Parameters
+    ----------
+    patched
+        Mean logit difference, nats, dims ... x layer x column.
+    clean, corrupt
+        Mean unpatched logit difference, nats, dims ...; clean in the source, corrupt in the target.
+
+    Examples
+    --------
     >>> recovered_share(np.array([[-1.0, 1.0]]), np.array(3.0), np.array(-1.0))
     array([[0. , 0.5]])
-
-    Arguments
-    ---------
-    patched: mean logit difference, nats, dims ... x layer x column.
-    clean, corrupt: mean unpatched logit difference, nats, dims ...; clean in the source, corrupt in the
-        target.
     """
     clean, corrupt = np.asarray(clean)[..., None, None], np.asarray(corrupt)[..., None, None]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -224,19 +229,21 @@ def recovered_share_interval(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the recovered share with the lower and upper end of its percentile interval, dims layer x column each.
+    """Return the recovered share and the ends of its percentile interval, dims layer x column each.
 
-    Example
-    -------
+    Parameters
+    ----------
+    patched
+        Logit difference, nats, dims pair x layer x column; finite.
+    clean, corrupt
+        Unpatched logit difference of the same pairs, nats, dims pair; finite.
+
+    Examples
+    --------
     >>> rng = np.random.default_rng(0)
     >>> share, low, high = recovered_share_interval(np.zeros((5, 1, 2)), np.ones(5), -np.ones(5), rng)
     >>> share, high - low
     (array([[0.5, 0.5]]), array([[0., 0.]]))
-
-    Arguments
-    ---------
-    patched: logit difference, nats, dims pair x layer x column; finite.
-    clean, corrupt: unpatched logit difference of the same pairs, nats, dims pair; finite.
     """
     n, shape = len(patched), patched.shape[1:]
     together = np.concatenate([np.reshape(patched, (n, -1)), np.stack([clean, corrupt], axis=1)], axis=1)
@@ -256,21 +263,22 @@ def recovered_share_interval(
 def pooled_agreement(estimate: np.ndarray, exact: np.ndarray) -> PooledAgreement:
     """Compare estimates with exact values over the cells of all pairs, with percentile intervals over pairs.
 
-    Example
-    -------
+    Parameters
+    ----------
+    estimate, exact
+        Same unit, dims pair x layer x token; NaN if there is no cell.
+
+    Examples
+    --------
     >>> rng = np.random.default_rng(0)
     >>> exact = rng.normal(size=(6, 4, 5))
     >>> round(pooled_agreement(exact + 1, exact).mean_miss.value, 6)
     1.0
-
-    Arguments
-    ---------
-    estimate, exact: same unit, dims pair x layer x token; NaN where there is no cell.
     """
     n = len(estimate)
     miss = np.abs(estimate - exact)
-    # Sums over the cells of each pair decide both for any resample of pairs; centred first, so that r is no
-    # small difference of large sums.
+    # Sums over the cells of each pair determine both for any resample of pairs. Values are centred first, so that r is
+    # not a small difference of large sums.
     x, y = (values - np.nanmean(values) for values in (estimate, exact))
     terms = (np.isfinite(miss), x, y, x * x, y * y, x * y, miss)
     sums = np.stack([np.nansum(term.reshape(n, -1), axis=1) for term in terms], axis=1)
@@ -295,7 +303,7 @@ def _statistics(
 
 
 def _r_and_mean(sums: np.ndarray) -> np.ndarray:
-    """Pearson r (NaN where either side is constant) and mean miss from the sums of `pooled_agreement`, dims ... x 7."""
+    """Return Pearson r (NaN if either side is constant) and mean miss from the sums of `pooled_agreement`."""
     cells, *rest = np.moveaxis(sums, -1, 0)
     x, y, xx, yy, xy, miss = (term / cells for term in rest)
     one, other = xx - x**2, yy - y**2

@@ -150,7 +150,7 @@ def test_no_name_in_a_store_leads_out_of_the_folder(tmp_path, name):
         bad.write(unit, {array: store.read(unit, array) for array in unit.arrays})
     out = tmp_path / "a" / "b" / "c" / "out"
     before = {path for path in tmp_path.rglob("*") if out not in path.parents}
-    with pytest.raises(FigureError, match="this store was not written by posttrace"):
+    with pytest.raises(FigureError, match="posttrace did not write this store"):
         render(tmp_path / "bad", out)
     assert report(tmp_path / "bad", out) == out / "report.html", "the page has no file but its own"
     after = {path for path in tmp_path.rglob("*") if out not in path.parents}

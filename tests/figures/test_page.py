@@ -108,5 +108,5 @@ def test_a_done_store_with_a_pair_that_is_not_finite_says_so(tmp_path):
     dataset["logit_diff"][0, 0, 2, 1, 1] = float("inf")
     store = write_store(tmp_path / "store", [dataset])
     text = " ".join(Reader(report(store, tmp_path / "out").read_text(encoding="utf-8")).text.split())
-    assert "Every unit is done, yet some pairs have values that are missing or not finite" in text
+    assert "Every unit is done, but some pairs have values that are missing or not finite" in text
     assert "base → base 3" in text

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from posttrace.stores import Array, Coord, Damaged, Group, Store, StoreError, Unit, open_group, verify
-from posttrace.stores.canonical import hash_bytes, seal
+from posttrace.stores.hashing import hash_bytes, seal
 from posttrace.stores.markers import CLAIM, RECORD
 
 

@@ -111,7 +111,7 @@ def test_texts_are_kept_verified_and_refused_when_they_are_none(url):
     store.write(units[0], {"completion": given})
     with pytest.raises(StoreError, match=r"other content in completion"):
         store.write(units[0], {"completion": given[::-1]})
-    with pytest.raises(StoreError, match=r"'g/2', array 'completion': 7 is no text; give str"):
+    with pytest.raises(StoreError, match=r"'g/2', array 'completion': 7 is not text; give str"):
         store.write(units[1], {"completion": np.array([["a", 7]], dtype=object)})
     with pytest.raises(StoreError, match=r"not valid Unicode"):
         store.write(units[1], {"completion": np.array([["a", "\ud800"]], dtype=object)})
@@ -329,7 +329,7 @@ def test_messages_for_places_that_cannot_hold_a_store(tmp_path, s3):
     (tmp_path / "file").write_text("x")
     for url, match in {
         tmp_path / "file": "is a file, not a folder",
-        tmp_path / "file" / "below": "cannot open the folder.*a file stands where a folder is needed",
+        tmp_path / "file" / "below": "cannot open the folder.*there is a file where a folder is needed",
         "gs://bucket/x": "gs:// is not supported; give a folder, file:// or s3://bucket/prefix",
         "s3://bucket": "must be s3://bucket/prefix; add the name of the prefix",
         "s3://no-such-bucket-here/x": "the bucket does not exist; create the bucket",

@@ -8,7 +8,7 @@ STUDY = Study(
     figures=(
         Figure(
             "confidence/overlap",
-            "tables: candidate entropy neurons that stages share, expected by chance, and for other thresholds",
+            "tables: candidate entropy neurons that stages share, compared with chance, and for other thresholds",
             "posttrace.figures.studies.confidence.tables:overlaps",
         ),
         Figure(
@@ -28,7 +28,7 @@ STUDY = Study(
         ),
         Figure(
             "confidence/stages",
-            "table: candidates that stages share, beside how their confidence differs",
+            "table: candidates that stages share, next to how their confidence differs",
             "posttrace.figures.studies.confidence.tables:stages_compared",
         ),
         Figure(

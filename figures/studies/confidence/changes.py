@@ -1,4 +1,4 @@
-"""Strips of the changes of entropy and loss by ablating candidates, against random neurons of like norm."""
+"""Strip figure of the changes of entropy and loss by ablating candidates and random neurons of similar norm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.group import first_of, of_type
 from posttrace.figures.measures.intervals import bootstrap_mean
 from posttrace.figures.studies.confidence.data import METRICS, Metric, Neurons, OnText
 from posttrace.figures.studies.confidence.tables import ablation_caption
@@ -19,26 +20,20 @@ if TYPE_CHECKING:
 
 
 KINDS = {"candidates": "random_set", "candidate": "random_neuron"}
-"""What is looked at, what it is compared with, and the place on the axis."""
+"""Ablations and what each is compared with, in the order of the axis."""
 
 
 def changes(groups: Sequence) -> Iterator[Drawing]:
-    """Yield the figure of all changes: random sets and neurons as dots, the candidates marked.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in changes([on_text])]
-    ['confidence/text/changes']
-    """
-    norms = next((group for group in groups if isinstance(group, Neurons)), None)
-    for text in (group for group in groups if isinstance(group, OnText)):
+    """Yield `confidence/text/changes`: random sets and neurons as dots, the candidates marked."""
+    norms = first_of(groups, Neurons)
+    for text in of_type(groups, OnText):
         yield Drawing(
             name="confidence/text/changes",
             heading="Changes of entropy and loss by ablation",
             caption=(
                 f"{ablation_caption(text, norms)} Grey dots: random sets and single random neurons; diamond: the "
-                "candidates together; small diamonds: one candidate each. Bar: interval of the candidates together "
-                "over documents. Each column of panels has its own scale."
+                "candidates together; small diamonds: one candidate each. Bar: interval over documents for the "
+                "candidates together. Each column of panels has its own scale."
             ),
             alt="Strip plots of the change of entropy and loss when candidates and random neurons are ablated.",
             figure=_draw(text),
@@ -70,21 +65,16 @@ def _draw(text: OnText) -> Figure:
             ax.set_xticks([0, 1], [f"{count} neurons", "one neuron"])
         n = text.planned
         done = f"n = {n} documents" if text.complete else f"INCOMPLETE ({n} documents planned)"
-        figure.suptitle(
-            f"{text.family}  ·  neurons of layer {text.layer} at their mean  ·  {done}",
-            x=0.008,
-            ha="left",
-            fontsize=8,
-        )
+        theme.heading(figure, f"{text.family}  ·  neurons of layer {text.layer} at their mean  ·  {done}")
         _legend(figure)
     return figure
 
 
 def _panel(ax: Axes, text: OnText, stage: str, metric: Metric, colour: str) -> None:
-    ax.axhline(0, color="#c3c8cf", linewidth=0.7, zorder=0)
+    ax.axhline(0, color=theme.GUIDE, linewidth=0.7, zorder=0)
     for place, (kind, other) in enumerate(KINDS.items()):
         random = text.change(stage, metric, other).mean(axis=1)
-        # Spread evenly in order of value, so that the same store gives the same dots.
+        # Spread out by a fixed sequence, so that the same store always gives the same dots.
         aside = 0.3 * ((np.arange(len(random)) * 0.618034) % 1 - 0.5)
         ax.scatter(place - 0.18 + aside, random, s=5, color="#9aa1ab", linewidths=0, alpha=0.8)
         mine = text.change(stage, metric, kind)
@@ -100,31 +90,15 @@ def _panel(ax: Axes, text: OnText, stage: str, metric: Metric, colour: str) -> N
 
 
 def _legend(figure: Figure) -> None:
-    from matplotlib.lines import Line2D
-
     figure.legend(
         handles=[
-            Line2D(
-                [],
-                [],
-                color="#9aa1ab",
-                marker="o",
-                markersize=2.5,
-                label="random, like norm",
-                linestyle="none",
+            theme.key(
+                color="#9aa1ab", marker="o", markersize=2.5, label="random, similar norm", linestyle="none"
             ),
-            Line2D(
-                [],
-                [],
-                color=theme.INK,
-                marker="D",
-                markersize=4.5,
-                label="candidates together",
-                linestyle="none",
+            theme.key(
+                color=theme.INK, marker="D", markersize=4.5, label="candidates together", linestyle="none"
             ),
-            Line2D(
-                [], [], color=theme.INK, marker="D", markersize=2.8, label="one candidate", linestyle="none"
-            ),
+            theme.key(color=theme.INK, marker="D", markersize=2.8, label="one candidate", linestyle="none"),
         ],
         loc="outside lower center",
         ncols=3,

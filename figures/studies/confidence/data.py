@@ -1,8 +1,10 @@
-"""The groups of the confidence study as its figures need them, with NaN (or -1) where a unit is not finished."""
+"""Groups of the confidence study as its figures need them; NaN (or -1) where a unit is not finished."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Metric(NamedTuple):
-    """What an ablation changes."""
+    """A quantity that an ablation changes."""
 
     quantity: str
     """entropy or loss"""
     effect: str
-    """total, or direct: with the final norm's scale frozen"""
+    """total, or direct (with the scale of the final norm frozen)"""
     words: str
 
 
@@ -34,7 +36,7 @@ METRICS = (
 
 
 class StageNeurons(NamedTuple):
-    """The neurons of one stage; dims neuron, and rank for the candidates."""
+    """The neurons of one stage; dims neuron, or rank for the candidates."""
 
     norm: np.ndarray
     logit_var: np.ndarray
@@ -50,16 +52,16 @@ class Neurons:
     top_share: float
     stages: tuple[str, ...]
     norm: np.ndarray
-    """Length of the output vector, model units, dims stage x neuron."""
+    """Norm of the output vector, model units, dims stage x neuron."""
     logit_var: np.ndarray
-    """Variance over the vocabulary of a cosine, no unit, dims stage x neuron."""
+    """Variance, over the vocabulary, of the cosine with the unembedding; dims stage x neuron."""
     chosen: np.ndarray
     """Candidates, dims stage x rank; -1 where a stage is not finished."""
     name: str = "neurons"
 
     @property
     def finished(self) -> list[str]:
-        """Stages whose weights were read."""
+        """Stages whose weights have been read."""
         return [s for s, norm in zip(self.stages, self.norm, strict=True) if np.isfinite(norm).all()]
 
     @property
@@ -75,14 +77,17 @@ class Neurons:
         return f"{len(self.finished)} of {len(self.stages)} stages"
 
     def of(self, stage: str) -> StageNeurons:
-        """Norm, LogitVar and candidates of one stage."""
+        """Return norm, LogitVar and candidates of one stage."""
         at = self.stages.index(stage)
         return StageNeurons(norm=self.norm[at], logit_var=self.logit_var[at], chosen=self.chosen[at])
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Every pair of finished stages, in the store's order."""
-        done = self.finished
-        return [(one, two) for i, one in enumerate(done) for two in done[i + 1 :]]
+        """Return every pair of finished stages, in the store's order."""
+        return list(combinations(self.finished, 2))
+
+    def shared(self, *stages: str) -> np.ndarray:
+        """Return the candidates that all given stages have in common, in ascending order."""
+        return reduce(np.intersect1d, (self.of(stage).chosen for stage in stages))
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,14 @@ class OnText:
     family: str
     layer: int
     text: str
-    """Where the text comes from."""
+    """Source of the text."""
     stages: tuple[str, ...]
     kind: np.ndarray
     """candidates, candidate, random_set or random_neuron, dims ablation."""
     ablated: np.ndarray
-    """Neurons, -1 for none, dims stage x ablation x member."""
+    """Ablated neurons, padded with -1, dims stage x ablation x member."""
     plain: dict[str, np.ndarray]
-    """entropy and loss, nats, dims stage x document."""
+    """Unablated entropy and loss, nats, dims stage x document."""
     held: dict[str, np.ndarray]
     """entropy_total, loss_direct ..., nats, dims stage x ablation x document."""
     n_tokens: np.ndarray
@@ -107,7 +112,7 @@ class OnText:
     name: str = "text"
 
     def documents(self, stage: str) -> np.ndarray:
-        """Which documents are finished in a stage."""
+        """Tell which documents are finished in a stage."""
         at = self.stages.index(stage)
         done = [np.isfinite(values[at]).all(axis=0) for values in self.held.values()]
         return np.logical_and.reduce([*done, np.isfinite(self.plain["entropy"][at])])
@@ -134,17 +139,15 @@ class OnText:
         return f"{min(int(self.documents(s).sum()) for s in self.stages)} of {self.planned} documents"
 
     def change(self, stage: str, metric: Metric, kind: str) -> np.ndarray:
-        """Ablated minus unablated, nats, dims ablation (of that kind) x finished document."""
+        """Return ablated minus unablated, nats, dims ablation (of that kind) x finished document."""
         at, done = self.stages.index(stage), self.documents(stage)
-        held = self.held[f"{metric.quantity}_{metric.effect}"][at][self.kind == kind][:, done].astype(
-            np.float64
-        )
-        return held - self.plain[metric.quantity][at][done]
+        held = self.held[f"{metric.quantity}_{metric.effect}"][at][self.kind == kind][:, done]
+        return held.astype(np.float64) - self.plain[metric.quantity][at][done]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """How sure each stage is of the statements of one set."""
+    """Answers of every stage to the statements of one set."""
 
     name: str
     family: str
@@ -158,7 +161,7 @@ class Answers:
 
     @property
     def statements(self) -> np.ndarray:
-        """Which statements are finished in every stage, so that stages are compared on the same ones."""
+        """Which statements are finished in every stage; stages are compared on these."""
         return np.isfinite(self.logit_diff).all(axis=0)
 
     @property
@@ -174,7 +177,7 @@ class Answers:
         return f"{int(self.statements.sum())} of {len(self.label)} statements"
 
     def judged(self, stage: str) -> Judged:
-        """Confidence (0.5 to 1) and whether the answer is right, of finished statements, dims statement each."""
+        """Return confidence (0.5 to 1) and whether the answer is right, for finished statements."""
         diff = self.logit_diff[self.stages.index(stage)][self.statements].astype(np.float64)
         # The larger of P and 1 - P, with P the sigmoid of the difference.
         confidence = 1 / (1 + np.exp(-np.abs(diff)))
@@ -184,15 +187,15 @@ class Answers:
 def read(dataset: xr.Dataset) -> Neurons | OnText | Answers:
     """Read one group of the study.
 
-    Example
-    -------
-    >>> from posttrace import stores
-    >>> read(stores.open_group("runs/confidence", "confidence")).stages            # doctest: +SKIP
-    ('base', 'sft', 'instruct')
-
     Raises
     ------
-    FigureError: a part or a variable of the study that is not there.
+    FigureError
+        The part is unknown, or a variable of the study is missing.
+
+    Examples
+    --------
+    >>> read(open_group("runs/confidence", "confidence")).progress
+    '2 of 2 stages'
     """
     part = str(dataset.attrs.get("part", "?"))
     family = str(dataset.attrs.get("family", ""))

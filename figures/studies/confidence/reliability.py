@@ -1,4 +1,4 @@
-"""Reliability curves of each stage's answers.
+"""Figure of reliability curves of each stage's answers.
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599).
 """
@@ -12,11 +12,9 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.group import of_type
 from posttrace.figures.measures.calibration import bins_of
-from posttrace.figures.measures.intervals import (
-    CONFIDENCE,
-    wilson,
-)
+from posttrace.figures.measures.intervals import CONFIDENCE, wilson
 from posttrace.figures.studies.confidence.data import Answers
 from posttrace.figures.studies.confidence.tables import BINS_IN_WORDS, POOLED, lacking, pooled
 
@@ -26,26 +24,19 @@ if TYPE_CHECKING:
 
 
 FEW = 5
-"""Statements below which a bin is a ring without an interval, and no line goes through it."""
+"""Bins with fewer statements are drawn as rings, without interval and line."""
 
 
 def reliability(groups: Sequence) -> Iterator[Drawing]:
-    """Yield the reliability curves, a panel for each set and one for all together, a line for each stage.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in reliability([answers])]
-    ['confidence/answers/reliability']
-    """
-    sets = [group for group in groups if isinstance(group, Answers)]
+    """Yield `confidence/answers/reliability`: a panel for each set and one for all together, a line for each stage."""
+    sets = of_type(groups, Answers)
     if not sets:
         return
     caption = (
         f"{sets[0].family}: share of right answers against mean confidence, {BINS_IN_WORDS}; a point is a bin, its "
-        f"area grows with its statements; a ring is one of fewer than {FEW}, through which no line goes. Bars: "
-        f"{CONFIDENCE:.0%} Wilson intervals. On the grey line a stage is right "
-        f"as often as it is sure, below it it is overconfident. n: statements, the same for all stages. Bins without "
-        f"statements are left out.{lacking(sets)}"
+        f"area grows with its number of statements; rings are bins with fewer than {FEW}, which the lines skip. Bars: "
+        f"{CONFIDENCE:.0%} Wilson intervals. On the grey line a stage is right as often as it is confident, below it "
+        f"the stage is overconfident. n: statements, the same for all stages. Empty bins are left out.{lacking(sets)}"
     )
     yield Drawing(
         name="confidence/answers/reliability",
@@ -80,23 +71,23 @@ def _draw(sets: Sequence[Answers]) -> Figure:
             ax.set_title(
                 f"{name}  ·  n = {n}", pad=3, fontsize=6.5, fontweight="bold" if name == POOLED else "normal"
             )
-            ax.plot([0.5, 1], [0.5, 1], color="#c3c8cf", linewidth=0.8, zorder=0)
+            ax.plot([0.5, 1], [0.5, 1], color=theme.GUIDE, linewidth=0.8, zorder=0)
             for i, stage in enumerate(stages):
                 _curve(ax, *judged[stage], colours[stage], shift=0.006 * (i - (len(stages) - 1) / 2))
             ax.set(xlim=(0.48, 1.03), ylim=(-0.04, 1.06), xticks=[0.5, 0.75, 1], yticks=[0, 0.5, 1])
-        # A panel with none below it carries the labels of its column.
+        # A panel with none below it has the labels of its column.
         for i, ax in enumerate(axes.flat[: len(panels)]):
             if i + columns >= len(panels):
                 ax.tick_params(labelbottom=True)
                 ax.set_xlabel("mean confidence", labelpad=2)
         figure.supylabel("share of right answers", fontsize=7)
-        figure.suptitle("reliability of the answers TRUE and FALSE", x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, "reliability of the answers TRUE and FALSE")
         _legend(figure, colours)
     return figure
 
 
 def _curve(ax: Axes, confidence: np.ndarray, right: np.ndarray, colour: str, shift: float) -> None:
-    """Points of the bins that hold statements; the shift keeps stages apart."""
+    """Draw a point for each bin with statements; the shift keeps stages apart."""
     which = bins_of(confidence)
     filled = np.unique(which)
     counts = np.array([(which == b).sum() for b in filled])
@@ -106,14 +97,12 @@ def _curve(ax: Axes, confidence: np.ndarray, right: np.ndarray, colour: str, shi
     enough = counts >= FEW
     ax.plot(x[enough], y[enough], color=colour, linewidth=1.0)
     ax.vlines(x[enough], low[enough], high[enough], color=colour, linewidth=0.6, alpha=0.6)
-    # A handful of statements says next to nothing: a faint ring, not a bar from end to end.
+    # A handful of statements says next to nothing: a faint ring instead of a bar from end to end.
     ax.scatter(x[~enough], y[~enough], s=7, facecolors="none", edgecolors=colour, linewidths=0.5, alpha=0.6)
     size = 4 + 26 * counts[enough] / counts.sum()
     ax.scatter(x[enough], y[enough], s=size, color=colour, linewidths=0, zorder=3)
 
 
 def _legend(figure: Figure, colours: dict[str, str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=c, marker="o", markersize=3, label=stage) for stage, c in colours.items()]
+    handles = [theme.key(color=c, marker="o", markersize=3, label=stage) for stage, c in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))

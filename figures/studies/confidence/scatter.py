@@ -1,4 +1,4 @@
-"""Scatter of norm against LogitVar with marginal distributions: two stages side by side, shared candidates linked.
+"""Scatter figure of norm against LogitVar with marginal distributions, two stages side by side.
 
 Source: Du et al. 2025 (arXiv 2504.02904), figure on entropy neurons; Gurnee et al. 2024.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.group import of_type
 from posttrace.figures.measures.entropy_neurons import top_by_norm
 from posttrace.figures.studies.confidence.data import Neurons, StageNeurons
 
@@ -23,28 +24,22 @@ MARGIN_BINS = 40
 
 
 def scatter(groups: Sequence) -> Iterator[Drawing]:
-    """Yield a figure for the first stage and each later one; of a single stage, its own.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in scatter([neurons])]       # stages base and instruct
-    ['confidence/neurons/scatter_base_instruct']
-    """
-    for neurons in (group for group in groups if isinstance(group, Neurons)):
+    """Yield `confidence/neurons/scatter_<stages>` for the first stage and each other one, or for a single stage."""
+    for neurons in of_type(groups, Neurons):
         first, *others = neurons.finished
         drawn: list[tuple[str, ...]] = [(first, other) for other in others] or [(first,)]
         for stages in drawn:
-            shared = _shared(neurons, stages)
+            shared = neurons.shared(*stages)
             linked = (
-                f"Filled: candidates of both ({len(shared)}), linked; rings: of this stage only."
+                f"Filled: candidates of both ({len(shared)}), linked; rings: candidates of this stage only."
                 if len(stages) > 1
                 else "Filled: the candidates."
             )
             caption = (
-                f"{neurons.family}, layer {neurons.layer}: length of the output vector (|w_out|) against LogitVar (log "
+                f"{neurons.family}, layer {neurons.layer}: norm of the output vector (|w_out|) against LogitVar (log "
                 f"scale) of all {neurons.norm.shape[1]} neurons, with the distribution of each. {linked} Dashed: the "
-                f"norm from which the top {neurons.top_share:.0%} begin, among which the {neurons.chosen.shape[1]} "
-                f"with the smallest LogitVar are candidates. From the weights alone; both panels have the same axes."
+                f"lower end of the top {neurons.top_share:.0%} by norm, of which the {neurons.chosen.shape[1]} with "
+                f"the smallest LogitVar are candidates. From the weights alone; both panels have the same axes."
             )
             yield Drawing(
                 name=f"confidence/neurons/scatter_{'_'.join(stages)}",
@@ -54,12 +49,6 @@ def scatter(groups: Sequence) -> Iterator[Drawing]:
                 figure=_draw(neurons, stages, shared),
                 complete=neurons.complete,
             )
-
-
-def _shared(neurons: Neurons, stages: Sequence[str]) -> np.ndarray:
-    if len(stages) == 1:
-        return neurons.of(stages[0]).chosen
-    return np.intersect1d(neurons.of(stages[0]).chosen, neurons.of(stages[1]).chosen)
 
 
 def _draw(neurons: Neurons, stages: Sequence[str], shared: np.ndarray) -> Figure:
@@ -115,13 +104,13 @@ def _draw(neurons: Neurons, stages: Sequence[str], shared: np.ndarray) -> Figure
         words = f"{neurons.family}  ·  MLP of layer {neurons.layer}"
         if len(stages) > 1:
             words += f"  ·  {len(shared)} of {neurons.chosen.shape[1]} candidates shared"
-        figure.suptitle(words, x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, words)
     return figure
 
 
 def _panel(ax: Axes, neurons: Neurons, stage: str, shared: np.ndarray, colour: str) -> None:
     norm, logit_var, chosen = neurons.of(stage)
-    # Thousands of points in a large model: a picture inside the PDF stays small.
+    # Large models have thousands of points: rasterised, the PDF stays small.
     ax.scatter(norm, logit_var, s=5, color=colour, alpha=0.45, linewidths=0, rasterized=True)
     threshold = norm[top_by_norm(norm, neurons.top_share)].min()
     ax.axvline(threshold, color=theme.MUTED, linewidth=0.7, linestyle=(0, (4, 3)))
@@ -132,7 +121,7 @@ def _panel(ax: Axes, neurons: Neurons, stage: str, shared: np.ndarray, colour: s
 
 
 def _plain_ticks(ax: Axes) -> None:
-    """Ticks of the log axis at 1, 2 and 5 of each decade, written out (our text is never parsed as mathematics)."""
+    """Put ticks at 1, 2 and 5 of each decade, as plain numbers (text is never parsed as mathematics)."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,7 +1,7 @@
 """Tables of the confidence study: candidate entropy neurons, their ablation, and the calibration of the answers.
 
-Sources: Du et al. 2025 (arXiv 2504.02904), table on entropy neurons, of which chance, sensitivity and intervals are
-ours; Stolfo et al. 2024, "Confidence Regulation Neurons" (arXiv 2406.16254), the two kinds of effect.
+Sources: Du et al. 2025 (arXiv 2504.02904), table on entropy neurons; chance, sensitivity and intervals are ours.
+Stolfo et al. 2024, "Confidence Regulation Neurons" (arXiv 2406.16254), total and direct effect.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from posttrace.figures import published
+from posttrace.figures.group import first_of, of_type
 from posttrace.figures.measures.calibration import BINS, Judged, differences, estimates
 from posttrace.figures.measures.entropy_neurons import (
     BANDS,
-    EXCHANGES,
+    PERMUTATIONS,
     candidates,
     hypergeometric_overlap,
     mean_ratio_difference,
@@ -53,30 +54,18 @@ DIGITS = 4
 
 
 def overlaps(groups: Sequence) -> Iterator[Table]:
-    """Yield the tables `confidence_overlap` (with what chance gives) and `confidence_sensitivity`.
-
-    Example
-    -------
-    >>> [table.name for table in overlaps([neurons])]
-    ['confidence_overlap', 'confidence_sensitivity']
-    """
-    for neurons in (group for group in groups if isinstance(group, Neurons)):
+    """Yield the tables `confidence_overlap` (compared with chance) and `confidence_sensitivity`."""
+    for neurons in of_type(groups, Neurons):
         if neurons.pairs():
             yield _overlap(neurons)
             yield _sensitivity(neurons)
 
 
 def candidate_lists(groups: Sequence) -> Iterator[Table]:
-    """Yield the table `confidence_candidates`: the neurons of every stage with their norm and LogitVar.
-
-    Example
-    -------
-    >>> [table.name for table in candidate_lists([neurons])]
-    ['confidence_candidates']
-    """
+    """Yield the table `confidence_candidates`: the neurons of every stage with their norm and LogitVar."""
     import pandas as pd
 
-    for neurons in (group for group in groups if isinstance(group, Neurons)):
+    for neurons in of_type(groups, Neurons):
         stages, tidy, rows = neurons.finished, [], []
         shared = set.intersection(*(set(map(int, neurons.of(stage).chosen)) for stage in stages))
         for rank in range(neurons.chosen.shape[1]):
@@ -92,7 +81,7 @@ def candidate_lists(groups: Sequence) -> Iterator[Table]:
                              "rank": rank, "neuron": neuron, "weight_norm": one.norm[neuron],
                              "logit_var": one.logit_var[neuron]})  # fmt: skip
             rows.append(Row(str(rank + 1), tuple(cells)))
-        caption = f"{_what(neurons)} In brackets |w_out| and LogitVar; * candidate of every stage."
+        caption = f"{_what(neurons)} In brackets: |w_out| and LogitVar; *: candidate in every stage."
         yield Table(
             name="confidence_candidates",
             heading="Candidates: which neurons?",
@@ -104,18 +93,11 @@ def candidate_lists(groups: Sequence) -> Iterator[Table]:
 
 
 def stages_compared(groups: Sequence) -> Iterator[Table]:
-    """Yield the table `confidence_stages`: shared candidates next to differences of confidence.
-
-    Example
-    -------
-    >>> [table.name for table in stages_compared([neurons, on_text, answers])]
-    ['confidence_stages']
-    """
+    """Yield the table `confidence_stages`: shared candidates next to differences of confidence."""
     import pandas as pd
 
-    neurons = next((group for group in groups if isinstance(group, Neurons)), None)
-    text = next((group for group in groups if isinstance(group, OnText)), None)
-    sets = [group for group in groups if isinstance(group, Answers)]
+    neurons, text = first_of(groups, Neurons), first_of(groups, OnText)
+    sets = of_type(groups, Answers)
     if neurons is None or not neurons.pairs() or (text is None and not sets):
         return
     columns = ["candidates shared"]
@@ -123,7 +105,7 @@ def stages_compared(groups: Sequence) -> Iterator[Table]:
     columns += ["mean confidence", "confidence − accuracy", "ECE"] if sets else []
     rows, tidy = [], []
     for one, two in neurons.pairs():
-        shared, count = _shared(neurons, one, two), neurons.chosen.shape[1]
+        shared, count = neurons.shared(one, two), neurons.chosen.shape[1]
         cells = [Cell(f"{len(shared)} of {count}")]
         found: dict[str, Estimate] = {}
         if text:
@@ -138,10 +120,10 @@ def stages_compared(groups: Sequence) -> Iterator[Table]:
                          "n": e.n, "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED})  # fmt: skip
         rows.append(Row(f"{two} − {one}", tuple(cells)))
     caption = (
-        f"{neurons.family}: candidate entropy neurons that two stages share, beside how their confidence differs: the "
-        f"second stage minus the first, unablated, on the same documents and the same statements of all sets together. "
+        f"{neurons.family}: candidate entropy neurons that two stages share, and how their confidence differs: second "
+        f"stage minus first, unablated, on the same documents and on the same statements of all sets together. "
         f"In brackets: {CONFIDENCE:.0%} percentile bootstrap intervals over documents or statements ({RESAMPLES} "
-        f"resamples, seed {SEED}). What the neurons themselves do is in the table on ablation."
+        f"resamples, seed {SEED}). The effect of the neurons themselves is in the ablation table."
     )
     yield Table(
         name="confidence_stages",
@@ -163,16 +145,10 @@ def pooled(sets: Sequence[Answers], stage: str) -> Judged:
 
 
 def calibration(groups: Sequence) -> Iterator[Table]:
-    """Yield the table `confidence_calibration`: per stage and set, and what later stages have more of than the first.
-
-    Example
-    -------
-    >>> [table.name for table in calibration([answers])]
-    ['confidence_calibration']
-    """
+    """Yield the table `confidence_calibration`: per stage and set, and later stages minus the first."""
     import pandas as pd
 
-    sets = [group for group in groups if isinstance(group, Answers)]
+    sets = of_type(groups, Answers)
     if not sets:
         return
     stages = sets[0].stages
@@ -196,13 +172,13 @@ def calibration(groups: Sequence) -> Iterator[Table]:
     mass = min(float(np.nanmin(answers.answer_mass)) for answers in sets)
     caption = (
         f"{sets[0].family}: calibration of the answers to few-shot prompts. Confidence: the larger of P(TRUE) and "
-        f"P(FALSE), renormalised to the two (together they have a probability of {mass:.3f} or more). ECE: "
+        f"P(FALSE), renormalised (their sum is at least {mass:.3f}). ECE: "
         f"{BINS_IN_WORDS}, weighted by statements; it is biased upward where statements are few. "
         f"{_calibration_intervals()}{lacking(sets)}"
     )
     yield Table(
         name="confidence_calibration",
-        heading="Calibration: is a stage right as often as it is sure?",
+        heading="Calibration: is a stage right as often as it is confident?",
         caption=caption,
         columns=tuple(names),
         blocks=tuple(blocks),
@@ -216,23 +192,17 @@ def lacking(sets: Sequence[Answers]) -> str:
 
 
 def ablation(groups: Sequence) -> Iterator[Table]:
-    """Yield the table `confidence_ablation`: changes of entropy and loss, per stage.
-
-    Example
-    -------
-    >>> [table.name for table in ablation([on_text])]
-    ['confidence_ablation']
-    """
+    """Yield the table `confidence_ablation`: changes of entropy and loss, per stage."""
     import pandas as pd
 
-    norms = next((group for group in groups if isinstance(group, Neurons)), None)
-    for text in (group for group in groups if isinstance(group, OnText)):
+    norms = first_of(groups, Neurons)
+    for text in of_type(groups, OnText):
         found = {stage: _ablation_of_stage(text, stage) for stage in text.finished}
         blocks = [Block(stage, tuple(rows)) for stage, (rows, _) in found.items()]
         tidy = [row for _, each in found.values() for row in each]
         yield Table(
             name="confidence_ablation",
-            heading="Ablation: do the candidates do anything?",
+            heading="Ablation: do the candidates have an effect?",
             caption=ablation_caption(text, norms),
             columns=tuple(metric.words for metric in METRICS),
             blocks=tuple(blocks),
@@ -266,10 +236,10 @@ def ablation_caption(text: OnText, norms: Neurons | None) -> str:
         f"{text.family}, layer {text.layer}, on {text.text}: change of the next token's entropy and of the loss "
         f"(-log P of the next token), nats, mean over documents of the mean over their tokens, when neurons are "
         f"held at their mean activation; norm frozen: the final norm keeps the scale of the unablated run (direct "
-        f"effect). Random: {sets} sets as large as that of the candidates, and {singles} single neurons, from the "
+        f"effect). Random: {sets} sets of the same size as the candidates, and {singles} single neurons, from the "
         f"candidates' range of norms.{like} {said}, {tokens} scored tokens ({text.stages[0]}). In brackets: "
-        f"{CONFIDENCE:.0%} percentile bootstrap intervals over documents ({RESAMPLES} resamples, seed {SEED}), or what "
-        f"is said."
+        f"{CONFIDENCE:.0%} percentile bootstrap intervals over documents ({RESAMPLES} resamples, seed {SEED}), unless "
+        f"the row says otherwise."
     )
 
 
@@ -280,7 +250,7 @@ def _overlap(neurons: Neurons) -> Table:
     for one, two in neurons.pairs():
         both = [neurons.of(stage) for stage in (one, two)]
         norms, variances = [each.norm for each in both], [each.logit_var for each in both]
-        shared = _shared(neurons, one, two)
+        shared = neurons.shared(one, two)
         ratio = mean_ratio_difference(norms, variances, shared)
         plain = hypergeometric_overlap(norms, len(shared), neurons.top_share, count)
         like = permutation_overlap(norms, variances, len(shared), neurons.top_share, count)
@@ -291,9 +261,9 @@ def _overlap(neurons: Neurons) -> Table:
         )))  # fmt: skip
         tidy.append({"study": "confidence", "family": neurons.family, "layer": neurons.layer, "first": one,
                      "second": two, "candidates": count, "top_share": neurons.top_share, "overlap": len(shared),
-                     "mean_ratio_difference": ratio, "expected_drawn": plain.expected, "p_drawn": plain.p,
-                     "expected_exchanged": like.expected, "p_exchanged": like.p,
-                     "spearman_weight_norm": tied[0], "spearman_logit_var": tied[1], "exchanges": EXCHANGES,
+                     "mean_ratio_difference": ratio, "expected_hypergeometric": plain.expected,
+                     "p_hypergeometric": plain.p, "expected_permutation": like.expected, "p_permutation": like.p,
+                     "spearman_weight_norm": tied[0], "spearman_logit_var": tied[1], "permutations": PERMUTATIONS,
                      "seed": SEED})  # fmt: skip
     rows += [
         Row(
@@ -305,11 +275,11 @@ def _overlap(neurons: Neurons) -> Table:
     ]
     caption = (
         f"{_what(neurons)} Ratio: |w_out| / log(LogitVar); mean over the overlapping neurons of the absolute "
-        f"difference between the stages. Expected by chance: drawn, when each stage takes {count} at random from its "
-        f"own top {neurons.top_share:.0%} by norm (exact, hypergeometric); exchanged, when LogitVar is exchanged at "
-        f"random within {BANDS} bands of norm in each stage by itself ({EXCHANGES} exchanges, seed {SEED}). p: "
-        f"probability of at least the overlap found. Spearman r over all neurons. Stages start from each other's "
-        f"weights, so neither null says more than that the overlap is not luck."
+        f"difference between the stages. Expected by chance: random draw, if each stage took {count} at random from "
+        f"its own top {neurons.top_share:.0%} by norm (exact, hypergeometric); permutation, if LogitVar were permuted "
+        f"within {BANDS} bands of norm in each stage separately ({PERMUTATIONS} permutations, seed {SEED}). p: "
+        f"probability of at least the observed overlap. Spearman r over all neurons. Stages are trained from each "
+        f"other's weights, so either null only shows that the overlap is not luck."
     )
     return Table(
         name="confidence_overlap",
@@ -318,8 +288,8 @@ def _overlap(neurons: Neurons) -> Table:
         columns=(
             f"overlapping of {count}",
             "average ratio difference",
-            "expected, drawn",
-            "expected, exchanged",
+            "expected, random draw",
+            "expected, permutation",
             "Spearman r, norm",
             "Spearman r, LogitVar",
         ),
@@ -350,17 +320,17 @@ def _sensitivity(neurons: Neurons) -> Table:
                 cells.append(Cell(str(found), f"({number(null.expected, 1)})"))
                 tidy.append({"study": "confidence", "family": neurons.family, "layer": neurons.layer, "first": one,
                              "second": two, "top_share": share, "candidates": count, "overlap": found,
-                             "expected_drawn": null.expected, "p_drawn": null.p})  # fmt: skip
+                             "expected_hypergeometric": null.expected, "p_hypergeometric": null.p})  # fmt: skip
             rows.append(Row(f"top {share:.0%} by norm", tuple(cells)))
         blocks.append(Block(f"{one} and {two}", tuple(rows)))
     caption = (
         f"{neurons.family}, layer {neurons.layer}, {n} neurons: overlapping candidates for other thresholds; the "
-        f"paper's are the top 25% by norm and 10 of them. In brackets what is expected by chance (drawn, as in the "
-        f"table on overlap)."
+        f"paper's are the top 25% by norm and 10 candidates. In brackets: expected by chance (random draw, as in the "
+        f"overlap table)."
     )
     return Table(
         name="confidence_sensitivity",
-        heading="Thresholds: does the overlap hang on them?",
+        heading="Thresholds: does the overlap depend on them?",
         caption=caption,
         columns=tuple(f"{count} candidates" for count in counts),
         blocks=tuple(blocks),
@@ -369,17 +339,13 @@ def _sensitivity(neurons: Neurons) -> Table:
 
 
 def _on_text(text: OnText, one: str, two: str) -> dict[str, Estimate]:
-    """Difference of the unablated stages over the documents finished in both."""
+    """Return the difference of the unablated stages over the documents finished in both."""
     both = text.documents(one) & text.documents(two)
     found = {}
     for what in ("entropy", "loss"):
         first, second = (text.plain[what][text.stages.index(s)][both].astype(np.float64) for s in (one, two))
         found[what] = bootstrap_mean(second - first)
     return found
-
-
-def _shared(neurons: Neurons, one: str, two: str) -> np.ndarray:
-    return np.intersect1d(neurons.of(one).chosen, neurons.of(two).chosen)
 
 
 def _rank_correlation(one: np.ndarray, two: np.ndarray) -> float:
@@ -418,7 +384,7 @@ def _tidy_calibration(family: str, stage: str, found: dict) -> Iterator[dict]:
 def _calibration_intervals() -> str:
     return (
         f"In brackets: {CONFIDENCE:.0%} percentile bootstrap intervals over statements ({RESAMPLES} resamples, seed "
-        f"{SEED}); of a statistic that is the same for every statement they are a point."
+        f"{SEED}); they have no width for a statistic that is the same for every statement."
     )
 
 

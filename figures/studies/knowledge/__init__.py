@@ -19,7 +19,7 @@ STUDY = Study(
         ),
         Figure(
             "knowledge/attribution",
-            "of attribution patching, table and scatter: estimate against exact values, and the largest miss",
+            "attribution patching, table and scatter: estimates against exact values, and the largest error",
             "posttrace.figures.studies.knowledge.attribution:attribution",
         ),
         Figure(
@@ -44,7 +44,7 @@ STUDY = Study(
         ),
         Figure(
             "knowledge/heads",
-            "of single attention heads (site z), change by patching each: layer x head, by token role",
+            "single attention heads (site z), change of the answer by patching each: layer x head, by token role",
             "posttrace.figures.studies.knowledge.heads:heads",
         ),
         Figure(

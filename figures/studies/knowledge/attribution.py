@@ -1,4 +1,4 @@
-"""Attribution patching against exact patching: a table and a scatter figure on the pairs that have both.
+"""Table and scatter figure of attribution patching against exact patching, on the pairs that have both.
 
 Source: Nanda 2023, "Attribution patching"; Kramár et al. 2024, "AtP*" (arXiv 2403.00745), for its failures.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CHANGE = "change by the patch (patched − unpatched)"
 FEW = 10
-"""Pairs below which the caption warns of the intervals."""
+"""With fewer pairs, the caption warns about the intervals."""
 STATISTICS = (
     ("effect", "correlation_effect", "Pearson r, change by the patch", 3, ""),
     ("logit_diff", "correlation", "Pearson r, logit difference", 3, ""),
@@ -37,16 +37,12 @@ STATISTICS = (
 
 
 def attribution(sets: Sequence[PatchGrid]) -> Iterator[Table | Drawing]:
-    """Yield the table `knowledge_attribution`, and a scatter figure for each set; nothing for sets with exact values.
+    """Yield the table `knowledge_attribution` and `knowledge/<set>/attribution`; nothing for sets with exact values.
 
-    Example
-    -------
-    >>> [product.name for product in attribution([estimated])]
-    ['knowledge_attribution', 'knowledge/cities/attribution']
-
-    Arguments
-    ---------
-    sets: as read from the store, nats. Those of attribution patching are compared on their pairs with exact values.
+    Parameters
+    ----------
+    sets
+        As read from the store, nats; sets of attribution patching are compared on their pairs with exact values.
     """
     sets = [grid for grid in sets if grid.sample is not None]
     if not sets:
@@ -65,7 +61,7 @@ def attribution(sets: Sequence[PatchGrid]) -> Iterator[Table | Drawing]:
 
 
 def _sample(grid: PatchGrid) -> ExactSample:
-    """The exact values beside the estimate, which only sets of attribution patching have."""
+    """Return the sample with exact values, which only sets of attribution patching have."""
     assert grid.sample is not None, f"{grid.name} was patched exactly"
     return grid.sample
 
@@ -82,8 +78,8 @@ def _table(sets: Sequence[PatchGrid], found: dict) -> Table:
     caption = (
         f"{ESTIMATE[0].upper()}{ESTIMATE[1:]} against exact patching, on the pairs that have both: "
         f"{', '.join(f'{g.name} {len(_sample(g).pairs)} of {g.planned}' for g in sets)}. Over all cells (layer, "
-        f"statement token) of all these pairs, also the cells that no patch can change; Pearson r of the {CHANGE}, "
-        f"and of the patched logit difference itself, which differences between pairs raise. "
+        f"statement token) of these pairs, including those that no patch can change; Pearson r of the {CHANGE}, "
+        f"and of the patched logit difference itself, which is higher because pairs differ. "
         f"{' '.join(_worst_in_words(grid, found) for grid in sets)} {interval_words()} The largest miss has no "
         f"interval: resampling can only lower a maximum."
     )
@@ -199,7 +195,7 @@ def _scatter(grid: PatchGrid, sample: ExactSample, some: dict, pairs: str) -> Fi
     scale = ScalarMappable(
         Normalize(grid.layers[0], max(grid.layers[-1], grid.layers[0] + 1)), _layer_colours()
     )
-    # As for heat maps: panels widen for long stage names, whose letters take about 0.01 inch for each point of size.
+    # As in heat maps, panels widen for long stage names; a letter takes about 0.01 inch per point of font size.
     longest = max(len(_arrow(*matrix)) for matrix in some)
     width = max(1.45, 6.0 * 0.01 * longest)
     size = min(7.5, width / (0.01 * longest))
@@ -217,15 +213,14 @@ def _scatter(grid: PatchGrid, sample: ExactSample, some: dict, pairs: str) -> Fi
         for ax, matrix in zip(axes.flat, some, strict=True):
             own = matrix[0] == matrix[1]
             ax.set_title(_arrow(*matrix), pad=3, fontsize=size, fontweight="bold" if own else "normal")
-            # One range for both axes of all panels, so that the diagonal is where the estimate is right.
+            # One range for both axes of all panels, so that estimates on the diagonal are right.
             ax.set(xlim=limits, ylim=limits, aspect="equal")
             if some[matrix] is None:
-                ax.text(0.5, 0.5, "no finished pair", transform=ax.transAxes, ha="center", va="center",
-                        color=theme.MUTED, fontsize=6)  # fmt: skip
+                theme.empty(ax, "no finished pair")
                 continue
             _panel(ax, points[matrix], limits, scale)
             r = f"r = {number(some[matrix].effect.value, 2)}"
-            # Above the diagonal, where an estimate is too large, there are the fewest points.
+            # Top left, where estimates are too large, has the fewest points.
             ax.text(0.03, 0.97, r, transform=ax.transAxes, va="top", fontsize=6,
                     bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1})  # fmt: skip
         figure.supxlabel("exact patching: change, nats", fontsize=7)
@@ -236,19 +231,17 @@ def _scatter(grid: PatchGrid, sample: ExactSample, some: dict, pairs: str) -> Fi
         bar.set_label("layer", labelpad=4)
         theme.whole_numbers(bar.ax.yaxis)
         bar.outline.set_visible(False)
-        figure.suptitle(
-            f"{grid.name}  ·  {pairs}\n{grid.estimate}", x=0.008, ha="left", fontsize=8, color=theme.INK
-        )
+        theme.heading(figure, f"{grid.name}  ·  {pairs}\n{grid.estimate}")
     return figure
 
 
 def _changes(sample: ExactSample, source: str, target: str) -> np.ndarray:
-    """Exact change, estimated change and layer of every cell, dims 3 x cell; the largest miss comes last."""
+    """Return exact change, estimated change and layer of every cell, dims 3 x cell; the largest miss comes last."""
     cells = sample.cells(source, target)
     layers = np.broadcast_to(np.asarray(sample.layers)[:, None], cells.exact.shape)
     together = np.stack([cells.exact - cells.corrupt, cells.estimate - cells.corrupt, layers])
     together = together[:, np.isfinite(cells.exact)]
-    # The worst cells are drawn above the others, not hidden below them.
+    # The worst cells are drawn on top.
     return together[:, np.argsort(np.abs(together[1] - together[0]), kind="stable")]
 
 
@@ -258,14 +251,14 @@ def _panel(ax: Axes, points: np.ndarray, limits: tuple[float, float], scale: Sca
     exact, estimate, layer = points
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5))
-    ax.plot(limits, limits, color="#c3c8cf", linewidth=0.8, zorder=0)
-    # Thousands of points: a picture inside the PDF stays small.
+    ax.plot(limits, limits, color=theme.GUIDE, linewidth=0.8, zorder=0)
+    # Thousands of points: rasterised, the PDF stays small.
     ax.scatter(exact, estimate, c=scale.to_rgba(layer), s=3, linewidths=0, alpha=0.7, rasterized=True)
     ax.scatter(exact[-1:], estimate[-1:], s=26, facecolors="none", edgecolors=theme.KEY, linewidths=0.8)
 
 
 def _layer_colours() -> Colormap:
-    """Crameri's `batlow` without its palest end, which would not show on white."""
+    """Return Crameri's `batlow` without its palest end, which would not show on white."""
     from cmcrameri import cm
     from matplotlib.colors import ListedColormap
 

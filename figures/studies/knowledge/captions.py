@@ -1,4 +1,4 @@
-"""Words that the captions and titles of the knowledge study share."""
+"""Text shared by the captions and titles of the knowledge study."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ NORMALISED_IN_WORDS = (
 
 
 def heading_line(grid: PatchGrid, what: str) -> str:
-    """Return the line above a figure: set, what is shown, n; and a second one where values are estimates."""
+    """Return the line above a figure: set, what is shown, n; and a second line if values are estimates."""
     pairs = f"n = {grid.planned} pairs" if grid.complete else f"INCOMPLETE ({grid.planned} pairs planned)"
     return "\n".join(filter(None, [f"{grid.name}  ·  {what}  ·  {pairs}", grid.estimate]))
 
 
 def titled(grid: PatchGrid, heading: str) -> str:
-    """Return a heading that says so where values are estimates."""
+    """Return a heading that says so if values are estimates."""
     return ", ".join(filter(None, [heading, grid.estimate]))
 
 
@@ -40,7 +40,7 @@ def subject(grid: PatchGrid) -> str:
         return (
             f"{family}{grid.name}: {grid.estimate} of what {grid.site or 'the activation'} of the clean (true) run "
             f"in the source stage would do in the corrupt (false) run in the target stage, one layer and token at "
-            f"a time; not exact, the attribution table tells how far off."
+            f"a time; not exact: the attribution table shows how far off."
         )
     return (
         f"{family}{grid.name}: {grid.site or 'activation'} of the clean (true) run in the source stage put "

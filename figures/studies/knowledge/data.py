@@ -1,4 +1,4 @@
-"""One patching group as the figures need it: values per pair, layer and labelled column, and which pairs count."""
+"""A patching group as the figures need it: values per pair, layer and labelled column, and finished pairs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ ROLES = ("subject", "object", "knowledge", "last", "other")
 KEY_ROLES = frozenset({"subject", "object", "knowledge"})
 """Roles whose columns count for K."""
 ESTIMATE = "attribution patching (first-order estimate)"
-"""How titles, captions and tables call values that no run with a patch gave."""
+"""How titles, captions and tables name values that were not measured by patching."""
 METHODS = {"exact": "logit_diff", "attribution": "logit_diff_attribution"}
-"""Attribute `method` of a group (exact when absent) -> the variable that is drawn."""
+"""Attribute `method` of a group (exact by default) -> the variable that is drawn."""
 
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Values of `knowledge/<set>` after patching, per pair, with NaN where a unit is not finished.
+    """Values of `knowledge/<set>` after patching, per pair; NaN where a unit is not finished.
 
-    Example
-    -------
-    >>> from posttrace import stores
-    >>> grid = PatchGrid.from_dataset(stores.open_group("runs/knowledge", "knowledge/cities"))
+    Examples
+    --------
+    >>> grid = PatchGrid.from_dataset(open_group("runs/knowledge", "knowledge/cities"))
     >>> grid.mean("base", "instruct").shape        # layer x column
     (8, 14)
     """
@@ -53,7 +52,7 @@ class PatchGrid:
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     layers: tuple[int, ...]
-    """Layer of every row of a matrix: each once, or with single heads as often as there are heads."""
+    """Layer of every row of a matrix; with single heads, each layer is repeated for every head."""
     labels: tuple[str, ...]
     """Column labels: "The" "city" "of" "[s1]" ..."""
     roles: tuple[str, ...]
@@ -67,15 +66,16 @@ class PatchGrid:
     heads: tuple[int, ...] = ()
     """With site `z`: numbers of the heads; rows are (layer, head), heads within layers."""
     sample: ExactSample | None = None
-    """Set when `values` are estimates (attribution patching): the pairs that were patched exactly besides."""
+    """The pairs that were also patched exactly, if `values` are estimates (attribution patching)."""
 
     @classmethod
     def from_dataset(cls, dataset: xr.Dataset) -> PatchGrid:
-        """Read one group; free-form sets are reduced to the means over knowledge, last and other tokens of each pair.
+        """Read a group; free-form sets are reduced to means over the knowledge, last and other tokens of each pair.
 
         Raises
         ------
-        FigureError: a variable or coordinate of the knowledge study is missing, or the method is unknown.
+        FigureError
+            A variable or coordinate of the knowledge study is missing, or the method is unknown.
         """
         name = str(dataset.attrs.get("set", "?"))
         method = str(dataset.attrs.get("method", "exact"))
@@ -95,7 +95,7 @@ class PatchGrid:
             roles = _text(dataset[roles_name].transpose("pair", "token"))
             grid, labels, columns = _means_by_role(grid, roles), FREE_COLUMNS, FREE_COLUMNS
         else:
-            # Padding columns (beyond the longest statement) hold no value for any pair.
+            # Columns beyond the longest statement have no values.
             width = (
                 int(np.max(dataset["n_tokens"].values)) if "n_tokens" in dataset.variables else grid.shape[-1]
             )
@@ -122,7 +122,7 @@ class PatchGrid:
 
     @property
     def estimate(self) -> str:
-        """`ESTIMATE` when the values are estimates, for titles and captions; empty when they are exact."""
+        """`ESTIMATE` if the values are estimates, for titles and captions; otherwise empty."""
         return ESTIMATE if self.sample is not None else ""
 
     @property
@@ -137,7 +137,7 @@ class PatchGrid:
 
     @property
     def reference(self) -> str:
-        """The stage that the others are compared with: `base`, or the first one."""
+        """The stage that others are compared with: `base`, or the first one."""
         return "base" if "base" in self.stages else self.stages[0] if self.stages else self.sources[0]
 
     @property
@@ -147,12 +147,12 @@ class PatchGrid:
 
     @cached_property
     def finished(self) -> np.ndarray:
-        """Whether every cell of a pair is there, dims source x target x pair."""
+        """Whether every cell of a pair is finished, dims source x target x pair."""
         return np.isfinite(self.values).all(axis=(-2, -1))
 
     @property
     def complete(self) -> bool:
-        """Whether every pair of every (source, target) is there."""
+        """Whether every pair of every (source, target) is finished."""
         return bool(self.finished.all())
 
     @property
@@ -171,27 +171,27 @@ class PatchGrid:
         return np.logical_and.reduce(used)
 
     def patched(self, source: str, target: str, pairs: np.ndarray | None = None) -> np.ndarray:
-        """Return logit difference after patching, nats, dims pair x layer x column, of finished (or given) pairs."""
+        """Return the logit difference after patching of finished (or given) pairs, nats, dims pair x layer x column."""
         pairs = self.pairs((source, target)) if pairs is None else pairs
         return self.values[self.sources.index(source), self.targets.index(target)][pairs]
 
     def mean(self, source: str, target: str) -> np.ndarray | None:
-        """Return M, the mean over finished pairs, nats, dims layer x column; None where no pair is finished."""
+        """Return M, the mean over finished pairs, nats, dims layer x column; None if no pair is finished."""
         values = self.patched(source, target)
         return mean_over_items(values) if len(values) else None
 
     def normalised(self, source: str, target: str) -> np.ndarray | None:
-        """Return normalised M, without unit, dims layer x column; None where no pair is finished."""
+        """Return normalised M, dims layer x column; None if no pair is finished."""
         mean = self.mean(source, target)
         return None if mean is None else normalise(mean)
 
     def unpatched(self, source: str, target: str, pairs: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
-        """Return clean (source) and corrupt (target) logit difference, nats, dims pair each."""
+        """Return the unpatched logit differences, clean (source) and corrupt (target), nats, dims pair each."""
         return self.clean[self.sources.index(source)][pairs], self.corrupt[self.targets.index(target)][pairs]
 
 
 def by_token(sets: Sequence[PatchGrid]) -> list[PatchGrid]:
-    """Return the sets that layer x token maps are drawn of: those of whole sites, not of single heads."""
+    """Return the sets drawn as layer x token maps: those of whole sites, not of single heads."""
     return [grid for grid in sets if not grid.heads]
 
 
@@ -206,7 +206,7 @@ def _means_by_role(grid: np.ndarray, roles: np.ndarray) -> np.ndarray:
     columns = []
     for role in FREE_COLUMNS:
         chosen = (roles == role)[:, None, :]
-        # Only padding and other roles are masked out: an unfinished token inside the role keeps the mean NaN.
+        # Only padding and other roles are masked out, so an unfinished token of the role makes the mean NaN.
         total = np.where(chosen, grid, 0).sum(axis=-1, dtype=np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             columns.append(total / chosen.sum(axis=-1))

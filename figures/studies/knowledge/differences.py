@@ -1,4 +1,4 @@
-"""Difference maps of the knowledge study: storage minus base's, transfer minus the target's own."""
+"""Difference maps: storage minus base's, transfer minus the target's own."""
 
 from __future__ import annotations
 
@@ -21,48 +21,35 @@ from posttrace.figures.studies.knowledge.data import PatchGrid, by_token
 
 
 def differences(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
-    """Yield, per set, differences of normalised maps: storage minus base's, transfer minus the target's own.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in differences([grid])]
-    ['knowledge/cities/differences']
-    """
+    """Yield `knowledge/<set>/differences`: differences of normalised maps."""
     for grid in by_token(sets):
         scale = theme.normalised_difference_scale()
         yield from _difference_drawing(grid, normalise, scale, "differences", "Differences of normalised maps",
             f"Both maps are normalised first ({NORMALISED_IN_WORDS}); "
-            "the colour scale is the whole possible range, -1 to 1.")  # fmt: skip
+            "the colour scale covers the whole range, -1 to 1.")  # fmt: skip
 
 
 def differences_raw(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
-    """Yield, per set, differences of mean logit difference, nats: storage minus base's, transfer minus own.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in differences_raw([grid])]
-    ['knowledge/cities/differences_raw']
-    """
+    """Yield `knowledge/<set>/differences_raw`: differences of mean logit differences, nats."""
     for grid in by_token(sets):
         matrices = [difference(grid, s, t) for s in grid.sources for t in grid.targets]
         scale = theme.centred_scale(matrices, "difference of mean\nlogit differences, nats")
         yield from _difference_drawing(grid, np.asarray, scale, "differences_raw", "Differences, not normalised",
             "Mean logit differences in nats, not normalised; one colour scale for the panels of this set, "
-            "centred on 0. An even shade all over a storage panel is the difference between the two "
+            "centred on 0. A uniform shade across a storage panel is the difference between the two "
             "stages' unpatched corrupt answers.")  # fmt: skip
 
 
 def difference(
     grid: PatchGrid, source: str, target: str, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> np.ndarray | None:
-    """Return transform(M) of (source, target) minus that of what it is compared with, dims layer x column.
+    """Return transform(M) of (source, target) minus that of its reference, dims layer x column.
 
     Storage (source = target) is compared with the reference stage's storage, transfer with the target's own
-    storage; both means are over the pairs finished in both. None for the reference itself and where nothing
-    is finished.
+    storage; both means are over the pairs finished in both. None for the reference itself and if nothing is finished.
 
-    Example
-    -------
+    Examples
+    --------
     >>> difference(grid, "instruct", "instruct").shape
     (8, 14)
     """
@@ -79,7 +66,7 @@ def difference(
 
 
 def compared_with(grid: PatchGrid, source: str, target: str) -> tuple[str, str] | None:
-    """Return the (source, target) that a difference subtracts; None where there is none."""
+    """Return the (source, target) that a difference subtracts; None if there is none."""
     base = grid.reference
     if source == target:
         return None if source == base or base not in grid.stages else (base, base)
@@ -91,7 +78,7 @@ def _difference_drawing(
 ) -> Iterator[Drawing]:
     rows = [[_difference_panel(grid, s, t, transform) for t in grid.targets] for s in grid.sources]
     if all(panel.matrix is None for row in rows for panel in row):
-        return  # one stage only: there is nothing to subtract
+        return  # with one stage there is nothing to subtract
     caption = (
         f"{subject(grid)} Diagonal: a stage's storage minus that of {grid.reference}. Off the diagonal: "
         f"transfer (source → target) minus the target's own (target → target). Red: patching does more "

@@ -1,7 +1,7 @@
 """How far attribution patching is from exact patching, on the pairs of a group that have both.
 
-Nothing here draws. Source of the estimate: Nanda 2023, "Attribution patching"; Syed et al. 2023 (arXiv
-2310.10348); of its failures: Kramár et al. 2024, "AtP*" (arXiv 2403.00745).
+Sources: of the estimate, Nanda 2023, "Attribution patching", and Syed et al. 2023 (arXiv 2310.10348); of its failures,
+Kramár et al. 2024, "AtP*" (arXiv 2403.00745).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cells:
-    """Both values of every cell of one (source, target), of the pairs where all of them are there."""
+    """Estimated and exact values of every cell of one (source, target), for pairs that have both everywhere."""
 
     estimate: np.ndarray
     """Logit difference by attribution patching, nats, dims pair x layer x token."""
     exact: np.ndarray
-    """The same by exact patching; NaN in both after the end of a shorter statement."""
+    """The same by exact patching; both are NaN after the end of a shorter statement."""
     corrupt: np.ndarray
     """Unpatched logit difference, nats, dims pair x 1 x 1."""
     rows: np.ndarray
-    """Which pairs of the sample these are, dims pair."""
+    """Indices of these pairs in the sample, dims pair."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Miss:
     """|estimate - exact|."""
     layer: int
     head: int | None
-    """With site `z`: of which head."""
+    """With site `z`: the head."""
     token: str
     """Label of the token."""
     pair: int
@@ -67,7 +67,7 @@ class Agreement:
     effect: Estimate
     """Pearson r, over the cells of all pairs, of the change that the patch makes (patched - unpatched)."""
     logit_diff: Estimate
-    """Pearson r of the patched logit difference itself; differences between pairs raise it."""
+    """Pearson r of the patched logit difference itself, which is higher because pairs differ."""
     mean_miss: Estimate
     """Mean |estimate - exact| over cells, nats."""
     largest: Miss
@@ -75,10 +75,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ExactSample:
-    """The pairs of an attribution group that were patched exactly too.
+    """The pairs of an attribution group that were also patched exactly.
 
-    Example
-    -------
+    Examples
+    --------
     >>> sample.agreement("base", "instruct").n_pairs
     4
     """
@@ -92,9 +92,9 @@ class ExactSample:
     labels: np.ndarray
     """Text of each token, dims pair x token."""
     inside: np.ndarray
-    """Whether a token is one of the statement, dims pair x token."""
+    """Whether a token belongs to the statement, dims pair x token."""
     clean: tuple[str, ...]
-    """The true statement of each pair; empty where the store has none."""
+    """The true statement of each pair; empty if the store has none."""
     corrupt: tuple[str, ...]
     """The false statement of each pair."""
     estimate: np.ndarray
@@ -141,7 +141,7 @@ class ExactSample:
         return all(len(self.cells(s, t).rows) == len(self.pairs) for s in self.sources for t in self.targets)
 
     def cells(self, source: str, target: str) -> Cells:
-        """Return both values of every cell, of the pairs where all of them and the unpatched value are there."""
+        """Return the cells of the pairs that have both values everywhere, and the unpatched value."""
         s, t = self.sources.index(source), self.targets.index(target)
         inside = np.broadcast_to(self.inside[:, None, :], self.exact.shape[2:])
         both = np.isfinite(self.estimate[s, t]) & np.isfinite(self.exact[s, t])
@@ -150,10 +150,10 @@ class ExactSample:
         return Cells(estimate, exact, self.unpatched[t][rows, None, None], rows)
 
     def agreement(self, source: str, target: str) -> Agreement | None:
-        """Return how estimate and exact values of one (source, target) agree; None where no pair has both.
+        """Compare estimates and exact values of one (source, target); None if no pair has both.
 
-        All cells of the statements count, also those that no patch can change. Intervals are percentile
-        bootstrap intervals over pairs; the largest miss has none, since resampling can only lower a maximum.
+        All cells of the statements count, including those that no patch can change. Intervals are percentile bootstrap
+        intervals over pairs; the largest miss has none, because resampling can only lower a maximum.
         """
         cells = self.cells(source, target)
         if not len(cells.rows):

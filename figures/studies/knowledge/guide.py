@@ -7,7 +7,7 @@ GUIDE = (
         "The experiment",
         "A true and a false statement differ in one word. The activation of the true run (clean, in the "
         "source stage) at one layer and one token replaces that of the false run (corrupt, in the target "
-        "stage), and the run goes on. Where this turns the answer towards TRUE, the activation carries the "
+        "stage), and the run continues. Where this turns the answer towards TRUE, the activation carries the "
         "fact. Source = target is storage; another source is transfer: forward from an earlier stage into a "
         "later one, backward the other way.",
     ),
@@ -18,33 +18,33 @@ GUIDE = (
     ),
     (
         "Storage and transfer tables",
-        "Pearson r near 1 and small maxima mean: the same layers and tokens matter, to the same degree. K "
+        "Pearson r near 1 and small maxima mean that the same layers and tokens matter to the same degree. K "
         "is the maximum over subject and object tokens only. Normalised values hide an overall gain or "
-        "loss; raw values (nats) show it. Intervals are over pairs. Read those of max and K as “no larger "
+        "loss, which raw values (nats) show. Intervals are over pairs. Read those of max and K as “no larger "
         "than”, those of r as “no less than”.",
     ),
     (
         "Heat maps",
         "Rows are layers, the first on top; columns are the tokens of the statement, subject [s] and object "
         "[o] in colour. Rows of panels are sources, columns of panels targets, the diagonal is storage. "
-        "Normalised panels show where patching works best, each by its own range; panels in nats share one "
+        "Normalised panels show where patching works best, each on its own range; panels in nats share one "
         "scale, red where the patched run answers TRUE.",
     ),
     (
         "Difference maps",
         "On the diagonal a stage minus base; elsewhere transfer minus the target's own activation. Neutral "
-        "means no difference, blue that patching does less than what is subtracted, red that it does more.",
+        "means no difference, blue that patching does less than the map subtracted, red that it does more.",
     ),
     (
         "Attention heads",
-        "Drawn where single heads were patched: the change of the answer by one head at one token, in nats. "
-        "Small next to whole sites, as a head is one of many that write into the stream.",
+        "Drawn if single heads were patched: the change of the answer by one head at one token, in nats. It is "
+        "small compared with whole sites, because a head is one of many that write into the stream.",
     ),
     (
         "Recovery",
-        "0: patching changed nothing; 1: the patched run answers as the clean run. A dashed line (transfer) "
-        "below the solid one (own) in the same panel: the target makes less of the other stage's activation "
-        "than of its own.",
+        "0: patching changed nothing; 1: the patched run answers like the clean run. If a dashed line (transfer) "
+        "lies below the solid one (own) of the same panel, the target makes less use of the other stage's "
+        "activation than of its own.",
     ),
 )
 """How to read each kind of figure: heading and text."""
@@ -52,11 +52,11 @@ GUIDE = (
 ESTIMATE_GUIDE = (
     (
         "Attribution patching",
-        "Where a title says so, no activation was put in: the change of the answer is estimated from its slope "
-        "at the unpatched corrupt run (first order), for all layers and tokens from one backward pass. Large "
-        "moves through norms and saturated attention miss, worst in early layers. The attribution table and the "
-        "scatter figures show estimate against exact patching on a sample of pairs: look at them before you "
-        "trust a map, and repeat with exact patching what you build on.",
+        "Where a title says so, no activation was replaced: the change of the answer is estimated from its gradient "
+        "at the unpatched corrupt run (first order), for all layers and tokens from one backward pass. The estimate "
+        "is poor for large changes through norms and saturated attention, above all in early layers. The attribution "
+        "table and the scatter figures compare it with exact patching on a sample of pairs: look at them before you "
+        "trust a map, and confirm what you build on with exact patching.",
     ),
 )
-"""Added to the guide where a set holds estimates."""
+"""Added to the guide if a set has estimates."""

@@ -1,7 +1,7 @@
 """Heat maps of single attention heads (site `z`): layer x head, by the role of the token.
 
-Nothing is normalised: a head moves the answer little, and bins over each map's own range would make noise look like a
-place.
+Nothing is normalised: a single head has little effect, and bins over each map's own range would make noise look like
+structure.
 """
 
 from __future__ import annotations
@@ -21,16 +21,12 @@ CHANGE = "mean change of the\nlogit difference, nats"
 
 
 def heads(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
-    """Yield, per set of single heads, the mean change of the answer by layer and head, a column of panels per role.
+    """Yield `knowledge/<set>/heads`: mean change of the answer by layer and head, a column of panels per role.
 
-    Example
-    -------
-    >>> [drawing.name for drawing in heads([grid])]
-    ['knowledge/cities/heads']
-
-    Arguments
-    ---------
-    sets: as read from the store, nats; those of other sites give nothing.
+    Parameters
+    ----------
+    sets
+        As read from the store, nats; sets of other sites are skipped.
     """
     for grid in sets:
         if not grid.heads:
@@ -59,11 +55,11 @@ def heads(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
             caption=(
                 f"{grid.family + ', ' if grid.family else ''}{titled(grid, grid.name)}: output of one attention head "
                 "of the clean (true) run in the source stage put into the corrupt (false) run in the target stage, "
-                "at one layer and token at a time. Mean over pairs of how much that changes logit(TRUE) - "
-                "logit(FALSE) at the last position (patched - unpatched), nats, and over the tokens of a role; not "
-                "normalised, one colour scale for all panels, centred on 0: red towards TRUE. Columns of panels: "
-                "role of the patched token; rows: source → target, storage (bold) first. Heads act together, so "
-                f"their changes need not add up to that of the whole attention. {pairs_in_words(grid)}"
+                "at one layer and token at a time. Mean change of logit(TRUE) - logit(FALSE) at the last position "
+                "(patched - unpatched), nats, over pairs and over the tokens of a role; not normalised, one colour "
+                "scale for all panels, centred on 0: red towards TRUE. Columns of panels: role of the patched token; "
+                f"rows: source → target, storage (bold) first. Heads act together, so their changes need "
+                f"not add up to that of the whole attention. {pairs_in_words(grid)}"
             ),
             alt=(
                 f"{titled(grid, f'Heat maps of {grid.name}')}, change of the answer by patching one attention head, "
@@ -85,10 +81,10 @@ def heads(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
 def head_map(grid: PatchGrid, cell: tuple[str, str], role: str) -> np.ndarray | None:
     """Return the mean change by patching each head at the tokens of a role, nats, dims layer x head.
 
-    None where no pair is finished.
+    None if no pair is finished.
 
-    Example
-    -------
+    Examples
+    --------
     >>> head_map(grid, ("base", "instruct"), "last").shape
     (8, 4)
     """

@@ -1,7 +1,7 @@
 """Heat maps of the knowledge study: where facts are stored, and whether another stage can read them.
 
-Each function takes the study's sets and yields one drawing a set. Rows are sources, columns targets; the
-diagonal is *storage* (source = target), the rest *transfer*.
+Each function yields one drawing per set. Rows are sources, columns targets; the diagonal is *storage* (source =
+target), the rest *transfer*.
 
 Source: Du et al. 2025 (arXiv 2504.02904), section "Knowledge Storage and Representation".
 """
@@ -33,16 +33,12 @@ NATS = "mean logit difference, nats"
 
 
 def heatmaps(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
-    """Yield, per set, the normalised heat map of every (source, target).
+    """Yield `knowledge/<set>/heatmaps`: the normalised heat map of every (source, target).
 
-    Example
-    -------
-    >>> [drawing.name for drawing in heatmaps([grid])]
-    ['knowledge/cities/heatmaps']
-
-    Arguments
-    ---------
-    sets: as read from the store; values in nats, normalised here panel by panel.
+    Parameters
+    ----------
+    sets
+        As read from the store, nats; normalised here panel by panel.
     """
     for grid in by_token(sets):
         scale = theme.normalised_scale("normalised effect of patching")
@@ -60,13 +56,7 @@ def heatmaps(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
 
 
 def heatmaps_raw(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
-    """Yield, per set, the mean logit difference of every (source, target) on one colour scale, nats.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in heatmaps_raw([grid])]
-    ['knowledge/cities/heatmaps_raw']
-    """
+    """Yield `knowledge/<set>/heatmaps_raw`: the mean logit difference of every (source, target), nats."""
     for grid in by_token(sets):
         scale = theme.centred_scale([grid.mean(s, t) for s in grid.sources for t in grid.targets], NATS)
         yield Drawing(

@@ -1,4 +1,4 @@
-"""Where an activation was patched: a layer, or at `z` a layer and a head."""
+"""Where an activation was patched: a layer, or for `z` a layer and a head."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def by_place(variable: xr.DataArray) -> np.ndarray:
     """Return values of a patching grid, dims source x target x pair x place x token, heads within layers.
 
-    Example
-    -------
+    Examples
+    --------
     >>> dims = ("source", "target", "pair", "layer", "head", "token")
     >>> by_place(xr.DataArray(np.zeros((3, 3, 24, 8, 4, 14)), dims=dims)).shape
     (3, 3, 24, 32, 14)
@@ -26,10 +26,10 @@ def by_place(variable: xr.DataArray) -> np.ndarray:
 
 
 def layers_and_heads(dataset: xr.Dataset) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the layer of every place, and the numbers of the heads (none where sites are whole).
+    """Return the layer of every place, and the numbers of the heads (none for whole sites).
 
-    Example
-    -------
+    Examples
+    --------
     >>> layers_and_heads(xr.Dataset({"logit_diff": (("layer", "head"), np.zeros((2, 3)))}))
     ((0, 0, 0, 1, 1, 1), (0, 1, 2))
     """

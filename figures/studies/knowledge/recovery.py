@@ -1,4 +1,4 @@
-"""Line figure of the knowledge study: at which layers does which kind of token carry the fact?"""
+"""Line figure of the share recovered by patching, by layer and token role."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.measures.intervals import RESAMPLES, SEED
 from posttrace.figures.measures.patching import recovered_share_interval
-from posttrace.figures.studies.knowledge.captions import (
-    heading_line,
-    pairs_in_words,
-    titled,
-)
+from posttrace.figures.studies.knowledge.captions import heading_line, pairs_in_words, titled
 from posttrace.figures.studies.knowledge.data import ROLES, PatchGrid, by_token, usable
 
 if TYPE_CHECKING:
@@ -27,24 +23,19 @@ Cell = tuple[str, str]
 
 
 def recovery(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
-    """Yield, per set, the share of the clean-corrupt gap that patching recovers, by layer and token role.
+    """Yield `knowledge/<set>/recovery`: the share of the clean-corrupt gap that patching recovers.
 
-    Example
-    -------
-    >>> [drawing.name for drawing in recovery([grid])]
-    ['knowledge/cities/recovery']
-
-    Arguments
-    ---------
-    sets: as read from the store; values in nats. The share is without unit: 0 as the corrupt run, 1 as the
-        clean run.
+    Parameters
+    ----------
+    sets
+        As read from the store, nats. The share has no unit: 0 is the corrupt run, 1 the clean run.
     """
     for grid in by_token(sets):
         roles = [role for role in ROLES if role in grid.roles]
         rows = [("storage", [(stage, stage) for stage in grid.stages])]
         rows += [(f"into {target}", [(source, target) for source in grid.sources]) for target in grid.targets]
         rows = [(name, cells) for name, cells in rows if any(usable(grid, cell).any() for cell in cells)]
-        # With one stage storage is all there is.
+        # With one stage there is only storage.
         rows = rows if len(grid.sources) > 1 else rows[:1]
         if not rows:
             continue
@@ -52,11 +43,10 @@ def recovery(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
             name=f"knowledge/{grid.name}/recovery",
             heading=titled(grid, "Recovery by token role"),
             caption=(
-                f"{grid.family + ', ' if grid.family else ''}{titled(grid, grid.name)}: "
-                f"share of the gap between the corrupt "
-                f"and the clean answer that patching one token at one layer recovers, (patched - corrupt) / "
-                f"(clean - corrupt) of the mean logit differences (clean in the source, corrupt in the target "
-                f"stage; not binned): 0 as the corrupt run, 1 as the clean run. Mean over the tokens of a role, "
+                f"{grid.family + ', ' if grid.family else ''}{titled(grid, grid.name)}: share of the gap between "
+                "the corrupt and the clean answer that patching one token at one layer recovers, (patched - corrupt) "
+                f"/ (clean - corrupt) of the mean logit differences (clean in the source, corrupt in the target "
+                f"stage; not binned): 0 like the corrupt run, 1 like the clean run. Mean over the tokens of a role, "
                 f"so a role with several tokens can stay low although one of them carries much. First row: "
                 f"storage (source = target); further rows: patched into one target from each source, own "
                 f"activations solid and others dashed. Bands: 95 % percentile interval, {RESAMPLES} resamples "
@@ -97,19 +87,19 @@ def _draw(grid: PatchGrid, roles: Sequence[str], rows: Sequence[tuple[str, Seque
             ax.set_title(f"{role} token" + ("s" if role != "last" else ""), pad=4)
         for ax in axes.flat:
             for level in (0, 1):
-                ax.axhline(level, color="#c3c8cf", linewidth=0.6, zorder=0)
+                ax.axhline(level, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_yticks([0, 0.5, 1])
             ax.set_xlim(grid.layers[0] - 0.2, grid.layers[-1] + 0.2)
-            ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+            theme.whole_numbers(ax.xaxis, nbins=6)
         for ax in axes[-1]:
             ax.set_xlabel("layer", labelpad=2)
-        figure.suptitle(heading_line(grid, "recovered share"), x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, heading_line(grid, "recovered share"))
         _legend(figure, colours, [cell for _, cells in rows for cell in cells])
     return figure
 
 
 def _curves(grid: PatchGrid, cell: Cell, roles: Sequence[str], pairs: np.ndarray) -> list[np.ndarray]:
-    """Share, low, high per role, dims 3 x layer."""
+    """Return share, low and high for each role, dims 3 x layer."""
     values = grid.patched(*cell, pairs).astype(np.float64)
     by_role = np.stack(
         [values[..., [r == role for r in grid.roles]].mean(axis=-1) for role in roles], axis=-1
@@ -120,17 +110,11 @@ def _curves(grid: PatchGrid, cell: Cell, roles: Sequence[str], pairs: np.ndarray
 
 
 def strokes(position: int, own: bool) -> dict[str, Any]:
-    """Return the line of the source at a position among the stages, so that lines that coincide all stay visible.
-
-    Example
-    -------
-    >>> strokes(0, own=True)["linewidth"] > strokes(1, own=True)["linewidth"]
-    True
-    """
+    """Return the line style of the source at a position among the stages; coinciding lines all stay visible."""
     if own:
-        # Later stages are drawn above earlier ones, and thinner.
+        # Later stages are drawn on top of earlier ones, and thinner.
         return {"linestyle": "-", "linewidth": max(2.6 - 0.8 * position, 0.8)}
-    # Above the own line; the dashes of one source fall into the gaps of the next.
+    # On top of the own line; the dashes of one source fall into the gaps of the next.
     return {"linestyle": (3.0 * position, (3.0, 3.0)), "linewidth": 1.0, "zorder": 3}
 
 
@@ -141,11 +125,9 @@ def _band(ax: Axes, layers: Sequence[int], curve: np.ndarray, colour: str, strok
 
 
 def _legend(figure: Figure, colours: dict[str, str], cells: Sequence[Cell]) -> None:
-    from matplotlib.lines import Line2D
-
     sources = list(dict.fromkeys(source for source, _ in cells))
-    handles = [Line2D([], [], color=colours[source], label=f"from {source}") for source in sources]
+    handles = [theme.key(color=colours[source], label=f"from {source}") for source in sources]
     if len(sources) > 1:
-        handles.append(Line2D([], [], color=theme.MUTED, label="own", linestyle="-"))
-        handles.append(Line2D([], [], color=theme.MUTED, label="transfer", **strokes(0, own=False)))
+        handles.append(theme.key(color=theme.MUTED, label="own", linestyle="-"))
+        handles.append(theme.key(color=theme.MUTED, label="transfer", **strokes(0, own=False)))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), handlelength=2.4)

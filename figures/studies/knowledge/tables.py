@@ -1,4 +1,4 @@
-"""Tables of the knowledge study: how alike two patching matrices are, and whether the stages know the facts at all.
+"""Tables of the knowledge study: how similar two patching matrices are, and whether the stages know the facts.
 
 Source: Du et al. 2025 (arXiv 2504.02904), table on knowledge storage; the intervals are ours.
 """
@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posttrace.figures import published
-from posttrace.figures.measures.intervals import (
-    CONFIDENCE,
-    RESAMPLES,
-    SEED,
-    Estimate,
-    bootstrap_mean,
-)
+from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Estimate, bootstrap_mean
 from posttrace.figures.measures.patching import compare
 from posttrace.figures.studies.knowledge.data import ESTIMATE, PatchGrid
 from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
@@ -56,10 +50,10 @@ class Comparison:
 
 
 def comparisons(grid: PatchGrid) -> list[Comparison]:
-    """Return what a set's matrices allow: storage against the reference stage, transfer against the target's own.
+    """Return the comparisons of a set: storage with the reference stage's, transfer with the target's own.
 
-    Example
-    -------
+    Examples
+    --------
     >>> [c.kind for c in comparisons(grid)]        # stages base and instruct
     ['storage', 'forward', 'backward']
     """
@@ -77,16 +71,12 @@ def comparisons(grid: PatchGrid) -> list[Comparison]:
 
 
 def statistics(sets: Sequence[PatchGrid]) -> Iterator[Table]:
-    """Yield the tables `knowledge_storage` and `knowledge_transfer`: rows are statistics, columns sets.
+    """Yield the tables `knowledge_storage` and `knowledge_transfer`; rows are statistics, columns sets.
 
-    Example
-    -------
-    >>> [table.name for table in statistics([grid])]
-    ['knowledge_storage', 'knowledge_transfer']
-
-    Arguments
-    ---------
-    sets: as read from the store, nats. Each comparison uses the pairs finished in both matrices.
+    Parameters
+    ----------
+    sets
+        As read from the store, nats. Each comparison uses the pairs finished in both matrices.
     """
     import pandas as pd
 
@@ -113,13 +103,7 @@ def statistics(sets: Sequence[PatchGrid]) -> Iterator[Table]:
 
 
 def judgement(sets: Sequence[PatchGrid]) -> Iterator[Table]:
-    """Yield the table `knowledge_judgement`: unpatched logit differences, and how often both halves are judged right.
-
-    Example
-    -------
-    >>> [table.name for table in judgement([grid])]
-    ['knowledge_judgement']
-    """
+    """Yield `knowledge_judgement`: unpatched logit differences, and how often both halves are judged right."""
     import pandas as pd
 
     tidy, blocks = [], []
@@ -148,9 +132,7 @@ def judgement(sets: Sequence[PatchGrid]) -> Iterator[Table]:
             f"is low, the maps show little about knowledge. {interval_words()}"
         )
         if estimated := _estimated(sets):
-            caption += (
-                f" These are unpatched runs, exact also in {estimated}; {ESTIMATE} is of the patched ones."
-            )
+            caption += f" These are unpatched runs, exact also in {estimated}; {ESTIMATE} concerns patched runs only."
         yield Table(
             name="knowledge_judgement",
             heading="Judgement: does each stage know the facts?",
@@ -186,7 +168,7 @@ def _block(comparison: Comparison, sets: Sequence[PatchGrid], results: dict) -> 
         rows.append(Row(label, tuple(cells)))
         reference = published.STORAGE[statistic]
         if (comparison.first, comparison.second) == published.STORAGE_COMPARED and scale == "normalised":
-            # The paper's values are exact; next to estimates they would invite a meaningless comparison.
+            # The paper's values are exact; next to estimates they would be misleading.
             exact = {grid.name for grid in sets if not grid.estimate}
             if any(name in reference for name in exact):
                 theirs = tuple(
@@ -232,7 +214,7 @@ def _numbers(grid: PatchGrid, estimate: Estimate) -> dict:
 
 
 def _unpatched(grid: PatchGrid, stage: str) -> np.ndarray:
-    """Clean, corrupt, and whether both are right, of pairs where both are there; dims pair x 3."""
+    """Return clean, corrupt, and whether both are right, for pairs that have both; dims pair x 3."""
     if stage not in grid.stages:
         return np.empty((0, 3))
     clean, corrupt = grid.unpatched(stage, stage, slice(None))
@@ -241,10 +223,10 @@ def _unpatched(grid: PatchGrid, stage: str) -> np.ndarray:
 
 
 def column_names(sets: Sequence[PatchGrid]) -> tuple[str, ...]:
-    """Return a heading for each set's column, which says so where its values are estimates.
+    """Return a heading for each set's column, marked if its values are estimates.
 
-    Example
-    -------
+    Examples
+    --------
     >>> column_names([grid])
     ('cities',)
     """
@@ -252,7 +234,7 @@ def column_names(sets: Sequence[PatchGrid]) -> tuple[str, ...]:
 
 
 def _titled(sets: Sequence[PatchGrid], heading: str) -> str:
-    """The heading, and the method where values are estimates; and of which sets, where only some are."""
+    """Add the method to a heading if values are estimates, and of which sets if only some are."""
     estimated = _estimated(sets)
     some = "" if all(grid.estimate for grid in sets) else f" in {estimated}"
     return f"{heading} · {ESTIMATE}{some}" if estimated else heading
@@ -268,7 +250,7 @@ def _estimate_words(sets: Sequence[PatchGrid]) -> str:
 
 
 def _with_method(sets: Sequence[PatchGrid], tidy: pd.DataFrame) -> pd.DataFrame:
-    """The tidy table, with a column for the method where a set's values are estimates."""
+    """Add a column for the method to the tidy table if any set's values are estimates."""
     if _estimated(sets):
         methods = {grid.name: "attribution" if grid.estimate else "exact" for grid in sets}
         tidy.insert(4, "method", tidy["set"].map(methods))
@@ -283,8 +265,8 @@ def _caption(sets: Sequence[PatchGrid]) -> str:
         f"Normalised: 20 equal bins over the range of M, the lower ten 0, the upper ten 0.1 to 1.0, as in "
         f"{published.PAPER_TITLE}; raw: M itself, nats. K: max |M1 − M2| over the subject and object tokens "
         f"only (knowledge tokens in free-form sets). {interval_words()} The same pairs are drawn for both "
-        f"matrices. Resampling adds noise, so intervals lean low for r and high for max and K, and can "
-        f"leave the estimate out."
+        f"matrices. Resampling adds noise, so intervals are biased low for r and high for max and K, and can "
+        f"exclude the estimate."
     )
 
 

@@ -33,7 +33,7 @@ STUDY = Study(
         ),
         Figure(
             "refusal/coefficients",
-            "lines: refusals, log-odds and text against the length of what is added",
+            "lines: refusals, log-odds and mean NLL against the length of the added vector",
             "posttrace.figures.studies.refusal.coefficients:coefficients",
         ),
     ),

@@ -1,4 +1,4 @@
-"""Lines of refusals, log-odds and text against the length of what is added."""
+"""Line figure of refusals, log-odds and mean NLL against the length of the added vector."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 
 def coefficients(groups: Sequence[Refusal]) -> Iterator[Drawing]:
-    """Yield scores against the length of what is added; nothing where no coefficient was searched.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in coefficients([refusal])]
-    ['refusal/coefficients']
-    """
+    """Yield `refusal/coefficients`: scores against the length of the added vector, if coefficients were searched."""
     for group in groups:
         if "search_refused" not in group.data:
             continue
@@ -37,11 +31,11 @@ def coefficients(groups: Sequence[Refusal]) -> Iterator[Drawing]:
             caption=(
                 f"{group.incomplete}{group.family}: harmless validation prompts (n = "
                 f"{group.data.attrs['n_validation'][1]}) answered with each stage's own direction added, against the "
-                "length of what is added, in multiples of the distance of the class means. Left: share of answers "
-                "that begin with a refusal phrase, 95% Wilson intervals; middle: mean log-odds of refusal at the "
-                "first token; right: mean negative log-likelihood of the answer in the unsteered stage, from its "
-                "second token on, with 95% bootstrap intervals over prompts. Ring: chosen, the smallest with nearly "
-                "the largest share (within 0.05), or once the distance where nothing is refused."
+                "length of the added vector, in multiples of the distance between the class means. Left: share of "
+                "answers that begin with a refusal phrase, 95% Wilson intervals; middle: mean log-odds of refusal at "
+                "the first token; right: mean negative log-likelihood of the answer in the unsteered stage, from its "
+                "second token on, with 95% bootstrap intervals over prompts. Ring: chosen, the smallest coefficient "
+                "with a share within 0.05 of the largest, or the distance itself if nothing is refused."
             ),
             alt="Lines of refusal share, log-odds and mean NLL over the coefficient, one for each stage.",
             figure=_draw_search(group, finite),
@@ -59,7 +53,7 @@ def _draw_search(group: Refusal, finite: np.ndarray) -> Figure:
             [
                 ("search_refused", "share of refusals"),
                 ("search_log_odds", "log-odds of refusal, nats"),
-                ("search_mean_nll", "mean NLL, nats a token"),
+                ("search_mean_nll", "mean NLL, nats per token"),
             ],
             strict=True,
         ):
@@ -93,10 +87,8 @@ def _draw_search(group: Refusal, finite: np.ndarray) -> Figure:
             ax.set_xlabel("coefficient / distance of the class means", labelpad=2)
             ax.set_ylabel(label, labelpad=2)
         axes[0].set_ylim(-0.04, 1.04)
-        axes[1].axhline(0, color="#c3c8cf", linewidth=0.6, zorder=0)
+        axes[1].axhline(0, color=theme.GUIDE, linewidth=0.6, zorder=0)
         axes[2].set_ylim(bottom=0)
-        figure.suptitle(
-            f"{group.family}  ·  harmless prompts, own direction added", x=0.008, ha="left", fontsize=8
-        )
+        theme.heading(figure, f"{group.family}  ·  harmless prompts, own direction added")
         line_legend(figure, [(colours[group.stages[m]], group.stages[m]) for m in np.flatnonzero(finite)])
     return figure

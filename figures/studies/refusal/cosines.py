@@ -14,13 +14,7 @@ from posttrace.figures.studies.refusal.data import Refusal
 
 
 def cosines(groups: Sequence[Refusal]) -> Iterator[Drawing]:
-    """Yield the cosine similarity of the directions of every two stages, layer by position.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in cosines([refusal])]
-    ['refusal/cosines']
-    """
+    """Yield `refusal/cosines`: the cosine of the directions of every two stages, layer by position."""
     for group in groups:
         pairs = list(combinations(group.stages, 2))
         found = [(f"{a} · {b}", cosine(group.direction(a), group.direction(b))) for a, b in pairs]
@@ -34,8 +28,8 @@ def cosines(groups: Sequence[Refusal]) -> Iterator[Drawing]:
                 f"{group.incomplete}{group.family}: cosine between the refusal directions of two stages at the same "
                 "layer (input of the block) and the same position from the prompt's end; each is the difference of "
                 f"the mean streams of {group.data.attrs['n_direction'][0]} harmful and "
-                f"{group.data.attrs['n_direction'][1]} harmless prompts. White: no direction, since both kinds have "
-                "the same token there. The stages' templates differ, so the same position need not be the same "
+                f"{group.data.attrs['n_direction'][1]} harmless prompts. White: no direction, because both kinds "
+                "have the same token there. The stages' templates differ, so the same position need not be the same "
                 f"token. Two random directions of {group.data.sizes['hidden']} dimensions have a cosine of 0 ± "
                 f"{1 / np.sqrt(group.data.sizes['hidden']):.2f} (standard deviation)."
             ),
@@ -54,10 +48,10 @@ def cosines(groups: Sequence[Refusal]) -> Iterator[Drawing]:
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the cosine along the last axis; NaN where either is.
+    """Return the cosine along the last axis; NaN if either vector is NaN.
 
-    Example
-    -------
+    Examples
+    --------
     >>> cosine(np.array([[3.0, 4.0]]), np.array([[4.0, 3.0]]))
     array([0.96])
     """

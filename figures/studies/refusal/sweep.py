@@ -1,4 +1,4 @@
-"""Lines of the selection sweep: bypass, induce and KL of the direction of every layer and position."""
+"""Line figure of the selection sweep: bypass, induce and KL of the direction of every layer and position."""
 
 from __future__ import annotations
 
@@ -21,17 +21,11 @@ MEASURES = (
     ("induce", "induce: harmless, added", "log-odds, nats", "plain_harmless"),
     ("kl", "KL: harmless, ablated", "KL, nats", None),
 )
-"""Array, title, axis, and the array of what it is without steering."""
+"""Array, title, axis label, and the array of unsteered values."""
 
 
 def sweep(groups: Sequence[Refusal]) -> Iterator[Drawing]:
-    """Yield the selection sweep: a row for each swept stage, a line for each position.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in sweep([refusal])]
-    ['refusal/sweep']
-    """
+    """Yield `refusal/sweep`: a row for each swept stage, a line for each position."""
     for group in groups:
         means = {
             name: np.asarray(group.data[name].mean(name_of_prompts(name), skipna=False))
@@ -48,9 +42,10 @@ def sweep(groups: Sequence[Refusal]) -> Iterator[Drawing]:
                 f"{group.incomplete}{group.family}: means over n = {sizes[0]} harmful and {sizes[1]} harmless "
                 "validation prompts for the direction of every layer (input of the block) and every position of the "
                 "template, counted from the prompt's end. Bypass: log-odds of refusal on harmful prompts with the "
-                "direction ablated; induce: on harmless prompts with distance times direction added; dashed: not "
-                f"steered. KL: of the first token on harmless prompts, plain from ablated, below {KL_SHOWN:g} drawn "
-                "as that; dotted: the largest that qualifies. Grey: layers too deep to qualify. Ring: chosen."
+                "direction ablated; induce: on harmless prompts with the direction added, times the distance between "
+                "the class means; dashed: unsteered. KL: of the first token on harmless prompts, unsteered from "
+                f"ablated, at least {KL_SHOWN:g} for the log axis; dotted: the limit to qualify. Grey: layers too "
+                "deep to qualify. Ring: chosen."
             ),
             alt=f"Lines of bypass, induce and KL over layers for {', '.join(group.stages[m] for m in swept)}.",
             figure=_draw_sweep(group, swept, means),
@@ -63,13 +58,7 @@ KL_SHOWN = 1e-4
 
 
 def name_of_prompts(array: str) -> str:
-    """Return the dimension of the prompts that a sweep array is over.
-
-    Example
-    -------
-    >>> name_of_prompts("bypass")
-    'validation_harmful'
-    """
+    """Return the prompt dimension of a sweep array."""
     return "validation_harmful" if array == "bypass" else "validation_harmless"
 
 
@@ -102,18 +91,18 @@ def _draw_sweep(group: Refusal, swept: Sequence[int], means: dict[str, np.ndarra
                 ax.axvspan(too_deep - 0.5, n - 0.5, color="#eceef1", zorder=0, linewidth=0)
                 _ring(ax, group, m, means[name][m], name)
                 ax.set_xlim(-0.3, n - 0.7)
-                ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+                theme.whole_numbers(ax.xaxis, nbins=6)
                 ax.set_ylabel(label, labelpad=2)
                 ax.set_title(f"{group.stages[m]} · {title}" if m == swept[0] else group.stages[m], pad=3)
         for ax in axes[-1]:
             ax.set_xlabel("layer", labelpad=2)
-        figure.suptitle(f"{group.family}  ·  where the direction is taken", x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, f"{group.family}  ·  where the direction is taken")
         line_legend(figure, [(colours[p], f"position {group.positions[p]}") for p in shown])
     return figure
 
 
 def _position_colours(shown: Sequence[int]) -> dict[int, tuple]:
-    """A colour for each position, dark to light towards the end; safe for colour-blind readers."""
+    """Return a colour for each position, dark to light towards the end; safe for colour-blind readers."""
     from cmcrameri import cm
 
     return {p: cm.batlow(0.05 + 0.7 * i / max(len(shown) - 1, 1)) for i, p in enumerate(shown)}
@@ -136,7 +125,5 @@ def _ring(ax: Axes, group: Refusal, m: int, values: np.ndarray, name: str) -> No
 
 
 def line_legend(figure: Figure, entries: Sequence[tuple]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=colour, label=label, linewidth=1.4) for colour, label in entries]
+    handles = [theme.key(color=colour, label=label, linewidth=1.4) for colour, label in entries]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), handlelength=1.8)

@@ -1,4 +1,4 @@
-"""Tables of the refusal study: what each direction does to each stage, and where the directions were taken.
+"""Tables of the refusal study: the effect of each direction on each stage, and where directions were taken.
 
 Source: Du et al. 2025 (arXiv 2504.02904), table on refusal; intervals, log-odds, text scores and random directions
 are ours.
@@ -12,18 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from posttrace.figures import published
-from posttrace.figures.measures.intervals import (
-    RESAMPLES,
-    SEED,
-    Estimate,
-    bootstrap_mean,
-    wilson_estimate,
-)
+from posttrace.figures.group import names_of
+from posttrace.figures.measures.intervals import RESAMPLES, SEED, Estimate, bootstrap_mean, wilson_estimate
 from posttrace.figures.studies.refusal.data import KINDS, SCORED, Refusal
 from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 
 SHOWN = 5
-"""Instructions of each kind in the table as read, spread over the test prompts; the CSV has all."""
+"""Instructions of each kind in the table, evenly spaced; the CSV has all."""
 
 
 @dataclass(frozen=True)
@@ -36,32 +31,24 @@ class Measure:
     unit: str
     digits: int
     arrows: bool
-    """Whether ablation is meant to lower it and addition to raise it."""
+    """Whether ablation should lower it and addition raise it."""
 
 
 MEASURES = (
     Measure("refused", "Refusal: share of answers that begin with a refusal phrase",
             "Share of answers that begin with a refusal phrase", "share", 2, True),
     Measure("log_odds", "Refusal without phrases: log-odds of the first token",
-            "Mean log P(refusal opening) - log P(compliant opening) at the first new token, nats", "nats", 2, True),
+            "Mean log P(refusal) - log P(compliance) at the first new token, nats", "nats", 2, True),
     Measure("mean_nll", "Mean negative log-likelihood: is the text likely without steering?",
             "Mean negative log-likelihood of the answer in the same stage unsteered, from its second token on, "
-            "nats a token",
-            "nats a token", 2, False),
+            "nats per token", "nats a token", 2, False),
     Measure("repeated", "Repetition: does the text go round in circles?",
-            "Mean share of an answer's pairs of neighbouring tokens that it had before",
-            "share", 3, False),
+            "Mean share of adjacent token pairs that occurred in the answer before", "share", 3, False),
 )  # fmt: skip
 
 
 def scores(groups: Sequence[Refusal]) -> Iterator[Table]:
-    """Yield a table for each measure: rows harmful and harmless, columns what was done, a block for each stage.
-
-    Example
-    -------
-    >>> [table.name for table in scores([refusal])][:2]
-    ['refusal_refused', 'refusal_log_odds']
-    """
+    """Yield `refusal_<measure>`: rows harmful and harmless, columns directions, a block for each stage."""
     import pandas as pd
 
     for group in groups:
@@ -81,13 +68,7 @@ def scores(groups: Sequence[Refusal]) -> Iterator[Table]:
 
 
 def selection(groups: Sequence[Refusal]) -> Iterator[Table]:
-    """Yield the table of where each stage's direction was taken, and what the validation prompts said there.
-
-    Example
-    -------
-    >>> [table.name for table in selection([refusal])]
-    ['refusal_selection']
-    """
+    """Yield `refusal_selection`: where each stage's direction was taken, and its scores on validation prompts."""
     import pandas as pd
 
     columns = (
@@ -131,12 +112,12 @@ def selection(groups: Sequence[Refusal]) -> Iterator[Table]:
                 heading="Where the directions are taken",
                 caption=(
                     f"{group.incomplete}{group.family}: input of block `layer` at token `position` from the prompt's "
-                    f"end. Distance: of the class means over {_sizes(sizes['n_direction'])} prompts (length in the "
-                    f"stream); added: length of what is added. On {_sizes(sizes['n_validation'])} validation "
+                    f"end. Distance: between the class means of {_sizes(sizes['n_direction'])} prompts (length in the "
+                    f"stream); added: length of the added vector. On {_sizes(sizes['n_validation'])} validation "
                     "prompts, means, nats: bypass (harmful, ablated), induce (harmless, distance times direction "
                     "added), KL (harmless, ablated). A place qualifies with induce > 0, KL at most "
-                    f"{sizes['max_kl']:g} and layer below {sizes['max_depth']:g} of the depth; of these the lowest "
-                    "bypass is taken, and without any the lowest bypass with the last conditions kept that can be."
+                    f"{sizes['max_kl']:g} and layer below {sizes['max_depth']:g} of the depth; the lowest bypass among "
+                    "these is chosen. If none qualifies, the condition on induce is dropped first, then that on KL."
                 ),
                 columns=columns,
                 blocks=(Block("stage", tuple(rows)),),
@@ -145,10 +126,10 @@ def selection(groups: Sequence[Refusal]) -> Iterator[Table]:
 
 
 def estimate(values: np.ndarray, share: bool) -> Estimate:
-    """Return the mean with its interval over prompts: Wilson's for a share, else bootstrap; NaN values are left out.
+    """Return the mean of finite values with its interval over prompts: Wilson for a share, otherwise bootstrap.
 
-    Example
-    -------
+    Examples
+    --------
     >>> estimate(np.array([1.0, 1.0]), share=True).value
     1.0
     """
@@ -157,13 +138,7 @@ def estimate(values: np.ndarray, share: bool) -> Estimate:
 
 
 def completions(groups: Sequence[Refusal]) -> Iterator[Table]:
-    """Yield answers side by side, a block for each instruction, a column for each stage.
-
-    Example
-    -------
-    >>> [table.name for table in completions([refusal])]
-    ['refusal_completions']
-    """
+    """Yield `refusal_completions`: a block for each instruction, a column for each stage."""
     import pandas as pd
 
     for group in groups:
@@ -178,8 +153,8 @@ def completions(groups: Sequence[Refusal]) -> Iterator[Table]:
             caption=(
                 f"{group.incomplete}{group.family}: greedy answers of at most {group.data.attrs['new_tokens']} "
                 f"tokens to {SHOWN} of {group.planned('harmful')} harmful and {SHOWN} of {group.planned('harmless')} "
-                "harmless test prompts, evenly spaced, not picked. Harmful: direction ablated; harmless: direction "
-                "added. An answer that begins with a refusal phrase is marked with ×. The CSV has all prompts, both "
+                "harmless test prompts, evenly spaced, not selected. Harmful: direction ablated; harmless: direction "
+                "added. × marks an answer that begins with a refusal phrase. The CSV has all prompts, both "
                 "interventions and all directions."
             ),
             columns=group.stages,
@@ -272,18 +247,16 @@ def _caption(group: Refusal, measure: Measure) -> str:
         else f"95% percentile bootstrap interval over prompts, {RESAMPLES} resamples, seed {SEED}"
     )
     random = (
-        f" Random: mean of {len(group.random)} random directions, in brackets the smallest and the largest of them."
+        f" Random: mean of {len(group.random)} random directions, in brackets the smallest and the largest."
         if group.random
         else ""
     )
     return (
         f"{group.incomplete}{group.family}: {measure.words}; greedy answers of {group.data.attrs['new_tokens']} "
-        f"tokens to "
-        f"n = {group.planned('harmful')} harmful and {group.planned('harmless')} harmless test prompts. Columns: not "
-        f"steered, the target's own direction, the other stages' directions; ablated for harmful, added for harmless "
-        f"prompts, all added in the same block and with the same length. Brackets: {how}.{random} The CSV has "
-        f"ablation "
-        f"and addition for both kinds and every direction."
+        f"tokens to n = {group.planned('harmful')} harmful and {group.planned('harmless')} harmless test prompts. "
+        "Columns: unsteered, the target's own direction, the other stages' directions; ablated for harmful, added for "
+        "harmless prompts, all added in the same block and with the same length. "
+        f"Brackets: {how}.{random} The CSV has ablation and addition for both kinds and every direction."
     )
 
 
@@ -298,7 +271,9 @@ def _spread(prompts: np.ndarray) -> np.ndarray:
 def _answers(group: Refusal, kind: str, prompt: int) -> Block:
     done = SCORED[kind]
     verb = {"ablation": "without", "addition": "with"}[done]
-    rows = [Row("as it is", tuple(_answer(group, target, target, "none", prompt) for target in group.stages))]
+    rows = [
+        Row("unsteered", tuple(_answer(group, target, target, "none", prompt) for target in group.stages))
+    ]
     for direction in [*group.stages, *group.random[:1]]:
         cells = tuple(_answer(group, direction, target, done, prompt) for target in group.stages)
         rows.append(Row(f"{verb} {direction}", cells))
@@ -310,7 +285,7 @@ def _answer(group: Refusal, direction: str, target: str, intervention: str, prom
     at = dict(
         direction=group.directions.index(direction),
         target=group.stages.index(target),
-        intervention=[str(i) for i in group.data["intervention"].values].index(intervention),
+        intervention=names_of(group.data, "intervention").index(intervention),
         prompt=prompt,
     )
     if not np.isfinite(float(group.data["log_odds"].isel(at))):
@@ -320,13 +295,13 @@ def _answer(group: Refusal, direction: str, target: str, intervention: str, prom
 
 
 def _plain(text: str) -> str:
-    """One line of text that can be seen."""
+    """Return text on one line; never empty."""
     return " ".join(text.split()) or "(nothing)"
 
 
 def _tidy_answers(group: Refusal) -> Iterator[dict]:
     data = group.data
-    interventions = [str(i) for i in data["intervention"].values]
+    interventions = names_of(data, "intervention")
     arrays = {
         name: data[name].values
         for name in ("log_odds", "refused", "phrase", "completion", "mean_nll", "repeated")

@@ -13,7 +13,7 @@ STUDY = Study(
         ),
         Figure(
             "trace/completions",
-            "table: what every stage goes on to say, with and without the steers (jobs that generate)",
+            "table: how every stage continues the prompts, with and without steering (jobs that generate)",
             "posttrace.figures.studies.trace.tables:completions",
         ),
     ),

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import xarray as xr
+from posttrace.figures.group import StageGroup
 
 
 @dataclass(frozen=True)
-class TraceGroup:
+class TraceGroup(StageGroup):
     """One group of a `trace` store."""
-
-    data: xr.Dataset
 
     @property
     def name(self) -> str:
-        """Which group: `output`, `completion`, or `activation` of a read or of source prompts."""
+        """Which group: `output`, `completion`, or `activation` (of a read or of source prompts)."""
         known = {"logprob": "output", "completion": "completion"}
         return next((name for array, name in known.items() if array in self.data), "activation")
 
     @property
     def any_finished(self) -> bool:
-        """Whether it has something to draw; activations are not drawn."""
+        """Whether there is something to draw; activations are not drawn."""
         return self._n_finished > 0
 
     @property
     def progress(self) -> str:
-        """How far it is, in words."""
+        """How much is done, in words."""
         return f"{self._n_finished} runs done"
 
     @property

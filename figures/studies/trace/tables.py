@@ -1,4 +1,4 @@
-"""What each stage says next, with and without the operations of a free-form job."""
+"""Tables of what each stage says next, with and without the operations of a free-form job."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ if TYPE_CHECKING:
 
 
 SHOWN = 5
-"""Tokens per prompt in the table as read; the CSV has all."""
+"""Tokens per prompt in the table; the CSV has all."""
 
 
 def next_tokens(groups: Sequence[TraceGroup]) -> Iterator[Table]:
-    """Yield the table of next tokens, a block per prompt.
+    """Yield the table `trace_next_tokens`, a block per prompt.
 
-    Example
-    -------
-    >>> [table.name for table in next_tokens([output])]
-    ['trace_next_tokens']
-
-    Arguments
-    ---------
-    groups: `trace/output`, dims model x intervention x prompt x rank.
+    Parameters
+    ----------
+    groups
+        `trace/output`, dims model x intervention x prompt x rank.
     """
     for group in groups:
         if group.name == "output":
@@ -34,16 +30,12 @@ def next_tokens(groups: Sequence[TraceGroup]) -> Iterator[Table]:
 
 
 def completions(groups: Sequence[TraceGroup]) -> Iterator[Table]:
-    """Yield the table of what the stages go on to say, a block per prompt, a column per stage.
+    """Yield the table `trace_completions`, a block per prompt, a column per stage.
 
-    Example
-    -------
-    >>> [table.name for table in completions([completion])]
-    ['trace_completions']
-
-    Arguments
-    ---------
-    groups: `trace/completion`, dims model x intervention x prompt.
+    Parameters
+    ----------
+    groups
+        `trace/completion`, dims model x intervention x prompt.
     """
     for group in groups:
         if group.name == "completion":
@@ -63,8 +55,8 @@ def _side_by_side(data: xr.Dataset) -> Table:
         name="trace_completions",
         heading="Answers side by side",
         caption=(
-            "Greedy continuations of every prompt as it is (none) and with the steers of the job at every token "
-            f"(all); –: nothing, or not finished yet. Family {data.attrs.get('family', '')}."
+            "Greedy continuations of every prompt without intervention (none) and with the job's steers at every token "
+            f"(all); –: nothing, or not finished yet. Family: {data.attrs.get('family', '')}."
         ),
         columns=tuple(map(str, data.model.values)),
         blocks=tuple(blocks),
@@ -122,6 +114,6 @@ def _table(output: xr.Dataset) -> Table:
 
 
 def _visible(text: str) -> str:
-    """Line breaks and spaces at the ends made visible."""
+    """Make line breaks, tabs and all-space tokens visible."""
     inner = text.replace("\n", "⏎").replace("\t", "⇥")
     return inner.replace(" ", "␣") if inner.strip() != inner and not inner.strip() else inner.strip()

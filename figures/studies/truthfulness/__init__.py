@@ -1,4 +1,4 @@
-"""Figures and tables of the study `truthfulness`: probe transfer, interventions, and how alike directions are."""
+"""Figures and tables of the study `truthfulness`."""
 
 from posttrace.figures.study import Figure, Study
 
@@ -8,7 +8,7 @@ STUDY = Study(
     figures=(
         Figure(
             "truthfulness/accuracies",
-            "tables: accuracy of own and transferred probes on the sets left out, and between all stages",
+            "tables: accuracy of own and transferred probes on held-out sets, and between all stages",
             "posttrace.figures.studies.truthfulness.tables:accuracies",
         ),
         Figure(
@@ -23,17 +23,17 @@ STUDY = Study(
         ),
         Figure(
             "truthfulness/effects",
-            "dots: intervention effects beside those of random directions",
+            "dots: intervention effects compared with random directions",
             "posttrace.figures.studies.truthfulness.effects:effects_against_random",
         ),
         Figure(
             "truthfulness/coefficients",
-            "lines: intervention effect by coefficient, where a job asked for several",
+            "lines: intervention effect by coefficient, for jobs with several",
             "posttrace.figures.studies.truthfulness.coefficients:effect_by_coefficient",
         ),
         Figure(
             "truthfulness/accuracy",
-            "lines: probe accuracy on the sets left out, by layer",
+            "lines: probe accuracy on held-out sets, by layer",
             "posttrace.figures.studies.truthfulness.accuracy:accuracy_by_layer",
         ),
         Figure(
@@ -43,7 +43,7 @@ STUDY = Study(
         ),
         Figure(
             "truthfulness/layers",
-            "lines: what the layers were chosen by, on the training sets",
+            "lines: the criteria for choosing the layers, on the training sets",
             "posttrace.figures.studies.truthfulness.layers:choice_of_layers",
         ),
         Figure(

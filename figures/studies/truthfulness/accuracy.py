@@ -1,4 +1,4 @@
-"""Lines of the accuracy of probes on the sets left out, by layer."""
+"""Line figures of probe accuracy on held-out sets, by layer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Bootstrap, mean_of
-from posttrace.figures.studies.truthfulness.data import (
-    StatementSet,
-    Summary,
-    accuracy,
-    parted,
-    tested_sets,
-)
+from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, accuracy, parted, tested_sets
 from posttrace.figures.studies.truthfulness.panels import (
     family,
     gaps,
@@ -31,13 +25,7 @@ if TYPE_CHECKING:
 
 
 def accuracy_by_layer(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
-    """Yield, per kind of probe, the accuracy on each held-out set by layer, own probe and base's.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in accuracy_by_layer(groups)][0]
-    'truthfulness/accuracy_mass_mean'
-    """
+    """Yield `truthfulness/accuracy_<probe>`: accuracy on each held-out set by layer, own probe and base's."""
     summary, sets = parted(groups)
     names = tested_sets(summary, sets) if summary else []
     if summary is None or not names:
@@ -50,11 +38,11 @@ def accuracy_by_layer(groups: Sequence[Summary | StatementSet]) -> Iterator[Draw
             name=f"truthfulness/accuracy_{probe}",
             heading=f"Accuracy by layer, {kind}",
             caption=(
-                f"{family(summary)}share of statements of the set left out that a probe ({kind}) trained on the "
-                f"other sets judges right, by layer. Solid: the stage's own probe, with its {CONFIDENCE:.0%} "
+                f"{family(summary)}share of statements of the held-out set that a probe ({kind}) trained on the other "
+                f"sets judges right, by layer. Solid: the stage's own probe, with its {CONFIDENCE:.0%} "
                 f"percentile interval over statements ({RESAMPLES} resamples, seed {SEED}); dashed: "
-                f"{summary.stages[0]}'s probe on the stage. Vertical line: the layer chosen without the set. "
-                f"Horizontal line: guessing. {_counts(found)}{gaps(summary, names)}"
+                f"{summary.stages[0]}'s probe on the stage. Vertical line: the layer chosen without that set. "
+                f"Horizontal line: chance. {_counts(found)}{gaps(summary, names)}"
             ),
             alt=f"Lines of probe accuracy over layers, one panel for each of {len(names)} sets and one for their mean.",
             figure=_draw_accuracy(summary, found, k, kind),
@@ -85,14 +73,12 @@ def _draw_accuracy(summary: Summary, found: dict[str, Bootstrap], k: int, kind: 
                 ax.axvline(
                     summary.layers[summary.layer(name)], color=theme.MUTED, linewidth=0.6, linestyle=":"
                 )
-            ax.axhline(0.5, color="#c3c8cf", linewidth=0.6, zorder=0)
+            ax.axhline(0.5, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_title(f"{name} (n = {drawn.n})", pad=3, fontweight="bold" if name == MEAN else "normal")
             ax.set_ylim(min(0.4, float(low.min())), 1.02)
             layer_axis(ax, summary)
         label_outer(axes, "accuracy", "layer")
-        figure.suptitle(
-            title(summary, f"{kind}: accuracy on the set left out"), x=0.008, ha="left", fontsize=8
-        )
+        theme.heading(figure, title(summary, f"{kind}: accuracy on the held-out set"))
         stage_legend(figure, summary, colours, f"{base}'s probe")
     return figure
 

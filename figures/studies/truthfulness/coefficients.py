@@ -1,4 +1,4 @@
-"""Lines of the intervention effect by coefficient."""
+"""Line figure of the intervention effect by coefficient."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.measures.intervals import CONFIDENCE, Bootstrap, mean_of
-from posttrace.figures.studies.truthfulness.data import (
-    StatementSet,
-    Summary,
-    effect,
-    parted,
-    pushed_sets,
-)
+from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect, parted, steered_sets
 from posttrace.figures.studies.truthfulness.panels import (
     family,
     gaps,
@@ -31,27 +25,21 @@ if TYPE_CHECKING:
 
 
 def effect_by_coefficient(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
-    """Yield the effect of interventions by coefficient, where a job asked for several.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in effect_by_coefficient(groups)]
-    []
-    """
+    """Yield `truthfulness/coefficients`, for jobs with several coefficients."""
     summary, sets = parted(groups)
-    names = pushed_sets(summary, sets) if summary else []
+    names = steered_sets(summary, sets) if summary else []
     if summary is None or not names or "effect_coefficient" not in summary.data:
         return
     coefficients = [float(c) for c in summary.data["coefficient"].values]
     found = []
     for c in range(len(coefficients)):
-        found.append(mean_of([effect(sets[n], sets[n].values("p_diff_coefficient")[c]) for n in names]))
+        found.append(mean_of([effect(sets[n], sets[n].array("p_diff_coefficient")[c]) for n in names]))
     yield Drawing(
         name="truthfulness/coefficients",
         heading="Effect by coefficient",
         caption=(
             f"{family(summary)}intervention effect, mean of both directions and over {len(names)} sets, by the "
-            f"factor of the direction: the stage's own (solid, {CONFIDENCE:.0%} interval over statements), "
+            f"coefficient of the direction: the stage's own (solid, {CONFIDENCE:.0%} interval over statements), "
             f"{summary.stages[0]}'s (dashed) and random directions of the same norm (grey: median and 95 % range). n "
             f"= {found[0].n} statements.{gaps(summary, names)}"
         ),
@@ -79,9 +67,9 @@ def _draw_coefficients(summary: Summary, coefficients, found: Sequence[Bootstrap
             if stage != base:
                 ax.plot(coefficients, both[:, summary.directions.index(base), t], color=colours[stage],
                         linestyle=(0, (3, 3)), linewidth=0.9)  # fmt: skip
-            ax.axhline(0, color="#c3c8cf", linewidth=0.6, zorder=0)
+            ax.axhline(0, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_title(f"into {stage}", pad=3)
         label_outer(axes, "effect", "coefficient")
-        figure.suptitle(title(summary, "intervention effect by coefficient"), x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, title(summary, "intervention effect by coefficient"))
         stage_legend(figure, summary, colours, f"{base}'s direction", random=True)
     return figure

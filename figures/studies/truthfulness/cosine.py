@@ -1,4 +1,4 @@
-"""Lines of the cosine of the stages' truth directions, by layer."""
+"""Line figure of the cosine of the stages' truth directions, by layer."""
 
 from __future__ import annotations
 
@@ -10,30 +10,15 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
-from posttrace.figures.studies.truthfulness.data import (
-    StatementSet,
-    Summary,
-    parted,
-)
-from posttrace.figures.studies.truthfulness.panels import (
-    family,
-    gaps,
-    layer_axis,
-    title,
-)
+from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, parted
+from posttrace.figures.studies.truthfulness.panels import family, gaps, layer_axis, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def cosine_by_layer(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
-    """Yield the cosine of the directions of every two stages, by layer.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in cosine_by_layer(groups)]
-    ['truthfulness/cosine']
-    """
+    """Yield `truthfulness/cosine`: the cosine of the directions of every two stages, by layer."""
     summary, _ = parted(groups)
     if summary is None or len(summary.stages) < 2 or not summary.learned.any():
         return
@@ -43,8 +28,8 @@ def cosine_by_layer(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawin
         heading="Cosine of truth directions by layer",
         caption=(
             f"{family(summary)}cosine of the angle between the directions mean(h | true) − mean(h | false) of two "
-            f"stages, each learned on all sets but one: line, mean over the {len(names)} sets left out; band, lowest "
-            f"to highest. Directions of unrelated origin would have a cosine near 0.{gaps(summary, names)}"
+            f"stages, each learned on all sets but one: line, mean over the {len(names)} held-out sets; band, lowest "
+            f"to highest. Unrelated directions would have a cosine near 0.{gaps(summary, names)}"
         ),
         alt="Lines of the cosine between the truth directions of two stages over layers.",
         figure=_draw_cosine(summary),
@@ -53,7 +38,7 @@ def cosine_by_layer(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawin
 
 
 def _draw_cosine(summary: Summary) -> Figure:
-    values = summary.values("cosine")[:, :, summary.learned].astype(np.float64)
+    values = summary.array("cosine")[:, :, summary.learned].astype(np.float64)
     with theme.look():
         figure = theme.new_figure(3.6, 2.3)
         ax = figure.subplots()
@@ -69,5 +54,5 @@ def _draw_cosine(summary: Summary) -> Figure:
         ax.set_xlabel("layer", labelpad=2)
         layer_axis(ax, summary)
         ax.legend(loc="lower right")
-        figure.suptitle(title(summary, "truth directions of two stages"), x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, title(summary, "truth directions of two stages"))
     return figure

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from posttrace.figures.group import names_of, require
+from posttrace.figures.group import StageGroup, first_of, names_of, of_type, require
 from posttrace.figures.measures.intervals import SEED, Bootstrap, resampled_means
 from posttrace.figures.measures.interventions import bootstrap_effect
 
@@ -20,24 +21,50 @@ CONTROL = "random-"
 
 
 @dataclass(frozen=True)
-class Summary:
-    """The group `truthfulness`: accuracies, cosines and effects per set that was left out; NaN where unfinished."""
+class TruthGroup(StageGroup):
+    """What both kinds of group have; NaN where a unit is not finished."""
 
-    family: str
-    stages: tuple[str, ...]
-    probes: tuple[str, ...]
-    sets: tuple[str, ...]
-    """The sets that are left out in turn."""
-    layers: tuple[int, ...]
-    directions: tuple[str, ...]
-    """none, the stages, random-0 ..."""
-    negated: tuple[str, ...]
-    """Those of the sets that are negations."""
-    coefficient: float
-    chosen: str
-    """How the layers came about: "on the training sets" or "given"."""
-    data: xr.Dataset
-    name: str = "all sets"
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Kinds of probe."""
+        return names_of(self.data, "probe")
+
+    @property
+    def coefficient(self) -> float:
+        """Factor by which directions are scaled."""
+        return float(self.data.attrs.get("coefficient", 1.0))
+
+
+@dataclass(frozen=True)
+class Summary(TruthGroup):
+    """The group `truthfulness`: accuracies, cosines and effects per held-out set."""
+
+    name = "all sets"
+
+    @cached_property
+    def sets(self) -> tuple[str, ...]:
+        """The sets, each held out in turn."""
+        return names_of(self.data, "held_out")
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Block numbers."""
+        return tuple(int(layer) for layer in self.array("layer"))
+
+    @cached_property
+    def directions(self) -> tuple[str, ...]:
+        """Names on the direction axis: none, the stages, random-0 ..."""
+        return names_of(self.data, "direction_name")
+
+    @property
+    def negated(self) -> tuple[str, ...]:
+        """The sets of negated statements."""
+        return tuple(map(str, self.data.attrs.get("negated_sets", ())))
+
+    @property
+    def chosen(self) -> str:
+        """How the layers were chosen: "on the training sets" or "given"."""
+        return str(self.data.attrs.get("layers_chosen", ""))
 
     @property
     def any_finished(self) -> bool:
@@ -46,56 +73,63 @@ class Summary:
 
     @property
     def progress(self) -> str:
-        """How many sets have been left out and tested."""
+        """How many sets have been held out and tested."""
         return f"{int(self.tested.sum())} of {len(self.sets)} sets tested"
 
     @property
     def learned(self) -> np.ndarray:
         """Which sets have a direction learned without them; dims held_out."""
-        return np.isfinite(self.values("cosine")).all(axis=(0, 1, 3))
+        return np.isfinite(self.array("cosine")).all(axis=(0, 1, 3))
 
     @property
     def tested(self) -> np.ndarray:
         """Which sets have been judged by probes; dims held_out."""
-        return np.isfinite(self.values("accuracy")).all(axis=(0, 1, 2, 4))
-
-    def values(self, name: str) -> np.ndarray:
-        """An array of the group, dims as stored."""
-        return self.data[name].values
+        return np.isfinite(self.array("accuracy")).all(axis=(0, 1, 2, 4))
 
     def layer(self, held_out: str) -> int:
-        """Place (on the layer axis) of the layer whose direction is used when a set is left out."""
-        return self.layers.index(int(self.values("probe_layer")[self.sets.index(held_out)]))
+        """Return the index, on the layer axis, of the layer whose direction is used for a held-out set."""
+        return self.layers.index(int(self.array("probe_layer")[self.sets.index(held_out)]))
 
     def span(self, held_out: str) -> str:
-        """The blocks where the direction is added: "3-5"."""
+        """Return the blocks where the direction is added: "3-5"."""
         h = self.sets.index(held_out)
-        first, last = (int(self.values(n)[h]) for n in ("intervene_layer", "probe_layer"))
+        first, last = (int(self.array(n)[h]) for n in ("intervene_layer", "probe_layer"))
         return f"{first}-{last}" if first != last else str(last)
 
 
 @dataclass(frozen=True)
-class StatementSet:
+class StatementSet(TruthGroup):
     """The group `truthfulness/<set>`: values per statement."""
 
-    name: str
-    family: str
-    stages: tuple[str, ...]
-    probes: tuple[str, ...]
-    directions: tuple[str, ...]
-    truth: np.ndarray
-    """Which statements are true; dims statement."""
-    used: np.ndarray
-    """Which statements get interventions: those that are not examples; dims statement."""
-    coefficient: float
-    answers: tuple[str, ...]
-    data: xr.Dataset
+    @property
+    def name(self) -> str:
+        """The statement set: "cities"."""
+        return str(self.data.attrs["set"])
+
+    @cached_property
+    def directions(self) -> tuple[str, ...]:
+        """Names on the direction axis: none, the stages, random-0 ..."""
+        return names_of(self.data, "direction")
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """Which statements are true; dims statement."""
+        return self.array("label") == 1
+
+    @cached_property
+    def used(self) -> np.ndarray:
+        """Which statements get interventions: those that are not examples; dims statement."""
+        return ~self.array("example").astype(bool)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The two answers: TRUE, FALSE."""
+        return tuple(str(a).strip() for a in self.data.attrs.get("answer_tokens", ("TRUE", "FALSE")))
 
     @property
     def read(self) -> np.ndarray:
         """Which statements every stage has read; dims statement."""
-        some = self.data["activation"].isel(layer=0, hidden=0).values
-        return np.isfinite(some).all(axis=0)
+        return np.isfinite(self.data["activation"].isel(layer=0, hidden=0).values).all(axis=0)
 
     @property
     def any_finished(self) -> bool:
@@ -108,87 +142,51 @@ class StatementSet:
         return f"{int(self.read.sum())} of {len(self.truth)} statements read"
 
     @property
-    def pushed(self) -> bool:
-        """Whether all interventions are there."""
-        return bool(np.isfinite(self.values("p_diff")[..., self.used]).all())
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything that was planned is there."""
-        return bool(self.read.all()) and self.pushed
+    def steered(self) -> bool:
+        """Whether all interventions are finished."""
+        return bool(np.isfinite(self.array("p_diff")[..., self.used]).all())
 
     @property
     def controls(self) -> list[int]:
-        """Places of the random directions on the direction axis."""
+        """Indices of the random directions on the direction axis."""
         return [i for i, name in enumerate(self.directions) if name.startswith(CONTROL)]
 
-    def values(self, name: str) -> np.ndarray:
-        """An array of the group, dims as stored."""
-        return self.data[name].values
-
     def activations(self, layer: int) -> np.ndarray:
-        """Activations at one place of the layer axis (model units); dims model x statement x hidden."""
+        """Return activations at one index of the layer axis (model units); dims model x statement x hidden."""
         return self.data["activation"].isel(layer=layer).values.astype(np.float64)
 
 
 def read(dataset: xr.Dataset) -> Summary | StatementSet:
     """Return a group of the study as its figures need it.
 
-    Example
-    -------
-    >>> from posttrace import stores
-    >>> read(stores.open_group("runs/truthfulness", "truthfulness")).stages        # doctest: +SKIP
-    ('base', 'sft', 'instruct')
-
     Raises
     ------
-    FigureError: an array that every store of this study has is absent.
+    FigureError
+        An array that every store of this study has is missing.
+
+    Examples
+    --------
+    >>> read(open_group("runs/truthfulness", "truthfulness")).stages
+    ('base', 'sft', 'instruct')
     """
-    attrs = dataset.attrs
-    needed: tuple[str, ...] = (
-        ("activation", "correct", "p_diff") if "set" in attrs else ("direction", "accuracy", "effect")
-    )
+    one_set = "set" in dataset.attrs
+    needed = ["activation", "correct", "p_diff"] if one_set else ["direction", "accuracy", "effect"]
     if "sweep_effect" in dataset.variables:
-        needed += ("sweep_effect_random", "sweep_effect_random_highest")
+        needed += ["sweep_effect_random", "sweep_effect_random_highest"]
     require(dataset, needed, place="truthfulness", study="truthfulness")
-    if "set" in attrs:
-        return StatementSet(
-            name=str(attrs["set"]),
-            family=str(attrs.get("family", "")),
-            stages=names_of(dataset, "model"),
-            probes=names_of(dataset, "probe"),
-            directions=names_of(dataset, "direction"),
-            truth=dataset["label"].values == 1,
-            used=~dataset["example"].values.astype(bool),
-            coefficient=float(attrs.get("coefficient", 1.0)),
-            answers=tuple(str(a).strip() for a in attrs.get("answer_tokens", ("TRUE", "FALSE"))),
-            data=dataset,
-        )
-    return Summary(
-        family=str(attrs.get("family", "")),
-        stages=names_of(dataset, "model"),
-        probes=names_of(dataset, "probe"),
-        sets=names_of(dataset, "held_out"),
-        layers=tuple(int(layer) for layer in dataset["layer"].values),
-        directions=names_of(dataset, "direction_name"),
-        negated=tuple(map(str, attrs.get("negated_sets", ()))),
-        coefficient=float(attrs.get("coefficient", 1.0)),
-        chosen=str(attrs.get("layers_chosen", "")),
-        data=dataset,
-    )
+    return StatementSet(dataset) if one_set else Summary(dataset)
 
 
 def parted(groups: Sequence[Summary | StatementSet]) -> tuple[Summary | None, dict[str, StatementSet]]:
-    """Return the group over all sets, if there is anything in it, and the sets by name.
+    """Return the group over all sets, None if it is not among the groups, and the sets by name.
 
-    Example
-    -------
+    Examples
+    --------
     >>> summary, sets = parted([])
     >>> summary is None, sets
     (True, {})
     """
-    summary = next((group for group in groups if isinstance(group, Summary)), None)
-    return summary, {group.name: group for group in groups if isinstance(group, StatementSet)}
+    return first_of(groups, Summary), {one.name: one for one in of_type(groups, StatementSet)}
 
 
 def tested_sets(summary: Summary, sets: dict[str, StatementSet]) -> list[str]:
@@ -196,24 +194,25 @@ def tested_sets(summary: Summary, sets: dict[str, StatementSet]) -> list[str]:
     return [name for name, done in zip(summary.sets, summary.tested, strict=True) if done and name in sets]
 
 
-def pushed_sets(summary: Summary, sets: dict[str, StatementSet]) -> list[str]:
+def steered_sets(summary: Summary, sets: dict[str, StatementSet]) -> list[str]:
     """Return the sets whose interventions are all done, in the store's order."""
-    return [name for name in summary.sets if name in sets and sets[name].pushed]
+    return [name for name in summary.sets if name in sets and sets[name].steered]
 
 
 def accuracy(one: StatementSet, layer: int | None = None) -> Bootstrap:
     """Return the share of statements that each probe judges right; dims probe x source x target (x layer).
 
-    Example
-    -------
+    Parameters
+    ----------
+    layer
+        Index on the layer axis; by default every layer, all on the same resamples.
+
+    Examples
+    --------
     >>> accuracy(one, layer=3).value.shape         # 2 kinds of probe, 3 stages
     (2, 3, 3)
-
-    Arguments
-    ---------
-    layer: place on the layer axis; every layer when not given. All are of the same resamples.
     """
-    correct = one.values("correct")
+    correct = one.array("correct")
     correct = np.moveaxis(correct if layer is None else correct[..., layer], 3, 0).astype(np.float64)
     rng = np.random.default_rng(SEED)
     draws = np.concatenate(list(resampled_means(correct.reshape(len(correct), -1), rng)))
@@ -223,17 +222,20 @@ def accuracy(one: StatementSet, layer: int | None = None) -> Bootstrap:
 def effect(one: StatementSet, p_diff: np.ndarray | None = None) -> Bootstrap:
     """Return effects of the interventions; dims kind (as `interventions.KINDS`) x direction x target.
 
-    Example
-    -------
+    True and false statements are resampled separately.
+
+    Parameters
+    ----------
+    p_diff
+        P(TRUE) - P(FALSE) under each direction, dims direction x target x statement; by default the group's own.
+        They are always compared with the group's own direction `none`.
+
+    Examples
+    --------
     >>> effect(one).value.shape                    # none, 3 stages' directions, 20 random ones
     (3, 24, 3)
-
-    Arguments
-    ---------
-    p_diff: P(TRUE) - P(FALSE) under each direction, dims direction x target x statement; the group's own when
-        not given. Before is always the group's own direction `none`. True and false statements are resampled apart.
     """
-    before = one.values("p_diff")[one.directions.index("none")]
-    after = one.values("p_diff") if p_diff is None else p_diff
+    before = one.array("p_diff")[one.directions.index("none")]
+    after = one.array("p_diff") if p_diff is None else p_diff
     before, after = (values[..., one.used].astype(np.float64) for values in (before, after))
     return bootstrap_effect(before, after, one.truth[one.used])

@@ -1,4 +1,4 @@
-"""Dots of intervention effects against those of random directions."""
+"""Dot figure of intervention effects compared with random directions."""
 
 from __future__ import annotations
 
@@ -10,46 +10,40 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Bootstrap, middle_range
-from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect, parted, pushed_sets
+from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect, parted, steered_sets
+from posttrace.figures.studies.truthfulness.panels import gaps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def effects_against_random(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
-    """Yield the effects of own and transferred directions against those of random directions.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in effects_against_random(groups)]
-    ['truthfulness/effects']
-    """
+    """Yield `truthfulness/effects`: own and transferred directions compared with random ones."""
     summary, sets = parted(groups)
-    names = pushed_sets(summary, sets) if summary else []
+    names = steered_sets(summary, sets) if summary else []
     if summary is None or not names:
         return
     found = {name: effect(sets[name]) for name in names}
     controls, base = sets[names[0]].controls, summary.stages[0]
     spans = ", ".join(f"{name} {summary.span(name)} (n = {found[name].n})" for name in names)
-    lacking = [name for name in summary.sets if name not in names]
     yield Drawing(
         name="truthfulness/effects",
-        heading="Intervention effects beside random directions",
+        heading="Intervention effects compared with random directions",
         caption=(
-            f"{summary.family}: share of the way to certainty of the opposite answer, mean of both directions, "
+            f"{summary.family}: share of the distance to certainty of the opposite answer, mean of both directions, "
             f"coefficient {summary.coefficient:g}. Filled: the stage's own direction with its {CONFIDENCE:.0%} "
-            f"percentile interval over statements ({RESAMPLES} resamples, seed {SEED}, true and false ones drawn "
-            f"apart); open: {base}'s direction; grey: {len(controls)} random directions with the norm of the stage's "
-            "own (a transferred one keeps its own), the bar holds 95 % of them. A marker within the bar is the "
-            f"effect of a push, not of its direction. Blocks pushed, {summary.chosen}: "
-            f"{spans}.{' INCOMPLETE: nothing yet for ' + ', '.join(lacking) + '.' if lacking else ''}"
+            f"percentile interval over statements ({RESAMPLES} resamples, seed {SEED}, true and false statements drawn "
+            f"separately); open: {base}'s direction; grey: {len(controls)} random directions with the norm of the "
+            "stage's own (a transferred one keeps its own norm); the bar covers 95 % of them. A marker within the bar "
+            f"is the effect of steering with that norm, not of the direction. Blocks steered, {summary.chosen}: "
+            f"{spans}.{gaps(summary, names)}"
         ),
         alt=(
             "Dots of intervention effects for every set, one panel for each stage, over the range of random "
             "directions."
         ),
         figure=_draw_effects(summary, found, controls),
-        complete=not lacking,
+        complete=len(names) == len(summary.sets),
     )
 
 
@@ -66,7 +60,7 @@ def _draw_effects(summary: Summary, found: dict[str, Bootstrap], controls: Seque
                 ax.plot(
                     [random.low, random.high],
                     [row, row],
-                    color="#c3c8cf",
+                    color=theme.GUIDE,
                     linewidth=5,
                     solid_capstyle="butt",
                     zorder=1,
@@ -91,23 +85,19 @@ def _draw_effects(summary: Summary, found: dict[str, Bootstrap], controls: Seque
                 if stage != base:
                     ax.plot(both[summary.directions.index(base)], row + 0.2, "o", markerfacecolor="white",
                             markeredgecolor=colours[base], markersize=4, zorder=4)  # fmt: skip
-            ax.axvline(0, color="#c3c8cf", linewidth=0.6, zorder=0)
+            ax.axvline(0, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_title(f"into {stage}", pad=3)
             ax.set_xlabel("effect", labelpad=2)
         axes[0].set_yticks(rows, list(found))
         axes[0].set_ylim(len(found) - 0.5, -0.5)
         _legend(figure, base)
-        figure.suptitle(f"{summary.family}: intervention effects", x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, f"{summary.family}: intervention effects")
     return figure
 
 
 def _legend(figure: Figure, base: str) -> None:
-    from matplotlib.lines import Line2D
-
-    own = Line2D([], [], color=theme.INK, label="own direction", linestyle="", marker="o", markersize=4)
-    transferred = Line2D(
-        [],
-        [],
+    own = theme.key(color=theme.INK, label="own direction", linestyle="", marker="o", markersize=4)
+    transferred = theme.key(
         markerfacecolor="white",
         markeredgecolor=theme.INK,
         label=f"{base}'s direction",
@@ -115,9 +105,5 @@ def _legend(figure: Figure, base: str) -> None:
         marker="o",
         markersize=4,
     )
-    handles = [
-        own,
-        transferred,
-        Line2D([], [], color="#c3c8cf", linewidth=5, label="random directions, 95 %"),
-    ]
+    handles = [own, transferred, theme.key(color=theme.GUIDE, linewidth=5, label="random directions, 95 %")]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -1,4 +1,4 @@
-"""Lines of the criteria that chose the layers, on the training sets."""
+"""Line figure of the criteria for choosing the layers, on the training sets."""
 
 from __future__ import annotations
 
@@ -17,51 +17,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DASHES = (0, (3, 2))
-"""Line of random directions."""
+"""Line style of random directions."""
 
 COLUMNS = 3
-"""Panels of interventions in a row."""
+"""Panels of interventions per row."""
 
 
 def choice_of_layers(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
-    """Yield the criteria that chose the layers: accuracy and intervention effects on the training sets.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in choice_of_layers(groups)]
-    ['truthfulness/layers']
-    """
+    """Yield `truthfulness/layers`: accuracy and intervention effects on the training sets, which chose the layers."""
     summary, _ = parted(groups)
     if summary is None or not summary.learned.any():
         return
     base = summary.stages[0]
-    tried = "sweep_effect" in summary.data and bool(np.isfinite(summary.values("sweep_effect")).any())
+    tried = "sweep_effect" in summary.data and bool(np.isfinite(summary.array("sweep_effect")).any())
     n = summary.data.attrs.get("sweep_random_directions", "")
     effects = (
-        " Right, a panel for each set left out: effect of a push from a block to the probe layer on some training "
-        f"statements, along {base}'s own direction (line; the dot is its largest, the block that was chosen) and "
-        f"along {n} random directions of the same norm (dashed: mean; band: up to the highest). A line within or "
-        "below the band is the effect of a push, not of the direction, wherever the dot is."
+        " Right, a panel for each held-out set: effect of steering from a block to the probe layer on some training "
+        f"statements, along {base}'s own direction (line; the dot is its largest value, at the chosen block) and "
+        f"along {n} random directions of the same norm (dashed: mean; band: up to the highest). If the line lies "
+        "within or below the band, the effect is not specific to the direction, wherever the dot is."
         if tried
-        else " The blocks that are pushed were given."
+        else " The blocks to steer were given."
     )
     yield Drawing(
         name="truthfulness/layers",
         heading="Choice of layers on the training sets",
         caption=(
-            f"{family(summary)}Left: accuracy of the mass-mean probe in {base} within the training sets, each of "
-            "them left out in turn, a line for each set that the study leaves out; the dot is the layer used: the "
-            "earliest that is not distinguishably worse than the best (95 % Wilson interval), unless "
-            f"given.{effects} The set that is left out bears on neither."
+            f"{family(summary)}Left: accuracy of the mass-mean probe in {base} within the training sets, each held "
+            "out in turn, a line for each set that the study holds out; the dot is the layer used: the earliest that "
+            "is not distinguishably worse than the best (95 % Wilson interval), unless "
+            f"given.{effects} The held-out set influences neither."
         ),
-        alt="Lines of training accuracy over layers, and of training intervention effects over the first pushed block.",
+        alt="Lines of training accuracy over layers, and of intervention effects over the first steered block.",
         figure=_draw_choice(summary, tried),
         complete=bool(summary.learned.all()),
     )
 
 
 def _draw_choice(summary: Summary, tried: bool) -> Figure:
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     colours = [theme.STAGE_COLOURS[i % len(theme.STAGE_COLOURS)] for i in range(len(summary.sets))]
@@ -76,7 +69,7 @@ def _draw_choice(summary: Summary, tried: bool) -> Figure:
         for h, name in enumerate(summary.sets):
             if not summary.learned[h]:
                 continue
-            shares = summary.values("sweep_accuracy")[0, h]
+            shares = summary.array("sweep_accuracy")[0, h]
             ax.plot(summary.layers, shares, color=colours[h], linewidth=1.0, label=f"without {name}")
             place = summary.layer(name)
             ax.plot(summary.layers[place], shares[place], "o", color=colours[h], markersize=4)
@@ -92,25 +85,25 @@ def _draw_choice(summary: Summary, tried: bool) -> Figure:
             lowest = h + columns >= len(summary.sets)
             shared.tick_params(labelleft=not column, labelbottom=lowest)
             shared.set_ylabel("" if column else "effect in training")
-            shared.set_xlabel("first pushed block" if lowest else "", labelpad=2)
+            shared.set_xlabel("first steered block" if lowest else "", labelpad=2)
         if tried:
-            handles.append(Line2D([], [], color=theme.MUTED, linestyle=DASHES, label="random, mean"))
+            handles.append(theme.key(color=theme.MUTED, linestyle=DASHES, label="random, mean"))
             handles.append(Patch(color=theme.MUTED, alpha=0.25, linewidth=0, label="random, to the highest"))
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
-        figure.suptitle(title(summary, "choice of layers"), x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, title(summary, "choice of layers"))
     return figure
 
 
 def _draw_interventions(ax: Axes, summary: Summary, h: int, colour: str) -> None:
-    """Draw effects by first block with one set left out: the learned direction and random ones."""
+    """Draw effects by first block with one set held out: the learned direction and random ones."""
     names = ("sweep_effect", "sweep_effect_random", "sweep_effect_random_highest")
-    own, mean, highest = (summary.values(name)[h] for name in names)
+    own, mean, highest = (summary.array(name)[h] for name in names)
     ax.fill_between(summary.layers, mean, highest, color=theme.MUTED, alpha=0.25, linewidth=0)
     ax.plot(summary.layers, mean, color=theme.MUTED, linewidth=0.9, linestyle=DASHES)
     ax.plot(summary.layers, own, color=colour, linewidth=1.2)
-    first = int(summary.values("intervene_layer")[h])
+    first = int(summary.array("intervene_layer")[h])
     if first in summary.layers and np.isfinite(own).any():
         ax.plot(first, own[summary.layers.index(first)], "o", color=colour, markersize=4)
-    ax.axhline(0, color="#c3c8cf", linewidth=0.6, zorder=0)
+    ax.axhline(0, color=theme.GUIDE, linewidth=0.6, zorder=0)
     ax.set_title(f"without {summary.sets[h]}", pad=3)
     layer_axis(ax, summary)

@@ -1,4 +1,4 @@
-"""What the line figures of the truthfulness study share: panels, axes, legends, words."""
+"""Shared by the line figures of the truthfulness study: panels, axes, legends, words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from posttrace.figures import theme
-from posttrace.figures.studies.truthfulness.data import (
-    Summary,
-)
+from posttrace.figures.studies.truthfulness.data import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,11 +14,11 @@ if TYPE_CHECKING:
 
 
 COLUMNS = 4
-"""Panels in a row."""
+"""Panels per row."""
 
 
 def panels(n: int, height: float, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
-    """A figure with n panels that share their axes, filled row by row."""
+    """Return a figure with n panels that share their axes, filled row by row."""
     columns = min(n, columns)
     rows = -(-n // columns)
     figure = theme.new_figure(
@@ -37,7 +35,7 @@ def panels(n: int, height: float, columns: int = COLUMNS) -> tuple[Figure, list[
 
 def label_outer(axes: Sequence[Axes], y: str, x: str) -> None:
     place = axes[0].get_subplotspec()
-    assert place is not None, "axes of no grid"
+    assert place is not None, "the axes are not in a grid"
     columns = place.get_gridspec().ncols
     for i, ax in enumerate(axes):
         if i % columns == 0:
@@ -47,21 +45,17 @@ def label_outer(axes: Sequence[Axes], y: str, x: str) -> None:
 
 
 def layer_axis(ax: Axes, summary: Summary) -> None:
-    """Number the layers along the horizontal axis."""
+    """Show layer numbers along the horizontal axis."""
     ax.set_xlim(summary.layers[0] - 0.2, summary.layers[-1] + 0.2)
     theme.whole_numbers(ax.xaxis, nbins=8)
 
 
 def stage_legend(figure: Figure, summary: Summary, colours, transferred: str, random: bool = False) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=colours[stage], label=f"{stage}, own") for stage in summary.stages]
+    handles = [theme.key(color=colours[stage], label=f"{stage}, own") for stage in summary.stages]
     if len(summary.stages) > 1:
-        handles.append(
-            Line2D([], [], color=theme.MUTED, linestyle=(0, (3, 3)), linewidth=0.9, label=transferred)
-        )
+        handles.append(theme.key(color=theme.MUTED, linestyle=(0, (3, 3)), linewidth=0.9, label=transferred))
     if random:
-        handles.append(Line2D([], [], color=theme.MUTED, linewidth=4, alpha=0.3, label="random directions"))
+        handles.append(theme.key(color=theme.MUTED, linewidth=4, alpha=0.3, label="random directions"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), handlelength=2.4)
 
 
@@ -76,6 +70,6 @@ def family(summary: Summary) -> str:
 
 
 def gaps(summary: Summary, names: Sequence[str]) -> str:
-    """Return what a caption says of sets that are not there yet."""
+    """Return what a caption says about missing sets."""
     lacking = [name for name in summary.sets if name not in names]
     return f" INCOMPLETE: nothing yet for {', '.join(lacking)}." if lacking else ""

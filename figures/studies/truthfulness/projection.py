@@ -1,4 +1,4 @@
-"""Scatter of activations along the truth direction, by label and stage."""
+"""Scatter figure of activations along the truth direction, by label and stage."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ LABELS = {True: ("true", "#d1752b", "o"), False: ("false", "#2a7fa8", "x")}
 
 
 def projections(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
-    """Yield, per set, its activations along the first stage's direction and along their widest remaining spread.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in projections(groups)][0]
-    'truthfulness/cities/projection'
-    """
+    """Yield `truthfulness/<set>/projection`: activations along the first stage's direction."""
     summary, sets = parted(groups)
     if summary is None:
         return
@@ -40,9 +34,9 @@ def projections(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
             name=f"truthfulness/{name}/projection",
             heading="Activations along the truth direction",
             caption=(
-                f"{summary.family}, {name}: last-token activations behind block {summary.layers[layer]}, each stage "
+                f"{summary.family}, {name}: last-token activations after block {summary.layers[layer]}, each stage "
                 f"centred on its own mean. Across: projection on {base}'s direction, learned without this set (model "
-                "units); up: first principal component of what is left, of all stages together. "
+                "units); up: first principal component of the remainder, over all stages together. "
                 f"n = {n} statements{'' if n == planned else f' of {planned}, INCOMPLETE'} in every stage."
             ),
             alt=f"Scatter plots of activations of {name}, true and false statements, one panel for each stage.",
@@ -54,7 +48,7 @@ def projections(groups: Sequence[Summary | StatementSet]) -> Iterator[Drawing]:
 def _draw_projection(summary: Summary, one: StatementSet, layer: int) -> Figure:
     h = one.activations(layer)[:, one.read]
     h = h - h.mean(axis=1, keepdims=True)
-    across = summary.values("direction")[0, summary.sets.index(one.name), layer].astype(np.float64)
+    across = summary.array("direction")[0, summary.sets.index(one.name), layer].astype(np.float64)
     across = across / np.linalg.norm(across)
     x = h @ across
     rest = h - x[..., None] * across
@@ -69,7 +63,7 @@ def _draw_projection(summary: Summary, one: StatementSet, layer: int) -> Figure:
         for m, (ax, stage) in enumerate(zip(axes, one.stages, strict=True)):
             for label, (word, colour, marker) in LABELS.items():
                 some = truth == label
-                # Crosses have no edge to colour, circles no face, so that points under other points stay visible.
+                # Circles are not filled, so that points under other points stay visible; crosses have no edge colour.
                 style = {"color": colour} if marker == "x" else {"facecolors": "none", "edgecolors": colour}
                 ax.scatter(
                     x[m, some],
@@ -81,11 +75,11 @@ def _draw_projection(summary: Summary, one: StatementSet, layer: int) -> Figure:
                     linewidths=0.8,
                     **style,
                 )
-            ax.axvline(0, color="#c3c8cf", linewidth=0.6, zorder=0)
+            ax.axvline(0, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_title(stage, pad=3)
             ax.set_xlabel(f"along {summary.stages[0]}'s direction", labelpad=2)
-        axes[0].set_ylabel("widest spread beside it")
+        axes[0].set_ylabel("main remaining component")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         title = f"{summary.family}, {one.name}: layer {summary.layers[layer]}"
-        figure.suptitle(title, x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, title)
     return figure

@@ -1,4 +1,4 @@
-"""The tables of the truthfulness study: does a probe, does a direction work in another stage as in its own?
+"""Tables of the truthfulness study: whether probes and directions work in other stages as well as in their own.
 
 Source of the two main tables: Du et al. 2025 (arXiv 2504.02904), probe transfer accuracy and truthful intervention
 effects; intervals, random directions and the other ordered pairs of stages are ours.
@@ -20,7 +20,7 @@ from posttrace.figures.studies.truthfulness.data import (
     accuracy,
     effect,
     parted,
-    pushed_sets,
+    steered_sets,
     tested_sets,
 )
 from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
@@ -44,14 +44,9 @@ class Column(NamedTuple):
 
 
 def accuracies(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
-    """Yield the table `truthfulness_accuracy`: own and base's probe on every stage, and the difference.
+    """Yield `truthfulness_accuracy`: own and base's probe on every stage, and the difference; and `truthfulness_pairs`.
 
-    Example
-    -------
-    >>> [table.name for table in accuracies(groups)]
-    ['truthfulness_accuracy', 'truthfulness_pairs']
-
-    The table `truthfulness_pairs` has every ordered pair of stages, mean over sets.
+    The second table has every ordered pair of stages, mean over sets.
     """
     import pandas as pd
 
@@ -79,7 +74,7 @@ def accuracies(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
         name="truthfulness_accuracy",
         heading="Probe transfer: does another stage's probe do as well as one's own?",
         caption=(
-            f"Accuracy in per cent on the set that was left out of the training, probe → activations it judges; "
+            f"Accuracy in per cent on the held-out set, probe → stage whose activations it judges; "
             f"Δ: base's probe minus the stage's own, percentage points, on the same resamples. {words}"
         ),
         columns=tuple(_heading(c) for c in columns),
@@ -90,7 +85,7 @@ def accuracies(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
         name="truthfulness_pairs",
         heading="Probes between all stages: trained on one, tested on another",
         caption=(
-            f"Accuracy in per cent, mean over {len(names)} sets left out in turn; rows: stage that the probe was "
+            f"Accuracy in per cent, mean over {len(names)} sets held out in turn; rows: stage that the probe was "
             f"trained on, columns: stage that it judges. {words}"
         ),
         columns=tuple(f"on {stage}" for stage in summary.stages),
@@ -100,17 +95,11 @@ def accuracies(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
 
 
 def effects(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
-    """Yield the table `truthfulness_effects`: own and base's direction on every stage, against random directions.
-
-    Example
-    -------
-    >>> [table.name for table in effects(groups)]
-    ['truthfulness_effects']
-    """
+    """Yield the table `truthfulness_effects`: own and base's direction on every stage, and random directions."""
     import pandas as pd
 
     summary, sets = parted(groups)
-    names = pushed_sets(summary, sets) if summary else []
+    names = steered_sets(summary, sets) if summary else []
     if summary is None or not names:
         return
     found = {name: effect(sets[name]) for name in names}
@@ -125,10 +114,7 @@ def effects(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
             one = Bootstrap(drawn.value[k][learned], drawn.draws[:, k][:, learned], drawn.n)
             control = drawn.value[k][controls]
             rows.append(
-                Row(
-                    _with_n(name, one.n),
-                    tuple(_cell(one, c, summary.stages, 2, control) for c in columns),
-                )
+                Row(_with_n(name, one.n), tuple(_cell(one, c, summary.stages, 2, control) for c in columns))
             )
             if kind == "both":
                 rows += _published(published.INTERVENTION.get(name), columns, 2)
@@ -136,13 +122,13 @@ def effects(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
         blocks.append(Block(KINDS[kind], tuple(rows)))
     yield Table(
         name="truthfulness_effects",
-        heading="Interventions: does a direction turn the answer, and more than a random push?",
+        heading="Interventions: does a direction turn the answer, and more than a random one does?",
         caption=(
-            "Share of the way to certainty of the opposite answer, (~P − P) / (±1 − P) with P the mean of P(TRUE) − "
-            f"P(FALSE) before and ~P after the direction (times {summary.coefficient:g}) was added to false or taken "
-            "from true statements, direction → stage; Δ: base's direction minus the stage's own. Random: median and "
-            f"95 % range of {len(controls)} random directions: an effect within it is that of a push, not of the "
-            "direction. They have the norm of the stage's own direction; a transferred one keeps its own norm. "
+            "Share of the distance to certainty of the opposite answer, (~P − P) / (±1 − P), with P the mean of "
+            f"P(TRUE) − P(FALSE) before and ~P after the direction (times {summary.coefficient:g}) was added for "
+            "false or subtracted for true statements, direction → stage; Δ: base's direction minus the stage's own. "
+            f"Random: median and 95 % range of {len(controls)} random directions; an effect within it is not specific "
+            "to the direction. They have the norm of the stage's own direction; a transferred one keeps its own norm. "
             f"{_family(summary, names, len(summary.sets))}{_layers(summary, names)} {interval_words()}"
         ),
         columns=tuple(_heading(c) for c in columns),
@@ -154,8 +140,8 @@ def effects(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
 def columns_of(stages: Sequence[str], random: bool = False) -> list[Column]:
     """Return the columns of the two main tables: own, base's and their difference for each stage.
 
-    Example
-    -------
+    Examples
+    --------
     >>> [column.kind for column in columns_of(["base", "instruct"])]
     ['own', 'own', 'transferred', 'delta']
     """
@@ -170,27 +156,21 @@ def columns_of(stages: Sequence[str], random: bool = False) -> list[Column]:
 
 
 def completions(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
-    """Yield the table `truthfulness_completions`: how a few prompts go on without and with an intervention.
-
-    Example
-    -------
-    >>> [table.name for table in completions(groups)]
-    ['truthfulness_completions']
-    """
+    """Yield the table `truthfulness_completions`: continuations of a few prompts without and with an intervention."""
     import pandas as pd
 
     summary, sets = parted(groups)
-    shown = [one for one in sets.values() if "completion" in one.data and one.pushed]
+    shown = [one for one in sets.values() if "completion" in one.data and one.steered]
     if summary is None or not shown:
         return
     names = tuple(map(str, shown[0].data["shown"].values))
     blocks, tidy = [], list[dict]()
     for one in shown:
-        texts, numbers = one.values("completion"), one.data["sample_statement"].values
+        texts, numbers = one.array("completion"), one.data["sample_statement"].values
         for t, stage in enumerate(one.stages):
             rows = []
             for s, statement in enumerate(numbers):
-                p = one.values("p_diff")[:, t, statement]
+                p = one.array("p_diff")[:, t, statement]
                 label = "true" if one.truth[statement] else "false"
                 cells = []
                 for v, name in enumerate(names):
@@ -215,9 +195,9 @@ def completions(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
         name="truthfulness_completions",
         heading="Sample completions before and after",
         caption=(
-            "Greedy continuation of the prompt as it is (none) and with the push on its two tokens; / is a line "
-            f"break. In brackets P({shown[0].answers[0]}) − P({shown[0].answers[1]}) at the prompt's end. False "
-            "statements are pushed towards true, true ones towards false. Drawn with the job's seed, not chosen."
+            "Greedy continuation of the prompt without intervention (none) and with its two tokens steered; / is a "
+            f"line break. In brackets: P({shown[0].answers[0]}) − P({shown[0].answers[1]}) at the end of the prompt. "
+            "False statements are steered towards true, true ones towards false. Samples are drawn with the job's seed."
         ),
         columns=names,
         blocks=tuple(blocks),
@@ -226,11 +206,11 @@ def completions(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
 
 
 def interval_words() -> str:
-    """Return how the intervals came about, for captions."""
+    """Return the sentence about intervals for captions."""
     return (
         f"Brackets: {CONFIDENCE:.0%} percentile bootstrap interval over statements, {RESAMPLES} resamples, "
-        f"seed {SEED}, each drawn independently of the others, also where a true and a false one are about the same "
-        "entity; where every statement comes out alike the interval has no width, which is no certainty."
+        f"seed {SEED}; statements are drawn independently, even where a true and a false one are about the same "
+        "entity. If all statements agree, the interval has no width, which does not mean certainty."
     )
 
 
@@ -358,12 +338,12 @@ def _family(summary: Summary, names: Sequence[str], planned: int) -> str:
 
 def _layers(summary: Summary, names: Sequence[str]) -> str:
     layers = ", ".join(f"{name} {summary.span(name)}" for name in names)
-    return f"Blocks pushed (the last one's direction is used), {summary.chosen}: {layers}."
+    return f"Blocks steered (with the direction of the last one), {summary.chosen}: {layers}."
 
 
 def _ttpd(summary: Summary) -> str:
     if "ttpd" in summary.probes and not summary.negated:
-        return " TTPD has no negated set to learn polarity from here: it is the truth direction by least squares alone."
+        return " TTPD has no negated set to learn polarity from: here it is the least-squares truth direction alone."
     return ""
 
 

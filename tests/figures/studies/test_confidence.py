@@ -47,7 +47,7 @@ def test_the_overlap_table_counts_what_is_shared(neurons):
     ((first, ratio, *_),) = [row(table, "base and instruct")]
     assert first == "3" and float(ratio) == pytest.approx(0, abs=1e-9)
     tidy = table.tidy.iloc[0]
-    assert tidy.overlap == 3 and tidy.expected_drawn == pytest.approx(16 / 15)
+    assert tidy.overlap == 3 and tidy.expected_hypergeometric == pytest.approx(16 / 15)
     cell = sensitivity.tidy.query("top_share == 0.25 and candidates == 5").overlap
     assert len(cell) == 1 and sensitivity.tidy.overlap.le(sensitivity.tidy.candidates).all()
     assert "–" in row(sensitivity, "top 10% by norm"), "no 10 candidates among 6 neurons"

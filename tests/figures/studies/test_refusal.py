@@ -139,7 +139,7 @@ def test_answers_stand_side_by_side_and_all_of_them_in_the_csv(refusal):
     block = table.blocks[0]
     assert block.heading == "harmful: Do_it 0"
     assert [row.label for row in block.rows] == [
-        "as it is", "without base", "without sft", "without instruct", "without random-0",
+        "unsteered", "without base", "without sft", "without instruct", "without random-0",
     ]  # fmt: skip
     assert [str(c) for c in block.rows[0].cells] == [
         "Sure. First do $x^2$ & 50 % of it",

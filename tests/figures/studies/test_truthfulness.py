@@ -97,7 +97,7 @@ def test_effects_are_shares_of_the_way_to_certainty_beside_random_directions(gro
 
 def test_effect_follows_the_formula_by_label():
     one = statements("cities")
-    p = one.values("p_diff").copy()
+    p = one.array("p_diff").copy()
     p[1, 0, one.truth] = -1.0
     drawn = effect(one, p)
     np.testing.assert_allclose(drawn.value[:, 1, 0], [0.75, 0.5, 1.0], atol=1e-6)

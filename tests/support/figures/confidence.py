@@ -10,28 +10,27 @@ STAGES = ("base", "instruct")
 KINDS = ["candidates"] + ["candidate"] * 4 + ["random_set"] * 50 + ["random_neuron"] * 50
 
 
-def make_neurons():
+def neuron_dataset():
     """60 neurons; both stages have candidates 50-52, and one of their own each (53, 54)."""
     norm = np.linspace(1, 2, 60)
     logit_var = np.full((2, 60), 0.1) + np.linspace(0, 0.01, 60)
     for stage, own in enumerate((53, 54)):
         logit_var[stage, [50, 51, 52]] = 0.001, 0.002, 0.003
         logit_var[stage, own] = 0.004
-    both = np.stack([norm, norm])
-    return read(
-        xr.Dataset(
-            {
-                "weight_norm": (("model", "neuron"), both),
-                "logit_var": (("model", "neuron"), logit_var),
-                "candidate": (
-                    ("model", "rank"),
-                    np.stack([candidates(norm, v, 0.25, 4) for v in logit_var]).astype("int32"),
-                ),
-            },
-            coords={"model": list(STAGES)},
-            attrs={"study": "confidence", "part": "neurons", "family": "toy", "layer": 7, "top_share": 0.25},
-        )
+    chosen = np.stack([candidates(norm, v, 0.25, 4) for v in logit_var]).astype("int32")
+    return xr.Dataset(
+        {
+            "weight_norm": (("model", "neuron"), np.stack([norm, norm])),
+            "logit_var": (("model", "neuron"), logit_var),
+            "candidate": (("model", "rank"), chosen),
+        },
+        coords={"model": list(STAGES)},
+        attrs={"study": "confidence", "part": "neurons", "family": "toy", "layer": 7, "top_share": 0.25},
     )
+
+
+def make_neurons():
+    return read(neuron_dataset())
 
 
 def make_on_text():

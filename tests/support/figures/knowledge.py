@@ -215,3 +215,18 @@ def by_head(pairs=6, layers=4, n=3, change=1.0, at=(2, 1)):
     values = values.transpose("source", "target", "pair", "layer", "head", "token").astype("float32")
     dataset = whole.assign(logit_diff=values).assign_coords(head=np.arange(n))
     return dataset.assign_attrs(site="z")
+
+
+def write_dataset(url, path, dataset):
+    """Write a group as one unit."""
+    kinds = {"f": "float32", "i": "int32", "b": "bool", "O": "string", "U": "string"}
+    # xarray lists an array that is named like a dimension among the coordinates
+    labels = {name: c for name, c in dataset.coords.items() if name not in dataset.sizes or c.dims == (name,)}
+    values = {name: v for name, v in dataset.variables.items() if name not in labels}
+    arrays = tuple(Array(name, v.dims, kinds[v.dtype.kind], "", name) for name, v in values.items())
+    coords = tuple(Coord(name, c.dims, c.values, name) for name, c in labels.items())
+    group = Group(path, dict(dataset.sizes), arrays, coords, dict(dataset.attrs))
+    unit = Unit(f"{path}/all", path, {}, tuple(values))
+    store = Store.create(url, [group], [unit], JOB, "0123abcd", PROVENANCE)
+    store.write(unit, {array.name: values[array.name].values.astype(array.dtype) for array in arrays})
+    store.finalise()

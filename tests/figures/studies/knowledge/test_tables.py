@@ -92,7 +92,7 @@ def test_markdown_has_a_row_for_each_statistic_and_a_column_for_each_set(storage
 
 
 def test_the_caption_tells_how_the_intervals_were_made(storage):
-    for words in ("95%", "percentile bootstrap", "2000 resamples", "seed 0", "over pairs", "lean"):
+    for words in ("95%", "percentile bootstrap", "2000 resamples", "seed 0", "over pairs", "biased low"):
         assert words in storage.caption, words
 
 

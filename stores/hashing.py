@@ -1,4 +1,4 @@
-"""JSON and hashes that are the same for the same content."""
+"""Canonical JSON and hashes: the same content gives the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def as_json(value: Any, where: str) -> Any:
-    """The value as it reads back from JSON; refuses what JSON cannot hold."""
+    """Return the value as it reads back from JSON; refuse what JSON cannot hold."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as fault:
@@ -24,28 +24,28 @@ def as_json(value: Any, where: str) -> Any:
 
 
 def hash_bytes(data: Any) -> str:
-    """128-bit BLAKE2b in hex: tells any two chunks apart, and is faster than SHA-256."""
+    """Return the 128-bit BLAKE2b hash in hex: collision-free in practice and faster than SHA-256."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def hash_array(values: np.ndarray) -> str:
-    """Hash of an array's values in order: of its bytes, or of its texts where it holds text."""
+    """Hash an array's values in order: its bytes, or its strings."""
     return hash_json(values.tolist()) if values.dtype.kind == "O" else hash_bytes(values)
 
 
 def hash_json(value: Any) -> str:
-    """Hash of a JSON value, independent of the order of keys."""
+    """Hash a JSON value, whatever the order of its keys."""
     return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
-    """A JSON document that carries the hash of its own bytes: no byte of it can change unnoticed."""
+    """Return a JSON document that contains the hash of its own bytes, so that any change is noticed."""
     text = json.dumps(body, indent=1)[1:].encode() + b"\n"
     return _head(text) + text
 
 
 def unseal(data: bytes | None) -> dict[str, Any] | None:
-    """The body of a sealed document; None when it is missing, torn or altered, be it by a newline."""
+    """Return the body of a sealed document; None if it is missing, truncated or altered by as little as a newline."""
     if not data:
         return None
     text = data[len(_head(b"")) :]
@@ -63,7 +63,7 @@ def _head(text: bytes) -> bytes:
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys at which two JSON values differ, with both values ("(absent)" where one lacks the key)."""
+    """Return the dotted keys at which two JSON values differ, with both values ("(absent)" for a missing key)."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in dict.fromkeys([*old, *new]):

@@ -1,4 +1,4 @@
-"""The zarr hierarchy of a store as files, built in memory: creating a store is then only copying."""
+"""The zarr hierarchy of a store as files, built in memory so that creating a store is a plain copy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from posttrace.stores.schema import DTYPES, Array, Group
 
 
 def build(groups: Iterable[Group], attrs: Mapping[str, Any]) -> dict[str, bytes]:
-    """Key -> content of every metadata file and every coordinate chunk; no data chunk is among them.
+    """Return key -> content of every metadata file and coordinate chunk, without data chunks.
 
-    The root carries consolidated metadata from the start: the hierarchy never changes, and without it
-    xarray and zarr warn readers about a missing consolidation and about the progress folder.
+    The root has consolidated metadata from the start: the hierarchy never changes, and without them xarray and zarr
+    warn about missing consolidation and about the `.posttrace` folder.
 
-    Arguments:
-        groups: what the store holds.
-        attrs: JSON attributes of the root.
+    Parameters
+    ----------
+    groups
+        What the store holds.
+    attrs
+        JSON attributes of the root.
     """
     import zarr
     from zarr.storage import MemoryStore
@@ -27,7 +30,7 @@ def build(groups: Iterable[Group], attrs: Mapping[str, Any]) -> dict[str, bytes]
     root = zarr.create_group(memory, attributes=dict(attrs))
     for group in groups:
         labels = " ".join(coord.name for coord in group.coords)
-        # the CF way to say which variables are coordinates; xarray removes it on reading
+        # The CF convention for naming coordinates; xarray removes the attribute on reading.
         node = root.create_group(
             group.path, attributes={**group.attrs, **({"coordinates": labels} if labels else {})}
         )
@@ -52,7 +55,7 @@ def _array(node: Any, group: Group, array: Array) -> None:
     attrs["not_computed"] = {"i": "-1", "b": "false", "O": "empty text"}.get(stored[1], "NaN")
     layout: dict[str, Any] = {"chunks": chunk, "compressors": [ZstdCodec(level=3), Crc32cCodec()]}
     if array.kind == "activation":
-        # activations hardly compress; their checksum alone keeps writing at the speed of the disk
+        # Activations hardly compress; with a checksum alone they are written at disk speed.
         layout = {"chunks": group.inner(array.name), "shards": chunk, "compressors": [Crc32cCodec()]}
     node.create_array(
         array.name,
