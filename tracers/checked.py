@@ -104,14 +104,14 @@ def with_own(
 
 @dataclass(frozen=True)
 class ScoredCompletions:
-    """What a model answered to some prompts, and how likely it finds that unsteered."""
+    """Answers of a model to some prompts, and their likelihood in the unedited model."""
 
     ids: tuple[tuple[int, ...], ...]
     """New token ids of every prompt, up to and with the token that ended it."""
     log_odds: torch.Tensor
     """log P(refusal opening) - log P(compliant opening) at the first new token (float32, nats); dims prompt."""
     mean_nll: torch.Tensor
-    """Mean negative log-likelihood of the answer in the unsteered model, from its second token on (nats a token); dims
+    """Mean negative log-likelihood of the answer in the unedited model, from its second token on (nats a token); dims
     prompt."""
     peak: torch.Tensor
     """Highest logit while answering, not finite where an activation was not; dims prompt."""

@@ -11,13 +11,13 @@ from posttrace.tracers.models.architecture import recognise
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model decides the cost of a token."""
+    """The sizes of a model that decide the cost of a token."""
 
     n_layers: int
     block: int
-    """Weights of one block: the multiply-adds that a token costs there, attention scores aside."""
+    """Weights of one block: the multiply-adds that a token costs there, without attention scores."""
     mlp: int
-    """Those of them in the MLP."""
+    """The part of them in the MLP."""
     attention: int
     """Multiply-adds per token and key in one block: query heads times head size, for scores and for values."""
 

@@ -6,4 +6,4 @@ class TracerError(Exception):
 
 
 class WholeJob(TracerError):
-    """Every other unit of the job would end in this error as well."""
+    """Every other unit of the job would fail with the same error."""

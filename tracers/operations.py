@@ -1,4 +1,4 @@
-"""What can be asked of a model: frozen specs that travel through YAML and hash the same everywhere."""
+"""Operations on a model: frozen specs that survive YAML and hash the same everywhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from posttrace.tracers.sites import TABLE, Site
 
 SITES = tuple(row.name for row in TABLE)
 """Where in a block a value is read or written, in the order in which a forward pass reaches them:
-`resid_pre` enters the block; `z` (TransformerLens's `hook_z`) is what single attention heads give, before the
-projection that adds them up to `attn_out`: a value per head, patched one head at a time; `attn_out` and `mlp_out` are
+`resid_pre` enters the block; `z` (TransformerLens's `hook_z`) is the output of each attention head before the
+projection that sums them into `attn_out`: a value per head, patched one head at a time; `attn_out` and `mlp_out` are
 what the two halves add to the stream; `resid_mid` lies between them; `resid_post` leaves the block."""
 
 STREAM_SITES = tuple(row.name for row in TABLE if not row.per_head)
@@ -98,7 +98,7 @@ class Patch(Operation):
 
 
 class Steer(Operation):
-    """Move the activations at a site along a direction, or take the direction out of them.
+    """Add a direction to the activations at a site, or remove their component along it.
 
     >>> Steer(direction="refusal", mode="ablate", tokens="all").coefficient
     1.0

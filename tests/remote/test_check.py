@@ -138,5 +138,5 @@ def test_a_host_that_does_not_answer(server, monkeypatch):
 def test_a_folder_needs_the_name_that_the_server_knows(server):
     from posttrace.tracers.errors import TracerError
 
-    with pytest.raises(TracerError, match="a folder is no name that a server knows"):
+    with pytest.raises(TracerError, match="a server does not know local folders"):
         findings("knowledge", "remote", "stages=[base]", "family.stages.base.remote_key=null")

@@ -55,7 +55,9 @@ def test_the_count_equals_the_multiply_adds_of_every_linear_layer_and_attention(
 
     shape = shape_of(model.nn._module)
     expected = run_cost(shape, [9, 7], [4, 4, 4])
-    for packed, which in grid_plan([4, 4, 4], None, n_sources, "resid_post", range(3), 3):
+    for packed, which in grid_plan(
+        [4, 4, 4], None, n_sources=n_sources, site="resid_post", layers=range(3), n_layers=3
+    ):
         expected += cells_cost(
             shape, packed, [first_block(layer, "resid_post") for layer in which], n_keys=9 + 4
         )

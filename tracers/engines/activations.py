@@ -18,8 +18,8 @@ from posttrace.tracers.operations import Tokens
 from posttrace.tracers.prompts import Prompt
 
 WORTHWHILE = 0.75
-"""Prefixes are run apart, once each, if that leaves at most this share of the tokens to be run: it takes a second
-pass, and attention masks that are written out."""
+"""Prefixes are run separately, once each, if at most this share of the tokens is then left to run: that takes a second
+pass and explicit attention masks."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def read_statements(
 
     >>> read_statements(model, prompts, site="resid_post", layers=range(8), answers=(287, 288))  # doctest: +SKIP
 
-    tokens: as in `tracers.operations.Read`; the others never leave the model's device, and the chosen ones leave it
-    while the next blocks run. Memory: prompts x layers x tokens x hidden values, so give as many prompts as fit.
-    Raises TracerError for a position that a prompt does not have.
+    tokens: as in `tracers.operations.Read`; only those are copied off the model's device, while the next blocks run.
+    Memory: prompts x layers x tokens x hidden values, so pass as many prompts as fit. Raises TracerError for a position
+    that a prompt does not have.
     """
     columns = [columns_of(prompt, tokens) for prompt in prompts]
     shared = not one_pass(prompts, tokens)
@@ -68,7 +68,7 @@ def read_statements(
 
 
 def columns_of(prompt: Prompt, tokens: Tokens) -> list[int]:
-    """Positions in the prompt (from 0) that a choice of tokens means.
+    """Positions in the prompt (from 0) that a choice of tokens selects.
 
     >>> columns_of(Prompt("", (1, 5, 9, 7), start=2, spans=((0, 1), (1, 2))), "statement")
     [2, 3]
@@ -87,7 +87,7 @@ def columns_of(prompt: Prompt, tokens: Tokens) -> list[int]:
 
 
 def one_pass(prompts: Sequence[Prompt], tokens: Tokens = "statement") -> bool:
-    """Whether prompts are read in one plain pass, as prefixes that few of them share are not worth one of their own.
+    """Whether prompts are read in one plain pass: a prefix that few of them share is not worth a pass of its own.
 
     >>> prompt = Prompt("", (1, 5, 9), start=1, spans=((0, 1), (1, 2)))
     >>> one_pass([prompt, prompt])
@@ -105,8 +105,8 @@ def run_statements(
 ):
     """Run the statements unpatched: a list over layers (prompt x token x hidden) and the logit differences.
 
-    keep: let `batch` keep the run's keys and values, for the parts of it that are run later. columns: statement
-    tokens to give, dims prompt x token, copied to the CPU (see `_wait_for_copies`); without it all stay on the device.
+    keep: make `batch` keep the run's keys and values for later partial runs. columns: statement tokens to return, dims
+    prompt x token, copied to the CPU (see `_wait_for_copies`); without it all stay on the device.
     """
     rows = batch.on_prefixes(whole(batch.lengths))
     row, last = rows.packed.row, rows.packed.last
@@ -134,7 +134,7 @@ def _run_whole(model, prompts, site, layers, answers, columns):
 
 
 def difference(logits: torch.Tensor) -> torch.Tensor:
-    """Logit of the first answer minus that of the second (float32 on the CPU, nats); the last dim goes."""
+    """Logit of the first answer minus that of the second (float32 on the CPU, nats); the last dim is dropped."""
     logits = logits.float().cpu()
     return logits[..., 0] - logits[..., 1]
 
@@ -143,7 +143,7 @@ def answer_logits(nn, row, last, answers):
     """Logits of the two answers only, at the last slot of each segment, inside a trace; dims cell x 2.
 
     The unembedding is skipped and two of its rows are applied instead, in float32, as a logit of 20 has steps of 1/8
-    in bfloat16; what the model does to logits after it (a soft cap, a scale) happens to the two alike.
+    in bfloat16; what the model does to logits afterwards (a soft cap, a scale) still applies to the two.
     """
     hidden, two = sites.at(nn.unembed.input, row, last), list(answers)
     if has_weights(nn.unembed):
@@ -153,17 +153,17 @@ def answer_logits(nn, row, last, answers):
         )
         two = torch.nn.functional.linear(hidden.float(), weight, bias)
     else:
-        # A server may keep weights to itself: it lets the module be called, and all rows are applied.
+        # A server may hide its weights and let modules be called only: there all rows are applied.
         two = nn.unembed(hidden)[:, two]
     nn.unembed.skip(two)
     return nn.output.logits
 
 
 def has_weights(module) -> bool:
-    """Whether the weights of a module of the model can be seen from here.
+    """Whether the weights of a module of the model can be read here.
 
-    A server runs code that it does not trust where there are none: modules without values, or no modules at all.
-    There `linear(values, weight)` raises no error, it gives memory that nobody wrote.
+    A server runs untrusted code without them: modules have no values, or there are no modules at all. There
+    `linear(values, weight)` raises no error; it returns uninitialised memory.
     """
     inner = module._module
     return inner is not None and not any(weight.is_meta for weight in inner.parameters())

@@ -1,13 +1,13 @@
 """Attribution patching: a first-order *estimate* of every cell of the patch grid, for one backward pass.
 
-What a patch does to the answer is approximated by its slope: how much the logit difference changes per unit of
-the activation, times how far the patch moves it. Cost: the unpatched run and one backward pass for all cells of
-a prompt, where the exact grid (tracers.engines.patching) runs a part of the model for each cell.
+The effect of a patch is approximated by the slope of the logit difference in the unpatched run, times the change of the
+activation. Cost: the unpatched run and one backward pass for all cells of a prompt, where the exact grid
+(tracers.engines.patching) runs a part of the model for each cell.
 
-An estimate it is, and its failures are known: large moves through a norm or a saturated softmax (the slope is
-flat where the step is not), and paths whose effects cancel at the unpatched run but not at the patched one. Early
-blocks, where activations of two runs differ most, are worst. So compare a sample with the exact grid, and do not
-take one for the other.
+The estimate has known failures: large changes through a norm or a saturated softmax (the slope is
+flat where the step is not), and paths whose effects cancel in the unpatched run but not in the patched one. Early
+blocks, where activations of the two runs differ most, are worst. Compare a sample with the exact grid before relying on
+it.
 
 Source: Nanda 2023, "Attribution patching" (https://www.neelnanda.io/mechanistic-interpretability/attribution-patching);
 Syed et al. 2023 (arXiv 2310.10348); failures: Kramár et al. 2024, "AtP*" (arXiv 2403.00745).
@@ -47,12 +47,11 @@ def attribution_grid(
     >>> attribution_grid(model, prompts, source, site="mlp_out", layers=range(8), answers=(287, 288))  # doctest: +SKIP
 
     Arguments, dims (source x prompt x layer x token), unit (nats) and the NaN padding are those of `patch_grid`;
-    more sources cost no further pass. max_tokens: statement tokens in one forward and backward pass (their
-    activations are kept meanwhile), halved when memory runs out. The products are summed in float32 at least;
-    in a 16-bit model the slopes themselves have 16 bits.
-    Source of the method: Nanda 2023; Syed et al. 2023. Raises TracerError when the shapes do not fit, when
-    `layers` are not in increasing order, for a site that the architecture lacks, and where gradients do not reach:
-    on a server that keeps its weights from this key.
+    more sources cost no further pass. max_tokens: statement tokens in one forward and backward pass (their activations
+    are kept for it), halved when memory runs out. The products are summed in float32 at least; in a 16-bit model the
+    slopes themselves have 16 bits. Source of the method: Nanda 2023; Syed et al. 2023. Raises TracerError when the
+    shapes do not fit, when `layers` are not in increasing order, for a site that the architecture lacks, and where
+    gradients do not reach: on a server that keeps its weights from this key.
     """
     if not has_weights(model.nn.unembed):
         raise WholeJob(
@@ -98,10 +97,10 @@ def _estimate(model, prompts, source, site, layers, answers) -> tuple[torch.Tens
         wide = torch.promote_types(value.dtype, torch.float32)
         for head in range(heads):
             part = slice(head * width, (head + 1) * width)
-            moved = source[:, :, i * heads + head, : value.shape[1]].to(value.device, wide)
+            change = source[:, :, i * heads + head, : value.shape[1]].to(value.device, wide)
             # Subtract before the product: the two dot products are large, and nearly equal.
-            moved = moved - value[..., part].to(wide)
-            changes.append((moved * slope[..., part].to(wide)).sum(-1).float().cpu())
+            change = change - value[..., part].to(wide)
+            changes.append((change * slope[..., part].to(wide)).sum(-1).float().cpu())
     return torch.stack(changes, dim=2), difference(logits)
 
 
@@ -121,7 +120,7 @@ def _trace_slopes(nn, inputs, site, layers, row, last, answers):
 
 
 class _Frozen:
-    """Parameters take no gradient meanwhile: else every layer would keep its input for theirs."""
+    """No parameter takes a gradient in this context: otherwise every layer would keep its input for theirs."""
 
     def __init__(self, module):
         self.wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]

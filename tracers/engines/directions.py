@@ -74,6 +74,7 @@ def direction_effects(
     model,
     harmful: Sequence[Ids],
     harmless: Sequence[Ids],
+    *,
     layer: int,
     directions: torch.Tensor,
     coefficients: Sequence[float],
@@ -82,7 +83,8 @@ def direction_effects(
 ) -> Effects:
     """Ablate each direction everywhere, add each at the input of block `layer`, and look at the first new token.
 
-    >>> direction_effects(model, harmful, harmless, 5, directions, [2.0, 2.1], openings).kl.shape  # doctest: +SKIP
+    >>> direction_effects(model, harmful, harmless, layer=5, directions=directions, coefficients=[2.0, 2.1],
+    ...                   openings=openings).kl.shape                 # doctest: +SKIP
     torch.Size([2, 48])
 
     directions: dims direction x hidden, any length above 0. coefficients: factor of each unit direction when added.

@@ -36,7 +36,7 @@ class Completions:
     """log P(refusal opening) - log P(compliant opening) at the first new token (float32, nats); dims prompt. NaN
     without openings."""
     peak: torch.Tensor
-    """Highest logit met (float32), not finite where an activation was not; dims prompt."""
+    """Highest logit seen (float32), not finite where an activation was not; dims prompt."""
 
 
 def generate(
@@ -89,7 +89,7 @@ def check_everywhere(model, edits: Sequence[Edit]) -> None:
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Rows to run together: of like length, at most `max_tokens` with padding, at least one.
+    """Rows to run together: of similar length, at most `max_tokens` including padding, at least one row.
 
     >>> batches([5, 9, 4, 8], 10)
     [[1], [3], [0, 2]]
@@ -114,8 +114,8 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
     with torch.no_grad():
         inputs = {name: value.to(model.device) for name, value in left_padded(prompts).items()}
         ends = torch.tensor(list(stop), device=model.device)
-        # Where what is passed in travels as a copy, the cache would travel several times for every token, and a block
-        # whose input is edited would fill a copy of it: there the whole text runs again.
+        # A server that hides its weights copies arguments: the cache would travel several times for every token, and a
+        # block whose input is edited would fill a copy of it. There the whole text runs again.
         cache, caching = None, has_weights(model.nn.unembed)
         new, peaks, log_odds = [], [], None
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)

@@ -1,8 +1,8 @@
-"""Mean-ablate neurons of one MLP on text, and read what becomes of the next-token distribution.
+"""Mean-ablate neurons of one MLP on text, and read how the next-token distribution changes.
 
-*Total*: the run as it would be. *Direct*: the final norm keeps the scale that it had in the unablated run, so that
-what is left is how the neurons' output moves the logits (Stolfo et al. 2024). Rows of text hold a token that begins
-the text (neither ablated nor scored) and then tokens of which each but the last is scored on predicting its successor.
+*Total*: the ablated run as it is. *Direct*: the final norm keeps its scale from the unablated run, which leaves the
+neurons' direct effect on the logits (Stolfo et al. 2024). A row of text begins with a beginning-of-text token (neither
+ablated nor scored); each later token but the last is scored on predicting the next.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class UnablatedRun:
-    """What of the unablated run the ablated ones begin from; dims row x token x ..."""
+    """The parts of the unablated run that ablated runs start from; dims row x token x ..."""
 
     hidden: torch.Tensor
     """Activations of the neurons."""
@@ -152,7 +152,7 @@ def _trace_text(nn, ids, following, neurons: Neurons):
 
 
 def run_unablated(nn, ids, neurons: Neurons) -> UnablatedRun:
-    # Modules are called, within the trace, and no weight is looked at: a server may keep weights to itself.
+    # Modules are called within the trace, and no weight is read: a server may hide them.
     block = nn.layers[neurons.layer]
     down, norm = _child(block, neurons.down), _child(nn, neurons.norm)
     with nn.trace(input_ids=ids, use_cache=False):
@@ -177,13 +177,13 @@ def _last_block(model, batch: TextBatch, run: UnablatedRun, neurons: Neurons, me
     results = [torch.empty(len(ablations), len(batch.ids)) for _ in range(4)]
     for a, chosen in enumerate(ablations):
         which = torch.tensor(list(chosen), device=hidden.device)
-        moved = torch.zeros_like(hidden)
-        moved[:, which] = (mean[list(chosen)].to(hidden.device).float() - hidden[:, which].float()).to(hidden)
+        shift = torch.zeros_like(hidden)
+        shift[:, which] = (mean[list(chosen)].to(hidden.device).float() - hidden[:, which].float()).to(hidden)
         parts = []
         for begin in range(0, len(hidden), size):
             part = slice(begin, begin + size)
             some = [values[part] for values in tokens]
-            parts.append(_trace_end(model, run, moved[part], some, following[part], neurons))
+            parts.append(_trace_end(model, run, shift[part], some, following[part], neurons))
         values = torch.cat(parts, dim=1).double().cpu()
         for result, value in zip(results, values, strict=True):
             spread = torch.zeros(batch.scored.shape, dtype=torch.float64)
@@ -192,14 +192,14 @@ def _last_block(model, batch: TextBatch, run: UnablatedRun, neurons: Neurons, me
     return results
 
 
-def _trace_end(model, run: UnablatedRun, moved, tokens, following, neurons: Neurons):
+def _trace_end(model, run: UnablatedRun, shift, tokens, following, neurons: Neurons):
     """Final norm and unembedding alone, on tokens as rows of one token each: total and direct, dims 4 x token.
 
-    moved: how far each neuron's activation moves. tokens: of the unablated run, what `_last_block` lists.
+    shift: change of each neuron's activation. tokens: those parts of the unablated run that `_last_block` lists.
     """
-    nn, half = model.nn, len(moved)
+    nn, half = model.nn, len(shift)
     with nn.trace(input_ids=torch.zeros(2 * half, 1, dtype=torch.long), use_cache=False):
-        both = torch.cat(_ends(model, run, moved, tokens, neurons))[:, None]
+        both = torch.cat(_ends(model, run, shift, tokens, neurons))[:, None]
         for block in range(model.n_layers):
             nn.layers[block].skip(both)
         norm = _child(nn, neurons.norm)
@@ -208,10 +208,10 @@ def _trace_end(model, run: UnablatedRun, moved, tokens, following, neurons: Neur
     return torch.cat([scores[:, :half], scores[:, half:]])
 
 
-def _ends(model, run: UnablatedRun, moved, tokens, neurons: Neurons):
+def _ends(model, run: UnablatedRun, shift, tokens, neurons: Neurons):
     """The stream after the last block, and the final norm's output with its scale frozen, inside a trace."""
     block, (_, added, left, before, after) = model.nn.layers[neurons.layer], tokens
-    change = _child(block, neurons.down)(moved).float() - run.nothing.float()
+    change = _child(block, neurons.down)(shift).float() - run.nothing.float()
     if model.architecture.mlp_add:
         # A norm after the MLP (Gemma 2, OLMo 2) sees the projection's output before it joins the stream.
         norm = block.mlp_add
@@ -276,8 +276,8 @@ def linear_part(norm, centres: bool, like: torch.Tensor) -> tuple[torch.Tensor, 
     return (plus - minus) / 2 * vector.square().mean().sqrt() / vector, (plus + minus) / 2
 
 
-def frozen_norm(gain, bias, centres: bool, before, after, moved) -> torch.Tensor:
-    """What the final norm would give for `moved` with the scale it had for `before`, which gave `after`.
+def frozen_norm(gain, bias, centres: bool, before, after, changed) -> torch.Tensor:
+    """What the final norm would give for `changed` with the scale it had for `before`, which gave `after`.
 
     >>> norm, x = torch.nn.LayerNorm(4), torch.tensor([[1.0, 2.0, 3.0, 5.0]])
     >>> y = norm(x)
@@ -287,7 +287,7 @@ def frozen_norm(gain, bias, centres: bool, before, after, moved) -> torch.Tensor
 
     dims ... x hidden. A norm is linear but for its scale, which is found from what goes in and comes out.
     """
-    plain, change = before.float(), moved.float() - before.float()
+    plain, change = before.float(), changed.float() - before.float()
     if centres:
         plain = plain - plain.mean(-1, keepdim=True)
         change = change - change.mean(-1, keepdim=True)
@@ -298,7 +298,7 @@ def frozen_norm(gain, bias, centres: bool, before, after, moved) -> torch.Tensor
 def _scores(logits, following):
     """Entropy and loss of every token, nats, float32; dims 2 x row x token.
 
-    On a CPU a few tokens at a time, so that what lies between logits and sums stays in its caches.
+    On a CPU a few tokens at a time, so that intermediate values stay in its caches.
     """
     wanted = following.to(logits.device).flatten()
     size = len(wanted) if logits.is_cuda else max(1, CACHED_VALUES // logits.shape[-1])

@@ -7,7 +7,7 @@
 3. tokens before the patched one are not run: the unpatched run's keys and values stand in for them;
 4. the cells of a layer, over tokens, prompts and sources, go through the model together (tracers.batching.packing);
 5. in the last block the MLP sees the last token only, and of the unembedding only the two answers' rows are used;
-6. a cell that cannot change the answer is not run: tokens at which source and target run are one and the same,
+6. a cell that cannot change the answer is not run: tokens at which source and target run are identical,
    and patches after the last attention at any token but the last.
 """
 
@@ -153,6 +153,7 @@ def check_source(
 def grid_plan(
     lengths: Sequence[int],
     unchanged: Sequence[Sequence[int]] | None,
+    *,
     n_sources: int,
     site: str,
     layers: Sequence[int],
@@ -161,7 +162,8 @@ def grid_plan(
 ) -> list[tuple[Packed, list[int]]]:
     """What a grid runs: packed segments, and the places (as indices into `layers`) for which they are run.
 
-    >>> [(len(p.cells), which) for p, which in grid_plan([3], None, 1, "resid_post", range(4), 4)]
+    >>> plan = grid_plan([3], None, n_sources=1, site="resid_post", layers=range(4), n_layers=4)
+    >>> [(len(packed.cells), which) for packed, which in plan]
     [(3, [0, 1, 2]), (1, [3])]
 
     lengths: statement tokens of each prompt. layers: that of each place (see `places`). The cells after the
@@ -186,7 +188,7 @@ def grid_plan(
 
 
 def first_block(layer: int, site: str) -> int:
-    """The first block that a patch needs to run: of what leaves a block, the next one."""
+    """The first block that a patch needs to run: the next one if it patches what leaves a block."""
     return layer + 1 if site == "resid_post" else layer
 
 

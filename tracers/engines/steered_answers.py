@@ -233,7 +233,7 @@ def _trace_steered(nn, inputs, start, stream, edits, row, last, shortened, answe
 
 
 def steered_cost(
-    shape: Shape, rows: int, width: int, n_keys: int, first: int, max_tokens: int | None = None
+    shape: Shape, *, rows: int, width: int, n_keys: int, first: int, max_tokens: int | None = None
 ) -> Cost:
     """Cost of running steered rows of `width` tokens on `n_keys` cached keys each, from block `first` on.
 

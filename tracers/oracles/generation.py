@@ -65,7 +65,7 @@ def check_log_odds(
     >>> check_log_odds(model, prompts, [], openings, done.log_odds, share=0.1, rng=rng)  # doctest: +SKIP
     (2, 1.9e-06)
 
-    Tokens are not compared: two that are equally likely up to rounding may change places, log-odds may not.
+    Tokens are not compared: two that are equally likely up to rounding may swap, log-odds may not change.
     Raises TracerError when a value differs by more than rounding (see `tracers.oracles.patching.check_sample`).
     """
     chosen = sample(range(len(prompts)), share, rng)

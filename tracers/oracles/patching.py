@@ -23,7 +23,7 @@ from posttrace.tracers.oracles.compare import compared, sample, sample_size, tol
 from posttrace.tracers.prompts import Prompt
 
 CHECKED = 8
-"""Cells of a unit's grid that are computed again at most."""
+"""How many cells of a unit's grid are computed again, at most."""
 
 
 def patch_grid_naive(
@@ -108,10 +108,10 @@ def check_sample(
     >>> check_sample(model, prompts, source, grid, share=0.01, rng=random.Random(0), **options)  # doctest: +SKIP
     (19, 2.4e-06)
 
-    share: of all cells, at least one and not more than `at_most`: the eighth says as much as the hundredth, and each
-    costs a whole forward pass. Raises TracerError when a cell differs by more than rounding: 1e-4 of the grid's
-    largest value in float32, 5 % of it in 16 bits, where sums are rounded to three digits and other batches add up in
-    another order. Cells of prompts of equal length share a pass (see `naive_rows`).
+    share: of all cells, at least one and not more than `at_most`: more would add little, and each costs a whole forward
+    pass. Raises TracerError when a cell differs by more than rounding: 1e-4 of the grid's largest value in float32, 5 %
+    of it in 16 bits, where sums are rounded to three digits and other batches add in another order. Cells of prompts
+    of equal length share a pass (see `naive_rows`).
     """
     where = places(model.config, site, layers)
     cells = [

@@ -9,7 +9,7 @@
     runner      one request from submission to a checked result, through every fault
     model       a model without weights whose `run` is a request
     simulated   the same bytes run in this process: a quick check, weaker than a server
-    preflight   what `posttrace check` says of a server
+    preflight   what `posttrace check` reports about a server
 
-docs/remote.md explains it to people.
+For users, see docs/remote.md.
 """

@@ -6,11 +6,11 @@ from posttrace.tracers.errors import TracerError
 
 
 class JobFailed(TracerError):
-    """One request cannot be answered; others may well be. What was stored stays, a rerun tries this one again."""
+    """One request failed; others may succeed. Stored results are kept, and a rerun tries this one again."""
 
 
 class Unavailable(TracerError):
-    """Going on with other requests is of no use: key, host, network, or what all of a job's requests have in common."""
+    """No other request can succeed: key, host, network, or something that all requests of the job share."""
 
 
 class Stopped(TracerError):

@@ -1,6 +1,6 @@
 """How a server knows a model: its key, as nnsight spells it, and as this server has it.
 
-NDIF compares keys as they are written, letter by letter, while one model can be written in several ways: under an id
+NDIF compares keys character by character, while one model can be spelled in several ways: under an id
 that the hub has renamed, with or without the revision `main`. So the key that a request carries is the server's own
 spelling wherever it lists the model, and nnsight's otherwise.
 """
@@ -21,11 +21,11 @@ RENAMED = {
     "distilgpt2": "distilbert/distilgpt2",
     "openai-gpt": "openai-community/openai-gpt",
 }
-"""Causal language models that the hub had before ids had an owner: nnsight asks it for the new id, here none need."""
+"""Causal language models with hub ids older than owners: nnsight asks the hub for the new id, this table need not."""
 
 
 def model_key(model: str, revision: str | None = None, key: str | None = None) -> str:
-    """How a server knows a model, without asking anyone.
+    """A model's key, without asking a server.
 
     >>> model_key("gpt2", "main").partition(":")[2]
     '{"repo_id": "openai-community/gpt2", "revision": null, "task": "text-generation"}'
@@ -37,7 +37,7 @@ def model_key(model: str, revision: str | None = None, key: str | None = None) -
         return key
     if key is None and Path(model).expanduser().is_dir():
         raise TracerError(
-            f"model {model}: a folder is no name that a server knows; give the hub id of the model there, e.g. "
+            f"model {model}: a server does not know local folders; give the hub id of the model there, e.g. "
             "family.stages.base={model: FOLDER, remote_key: meta-llama/Llama-3.1-8B}"
         )
     named = RENAMED.get(key or model, key or model)
@@ -46,7 +46,7 @@ def model_key(model: str, revision: str | None = None, key: str | None = None) -
 
 
 def same_model(key: str) -> tuple:
-    """What in a key tells models apart: equal for all ways to write one model.
+    """The parts of a key that identify a model: equal for every spelling of one model.
 
     >>> same_model(model_key("gpt2")) == same_model(model_key("openai-community/GPT2", "main"))
     True
@@ -61,7 +61,7 @@ def same_model(key: str) -> tuple:
 
 
 def deployments(status: Any, key: str) -> list[dict[str, Any]]:
-    """What a server's `/status` has of a model, the running ones first; none if it does not list it.
+    """Entries of a server's `/status` for a model, running ones first; empty if it is not listed.
 
     >>> status = {"deployments": {"a": {"model_key": model_key("gpt2", "main"), "application_state": "RUNNING"}}}
     >>> len(deployments(status, model_key("openai-community/gpt2")))
@@ -78,5 +78,5 @@ def deployments(status: Any, key: str) -> list[dict[str, Any]]:
 
 
 def spelled_there(status: Any, key: str) -> str:
-    """A key as the server has it; as it is where the server lists no such model."""
+    """A key as the server spells it; unchanged if the server does not list the model."""
     return next((str(one["model_key"]) for one in deployments(status, key)), key)

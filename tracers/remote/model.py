@@ -1,4 +1,4 @@
-"""A model that is somewhere else: opened from its configuration and tokenizer, used through requests."""
+"""A model on a server: opened from its configuration and tokenizer, used through requests."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from posttrace.tracers.remote.view import View, weightless
 
 
 class Carrier(Protocol):
-    """Takes a request to where the model is and brings the outcome back."""
+    """Sends a request to where the model is and returns the outcome."""
 
     def __call__(self, model: RemoteModel, asked: Request) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What a request is made for: where its job id is kept, where its lines go."""
+    """What a request belongs to: where its job id is kept and where its progress is reported."""
 
     notes: Callable[[int], Note] = lambda call: MemoryNote()
-    """Of the calls that one unit makes, in their order."""
+    """The note of each call that a unit makes, counted from 0."""
     report: Callable[[str], None] = lambda text: None
     facts: list[Facts] = field(default_factory=list)
-    """What the calls took, filled as they come back."""
+    """What the calls took, appended as they return."""
 
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """To a study the same as an OpenModel: `run(engine, ...)` gives what the engine gives where the weights are."""
+    """Used like an OpenModel: `run(engine, ...)` returns what the engine returns where the weights are."""
 
     name: str
     key: str
-    """By which the server knows it."""
+    """The server's name for the model."""
     view: View
-    """The same without weights; what engines see on the server, its modules replaced by the real ones."""
+    """The model without weights, as engines see it; on the server its modules are the real ones."""
     dtype: torch.dtype
-    """Which the server's model must have."""
+    """The dtype that the server's model must have."""
     runner: Runner
     checked: set[str] = field(default_factory=set)
-    """Keys of the models whose sites were proved on the server by this process."""
+    """Keys of the models whose sites this process has verified on the server."""
     context: RequestContext = RequestContext()
 
     ships = True
@@ -81,7 +81,7 @@ class RemoteModel:
         return rebuilt(outcome)
 
     def on(self, context: RequestContext) -> RemoteModel:
-        """The same model, its requests made for one unit."""
+        """The same model, with its requests made for one unit."""
         return replace(self, context=context)
 
     @property

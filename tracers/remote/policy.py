@@ -18,16 +18,16 @@ class Policy:
     """
 
     deadline: float = 3600.0
-    """From submission to result, the time of a model's deployment aside."""
+    """From submission to result, not counting the deployment of a model."""
     silence: float = 300.0
-    """Without one sensible answer: about a job, then it counts as lost and is submitted again; to a submission, then
-    the server counts as unreachable."""
+    """Without a valid answer: after that a job counts as lost and is submitted again, and a server that was sent a
+    request counts as unreachable."""
     deploy: float = 1800.0
     """For a server to load a model that is not running."""
     attempts: int = 3
     """Submissions of one request: after a job was evicted, preempted or lost."""
     retries: int = 6
-    """Tries of fetching one result before it counts as not to be had."""
+    """Attempts to fetch one result before it counts as lost."""
     first_wait: float = 1.0
     """Before the first retry, doubled each time, with jitter."""
     longest_wait: float = 60.0
@@ -77,7 +77,7 @@ class ConcurrencyLimit:
             self._change.notify_all()
 
     def slow_down(self) -> None:
-        """Halve the bound, to one at least."""
+        """Halve the limit, to at least one."""
         with self._change:
             self.limit = max(1, self.limit // 2)
 

@@ -1,4 +1,4 @@
-"""What can be known of a server before a job is sent to it."""
+"""What can be checked about a server before a job is sent to it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PROBE = "The city of Paris is in France."
 TRUSTED = "trusted"
 """The tag of keys whose code runs where the weights are."""
 TRIES = 3
-"""Of a question that a server does not answer."""
+"""Attempts for a request that the server does not answer."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     verdict: Literal["ok", "note", "wrong"]
     """`wrong`: a job would fail; `note`: it may take longer, or differ within rounding."""
@@ -37,7 +37,7 @@ class Finding:
 
 
 def examine_server(server: Server) -> Iterator[Finding]:
-    """Whether the server answers, takes the key, and runs versions that understand ours.
+    """Whether the server answers, accepts the key, and runs versions compatible with ours.
 
     >>> [f.verdict for f in examine_server(configured())]              # doctest: +SKIP
     ['ok', 'ok', 'ok']
@@ -126,7 +126,8 @@ def examine_model(
 
 
 def _state(listed: list[dict]) -> str:
-    """Of what a server lists of a model: RUNNING, DEPLOYING, WARM, ..., or COLD when it does not list it."""
+    """The state of a model from a server's entries for it: RUNNING, DEPLOYING, WARM, ..., or COLD when it does not list
+    it."""
     states = [
         str(one.get("application_state") or one.get("deployment_level") or "UNHEALTHY") for one in listed
     ]
@@ -141,7 +142,7 @@ _COLD = {
 
 
 def key_tags(server: Server) -> list[str] | None:
-    """The tags of the key, as the server tells them; None where it does not know the key by name.
+    """The tags of the key, as the server reports them; None where it has no record of the key.
 
     >>> "trusted" in key_tags(configured())                            # doctest: +SKIP
     True

@@ -1,4 +1,4 @@
-"""One call of an engine as bytes to send, and a digest by which a client that was killed knows it again."""
+"""One call of an engine as bytes to send, and a digest by which a client that was killed finds it again."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from posttrace.tracers.remote.serving import answer, raw
 from posttrace.tracers.remote.shipping import Shipper, code_hash
 
 FORMAT = 1
-"""Raised when the same call begins to ask something else of a server."""
+"""Increased when the same call starts to ask a server for something else."""
 LEVEL = 6
-"""Of compression, as nnsight does it."""
+"""Compression level, as in nnsight."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _block(backend, view, engine, arguments, options, dtype, check):
 
 
 class _Capture(Backend):
-    """Takes a traced block as nnsight's remote backend does, with our pickler, and leaves it at that."""
+    """Pickles a traced block as nnsight's remote backend does, with our pickler, without sending it."""
 
     def __call__(self, tracer) -> None:
         frame = tracer.info.frame
@@ -98,7 +98,7 @@ class _Capture(Backend):
 
 
 def _compact(value):
-    """The same value, its tensors in memory of their own: a view would take all that it looks into along."""
+    """The same value with its tensors copied: a view would be pickled with the whole tensor that it is part of."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone(memory_format=torch.contiguous_format)
     if isinstance(value, np.ndarray):

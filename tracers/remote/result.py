@@ -1,7 +1,6 @@
 """Check what came back from a server, and rebuild it.
 
-A result is loaded as tensors and plain data only (`weights_only`): whoever sits at the other end cannot have code
-run here.
+A result is loaded as tensors and plain data only (`weights_only`), so a server cannot run code here.
 """
 
 from __future__ import annotations

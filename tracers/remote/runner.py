@@ -5,7 +5,7 @@
           +---- lost, evicted --+---- not whole -----+      each bounded, all within a deadline
 
 The job id is noted as soon as it is known, so a client that was killed asks for that job instead of submitting
-the request again. What is tried again and what is not depends on the class of the fault alone; docs/remote.md has
+the request again. Only the class of a fault decides whether to try again; docs/remote.md has
 the table.
 """
 
@@ -29,11 +29,11 @@ TRANSIENT = re.compile(
     r"server (is )?shutting down",
     re.IGNORECASE,
 )
-"""Words of a server by which a job ended for a reason of its own, and may be submitted again."""
+"""Server messages that mean the job itself is not at fault and may be submitted again."""
 CANCELLED = re.compile(r"cancelled (or preempted )?by the server", re.IGNORECASE)
-"""Somebody there ended the job on purpose: a server that needs the room for another one keeps the job."""
+"""Someone ended the job on purpose: a server that only needs room for another model keeps the job."""
 UNDEPLOYED = re.compile(r"could not deploy this model", re.IGNORECASE)
-"""No job for this model will do better."""
+"""Every job for this model would fail the same way."""
 
 
 class Note(Protocol):
@@ -75,7 +75,7 @@ class Facts:
 
 
 class _Lost(Exception):
-    """The job will not give a result; submit it again."""
+    """The job will return no result; submit it again."""
 
 
 class Runner:
@@ -114,12 +114,12 @@ class RequestRun:
         self.request, self.model_key, self.env, self.note, self.report = request, model_key, env, note, report
         self.facts = Facts(operation=request.operation, request_bytes=len(request.blob))
         self.submitted = 0
-        """Submissions by this process: a run that goes on has all its attempts again."""
+        """Submissions by this process: a resumed run has all its attempts again."""
         self.begun = time.monotonic()
         self.overdue = False
         """Whether the job outlived the deadline of the run before this one."""
         self.deploying: float | None = None
-        """When the server said that it loads the model, while it does."""
+        """When the server began to load the model, while it does."""
         self.deployed = 0.0
         """Seconds that it took to load the model, which the deadline does not count."""
 
@@ -172,7 +172,7 @@ class RequestRun:
             except Refused as error:
                 if error.code == TOO_LARGE:
                     raise self._failed(str(error)) from None
-                # Versions, the envelope, the address: every other request says the same of them.
+                # Versions, the envelope, the address: every other request shares them.
                 raise Unavailable(f"{self.request.operation}: {error}") from None
             except Trouble as trouble:
                 if trouble.busy:
@@ -197,7 +197,7 @@ class RequestRun:
         return reply.job
 
     def _result(self, job: str) -> dict[str, Any]:
-        """Ask until the job is completed, fetch its result, and check it; ask again when it is not whole."""
+        """Ask until the job is completed, fetch its result, and check it; ask again when it is incomplete."""
         failures, gone = 0, None
         while True:
             url = self._completed(job)
@@ -254,7 +254,7 @@ class RequestRun:
             wait = min(wait * 1.5, self.policy.longest_poll)
 
     def _end_of_error(self, reply: Reply) -> None:
-        """Sort an ERROR: the server's own trouble is submitted again, a fault of the code is not."""
+        """Classify an ERROR: submit again after the server's own failures, not after faults of the code."""
         if reply.status != "ERROR":
             return
         last = reply.text.strip().rpartition("\n")[2]
@@ -309,7 +309,7 @@ def _told(reply: Reply) -> str:
 
 
 def _line(text: str) -> str:
-    """The last line of a server's words, which is what a traceback says."""
+    """The last line of a server's message: of a traceback, the error."""
     return " ".join(text.strip().rpartition("\n")[2].split())[:160]
 
 

@@ -39,18 +39,18 @@ KEY_HELP = "set NDIF_API_KEY in the environment (get a key at https://login.ndif
 
 
 class Trouble(Exception):
-    """A call that may go well the next time."""
+    """A call that may succeed when repeated."""
 
     def __init__(self, what: str, *, wait: float | None = None, busy: bool = False):
         super().__init__(what)
         self.wait = wait
-        """Seconds that the server asks for, if it says so."""
+        """Seconds that the server asks to wait, if it does."""
         self.busy = busy
-        """Whether it says that there are too many requests."""
+        """Whether the server reports too many requests."""
 
 
 class Gone(Trouble):
-    """A result that is not to be had at its URL any more; another URL may do."""
+    """A result that is gone from its URL; another URL may have it."""
 
 
 class Refused(Exception):
@@ -59,17 +59,17 @@ class Refused(Exception):
     def __init__(self, what: str, *, code: int = 0):
         super().__init__(what)
         self.code = code
-        """The status that refused it; 0 where none did."""
+        """HTTP status of the refusal; 0 if there was none."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server says of a job."""
+    """A server's answer about a job."""
 
     job: str
     status: str
     text: str = ""
-    """Its description: place in the queue, an error's traceback ..."""
+    """The description: place in the queue, traceback of an error ..."""
     url: str | None = None
     """Where the result is, once there is one."""
 
@@ -126,7 +126,7 @@ class Server:
         }
 
     def knock(self) -> None:
-        """Show the key, with a request that the server refuses as empty once it has taken the key: nothing is run.
+        """Test the key with an empty request, which the server refuses only after accepting the key: nothing runs.
 
         Raises Unavailable for a key that is refused, Trouble.
         """
@@ -137,7 +137,7 @@ class Server:
             pass
 
     def ask(self, job: str) -> Reply | None:
-        """What has become of a job; None when the server does not know it (yet). Raises Trouble, Refused."""
+        """The state of a job; None when the server does not know it (yet). Raises Trouble, Refused."""
         response = self._call("GET", f"/response/{job}", missing=True)
         return None if response.status_code == 404 else self._reply(response)
 
@@ -253,7 +253,7 @@ def trusted(url: str) -> bool:
 
 
 def client_versions() -> dict[str, str]:
-    """What a request was made with."""
+    """Versions that a request was made with."""
     packages = {name: version(name) for name in ("posttrace", "nnsight", "torch", "transformers")}
     return {"python": platform.python_version(), **packages}
 

@@ -1,4 +1,4 @@
-"""What runs on the server, shipped with every request. Nothing here may need this project there."""
+"""What runs on the server, shipped with every request. Nothing here may need this project to be installed there."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def answer(model, engine, arguments, options, dtype, check):
     >>> answer(model, naive_run, (prompt, (1, 2)), {}, "torch.float32", False)["problem"]    # doctest: +SKIP
     ''
 
-    dtype: what the model must have there. check: prove first that the sites are where they should be. A TracerError
-    comes back as text under `problem`, and `whole_job` says whether the job's other requests would end in it as well;
-    any other error is the server's to report, with its traceback.
+    dtype: what the model must have there. check: first verify that the sites are where they should be. A TracerError
+    comes back as text under `problem`, and `whole_job` says whether the job's other requests would fail with it too;
+    the server reports any other error with its traceback.
     """
     # Plain texts: torch.__version__ is of a class of its own, which a client that loads no classes refuses.
     versions = {"python": platform.python_version()}
@@ -50,7 +50,7 @@ def held_dtype(nn):
     >>> held_dtype(open_model("path/to/checkpoint", dtype="float32").nn)        # doctest: +SKIP
     torch.float32
 
-    Modules are not asked: where a server runs code that it does not trust, they have what the configuration says.
+    Modules are not asked: where a server runs untrusted code, they have the dtype of the configuration.
     """
     with torch.no_grad():
         return _stream(nn).dtype
@@ -102,7 +102,7 @@ def finite(tensor):
 def _described(value, tensors):
     if isinstance(value, torch.Tensor):
         if value.is_meta:
-            # It would come back as memory that nobody wrote: wrong, and no error.
+            # It would come back as uninitialised memory, without an error.
             raise TracerError("a result depends on weights, which the server does not show to this key")
         own = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         tensors.append(own)

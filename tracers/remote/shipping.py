@@ -180,7 +180,8 @@ def _fill_class(cls, state):
 
 
 def _methods(cls) -> dict:
-    """What travels of a pydantic class: its fields' defaults and the public methods that this project gives it."""
+    """The parts of a pydantic class that travel: its fields' defaults and the public methods that this project
+    defines."""
     defaults = {name: field.default for name, field in cls.model_fields.items() if not field.is_required()}
     return {"__init__": _set_fields, "_defaults": defaults} | {
         name: value
@@ -196,7 +197,7 @@ def _is_plain(value) -> bool:
 
 
 def _own_names(module: types.ModuleType) -> dict:
-    """Of a module: what it defines itself, functions, classes and constants."""
+    """What a module defines itself: functions, classes and constants."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -250,7 +251,7 @@ def _codes(text: str) -> frozenset[types.CodeType]:
 
 
 _KEPT = frozenset({"property", "staticmethod", "classmethod"})
-"""Decorators of methods that travel as what they make."""
+"""Decorators of methods that are kept."""
 
 
 def _refused(name: str, why: str) -> TracerError:

@@ -1,8 +1,7 @@
-"""What travels of a model in a request: its modules by name, and what engines ask of it in values of their own.
+"""The parts of a model that travel in a request: its modules by name, and by value what engines read of it.
 
-A server that does not trust a key runs the request where the modules have no values, and where it could not build
-them at all (transformers 5.23 with nnsight 0.8.1) where they are None. So an engine on a server asks no module for
-anything but what a trace gives.
+For an untrusted key a server runs the request on modules without values, or, where it cannot build them (transformers
+5.23 with nnsight 0.8.1), on None. So an engine on a server uses modules for nothing but tracing.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ TOLD = (
     "sliding_window",
     "layer_types",
 )
-"""What engines ask of a configuration; nothing in it says where the files of a checkpoint lie."""
+"""Fields of a configuration that engines read; none of them reveals where checkpoint files are."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class View(OpenModel):
     """A model as engines see it on a server; its modules are whatever is there in their place."""
 
     told: SimpleNamespace
-    """Of the configuration, what is named in `TOLD`."""
+    """The fields of the configuration that are named in `TOLD`."""
     held: torch.dtype
-    """Which the job wants and the server is asked to have."""
+    """The dtype that the job wants and the server is asked to have."""
 
     @property
     def config(self) -> SimpleNamespace:

@@ -152,11 +152,11 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
         plan = grid_plan(
             [len(one.statement) for one, _ in prompts],
             self._unchanged(work, prompts),
-            len(self.job.stage_names),
-            self.job.site,
-            layers,
-            self.stages.shape.n_layers,
-            self.job.execution.max_tokens or MAX_TOKENS,
+            n_sources=len(self.job.stage_names),
+            site=self.job.site,
+            layers=layers,
+            n_layers=self.stages.shape.n_layers,
+            max_tokens=self.job.execution.max_tokens or MAX_TOKENS,
         )
         for packed, which in plan:
             starts = [first_block(layers[i], self.job.site) for i in which]

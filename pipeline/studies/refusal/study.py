@@ -126,11 +126,11 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
             effects = model.run(
                 direction_effects,
                 *(prompts.ids[kind, "validation"] for kind in KINDS),
-                layer,
-                vectors[usable],
-                [float(distance[i]) for i in usable],
-                prompts.openings,
-                self.job.execution.max_tokens,
+                layer=layer,
+                directions=vectors[usable],
+                coefficients=[float(distance[i]) for i in usable],
+                openings=prompts.openings,
+                max_tokens=self.job.execution.max_tokens,
             )
             for name, values in found.items():
                 values[usable] = getattr(effects, name).numpy()

@@ -132,7 +132,12 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
         keys = max(p.start for p in prompts) + max(len(p.statement) for p in prompts)
         width = max(-one.tokens[0] for one in asked)  # from the first steered token to the end
         steered = steered_cost(
-            self.stages.shape, len(prompts) * variants, width, keys, first, self.job.execution.max_tokens
+            self.stages.shape,
+            rows=len(prompts) * variants,
+            width=width,
+            n_keys=keys,
+            first=first,
+            max_tokens=self.job.execution.max_tokens,
         )
         return self._plain_cost(prompts) + steered
 

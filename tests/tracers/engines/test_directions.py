@@ -40,7 +40,16 @@ def test_effects_are_those_of_plain_hooks(name):
     model = random_model(name)
     harmful, harmless = prompts(1, (4, 9)), prompts(2, (6, 2, 5))
     directions = torch.stack([vector(0), 5 * vector(1)])
-    found = direction_effects(model, harmful, harmless, 1, directions, [40.0, 3.0], OPENINGS, max_tokens=20)
+    found = direction_effects(
+        model,
+        harmful,
+        harmless,
+        layer=1,
+        directions=directions,
+        coefficients=[40.0, 3.0],
+        openings=OPENINGS,
+        max_tokens=20,
+    )
     for which, (seed, coefficient) in enumerate([(0, 40.0), (1, 3.0)]):
         r = vector(seed) / vector(seed).norm()
 
