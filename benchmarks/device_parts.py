@@ -374,29 +374,10 @@ def _compared(one: str, other: str) -> dict:
 
 
 def analysis(bench: Bench) -> dict:
-    """Measure one fit of every probe: 2,000 statements of hidden size 4096 in eleven sets."""
-    from posttrace.pipeline.studies.truthfulness.probes import fit, sample
+    """Measure all fits of one layer and stage: twelve sets of hidden size 4096, each left out in turn."""
+    from benchmarks.probes import measure
 
-    rng = np.random.default_rng(0)
-    n, hidden = (2000, 4096) if bench.device != "cpu" else (200, 64)
-    truth = rng.random(n) < 0.5
-    h = rng.standard_normal((n, hidden)) + np.outer(truth, rng.standard_normal(hidden) * 0.1)
-    samples = [
-        sample(part, label, negated=bool(i % 2))
-        for i, (part, label) in enumerate(zip(np.array_split(h, 11), np.array_split(truth, 11), strict=True))
-    ]
-    seconds = {}
-    for kind in ("mass_mean", "logistic", "ttpd"):
-        begin = time.perf_counter()
-        fit(kind, samples)
-        seconds[kind] = time.perf_counter() - begin
-    fits = 12 * 32 * 3
-    return dict(
-        statements=n,
-        hidden=hidden,
-        seconds_of_a_fit=seconds,
-        hours_of_a_job=sum(seconds.values()) * fits / 3600,
-    )
+    return measure(*((12, 1250, 4096) if bench.device != "cpu" else (4, 50, 64)))
 
 
 def _wrapped(bench: Bench):

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
 
 from posttrace.figures.measures.intervals import wilson
 from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline import interrupts
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import SAME
-from posttrace.pipeline.studies.truthfulness.arrays import direction_names
+from posttrace.pipeline.studies.truthfulness.arrays import SUMMARY, direction_names
 from posttrace.pipeline.studies.truthfulness.inputs import StatementInputs
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob, topic
 from posttrace.pipeline.studies.truthfulness.probes import (
-    Sample,
-    centre_of,
+    Layer,
+    Probes,
     cosine,
-    direction,
+    directions,
     fit,
-    sample,
+    judged_true,
+    layer_of,
 )
 from posttrace.pipeline.tensors import from_stored
-
-AT_ONCE = 2**26
-"""Values that are read from the store at once: half a gigabyte as float64."""
 
 
 def training_sets(sets: Mapping[str, StatementInputs], *left_out: str) -> list[str]:
@@ -38,57 +37,90 @@ def training_sets(sets: Mapping[str, StatementInputs], *left_out: str) -> list[s
     return [name for name in sets if topic(name) not in topics]
 
 
-def learn(
-    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], held_out: str, n_layers: int, store
-) -> dict[str, np.ndarray]:
-    """Directions without one set, how alike the stages' are, and how well probes do within the training sets.
+def training_of(sets: Mapping[str, StatementInputs], *also: str) -> torch.Tensor:
+    """Which sets train when each is left out (bool); dims held_out x set. also: further sets to leave out.
 
-    >>> learn(job, sets, "cities", 8, store)["direction"].shape       # doctest: +SKIP
-    (3, 1, 8, 160)
-
-    Returns direction, cosine, sweep_accuracy and probe_layer, with a `held_out` dim of one, and intervene_layer where
-    it is given. The held-out set is not looked at.
+    >>> training_of({"cities": None, "neg_cities": None, "facts": None})[2]
+    tensor([ True,  True, False])
     """
-    stages, training = job.stage_names, training_sets(sets, held_out)
-    found, within, lengths = [], [], []
-    for samples in read_layers(job, sets, training, n_layers, store):
-        everything = [[samples[name][m] for name in training] for m in range(len(stages))]
-        lengths.append([np.linalg.norm(centre_of(some)) for some in everything])
-        found.append([direction(some) for some in everything])
-        within.append([_within(samples, training, m) for m in range(len(stages))])
-    directions = np.stack(found, axis=1)  # model x layer x hidden
-    accuracy = np.array(within).T
+    rows = [[one in training_sets(sets, name, *also) for one in sets] for name in sets]
+    return torch.tensor(rows)
+
+
+def fit_layers(
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], model: int, layers: tuple[int, int], store
+) -> dict[str, np.ndarray]:
+    """Directions and probes of a stage at some layers, without each of the sets in turn.
+
+    >>> fit_layers(job, sets, 0, (0, 2), store)["direction"].shape    # doctest: +SKIP
+    (1, 6, 2, 160)
+
+    Returns direction, centre, sweep_accuracy, probe_truth, probe_polarity and probe_bias of one model. The activations
+    are read once, whatever the number of sets and probes.
+    """
+    training = training_of(sets)
+    arrays: dict[str, list] = {name: [] for name in ("direction", "centre", "sweep_accuracy")}
+    fitted: dict[str, list] = {name: [] for name in ("truth", "polarity", "bias")}
+    for layer in read_layers(job, sets, model, layers, store):
+        arrays["direction"].append(directions(layer, training))
+        arrays["centre"].append(layer.centres(training))
+        arrays["sweep_accuracy"].append(_within(layer, sets))
+        probes = [fit(kind, layer, training) for kind in job.probes]
+        for name, values in fitted.items():
+            values.append(torch.stack([getattr(one, name) for one in probes]))
+    found = {name: torch.stack(values, dim=1) for name, values in arrays.items()}  # held_out x layer ...
+    found |= {f"probe_{name}": torch.stack(values, dim=2) for name, values in fitted.items()}
+    lead = {name: (slice(None), None) if name.startswith("probe_") else (None,) for name in found}
+    return {name: values[lead[name]].float().numpy() for name, values in found.items()}
+
+
+def learn(
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], held_out: str, store
+) -> dict[str, np.ndarray]:
+    """The layers of interventions without one set, and how alike the stages' directions are.
+
+    >>> learn(job, sets, "cities", store)["cosine"].shape             # doctest: +SKIP
+    (3, 3, 1, 8)
+
+    Returns cosine and probe_layer, with a `held_out` dim of one, and intervene_layer where it is given. The
+    held-out set is not looked at.
+    """
+    h, training = list(sets).index(held_out), training_sets(sets, held_out)
+    here = {"held_out": (h, h + 1)}
+    found, centres, accuracy = (
+        store.read(SUMMARY, name, here)[:, 0].astype(np.float64)
+        for name in ("direction", "centre", "sweep_accuracy")
+    )
     first, last = job.layers_given
     if last is None:
         last = earliest_good(accuracy[0], sum(len(sets[name].statements) for name in training), first or 0)
-    for stage, vector, length in zip(stages, directions[:, last], lengths[last], strict=True):
-        if not np.linalg.norm(vector) > SAME * length:
+    for stage, vector, centre in zip(job.stage_names, found[:, last], centres[:, last], strict=True):
+        if not np.linalg.norm(vector) > SAME * np.linalg.norm(centre):
             raise JobError(
                 f"held out {held_out}: stage {stage}: after block {last} the true and the false statements of "
                 f"{', '.join(training)} are the same on average: there is no direction; look for statements that are "
                 "labelled both true and false, or set another probe_layer"
             )
     with np.errstate(invalid="ignore"):  # at other layers there may be none
-        cosines = cosine(directions[:, None], directions[None])[:, :, None]
-    arrays = {
-        "direction": directions.astype(np.float32)[:, None],
-        "cosine": cosines.astype(np.float32),
-        "sweep_accuracy": accuracy.astype(np.float32)[:, None],
-        "probe_layer": np.array([last], dtype=np.int32),
-    }
+        cosines = cosine(found[:, None], found[None])[:, :, None]
+    arrays = {"cosine": cosines.astype(np.float32), "probe_layer": np.array([last], dtype=np.int32)}
     return arrays if first is None else {**arrays, "intervene_layer": np.array([first], dtype=np.int32)}
 
 
-def _within(samples: Mapping[str, list[Sample]], training: list[str], model: int) -> float:
-    """Mean accuracy over the training sets, each left out in turn; NaN where they are of one topic."""
-    shares = []
-    for name in training:
-        rest = [samples[other][model] for other in training if topic(other) != topic(name)]
-        if rest:
-            one = samples[name][model]
-            judged = fit("mass_mean", rest).judges_true(one, one.mean)
-            shares.append((judged == one.truth).mean())
-    return float(np.mean(shares)) if shares else np.nan
+def _within(layer: Layer, sets: Mapping[str, StatementInputs]) -> torch.Tensor:
+    """Mean accuracy over the training sets of each problem, each left out in turn; NaN where they are of one topic."""
+    names = list(sets)
+    shares = torch.full((len(names), len(names)), torch.nan, dtype=torch.float64)
+    for j, tested in enumerate(names):
+        # Problem k learns without the topics of sets k and j, and is tested on set j.
+        training = training_of(sets, tested)
+        held_out = [k for k, name in enumerate(names) if topic(name) != topic(tested) and training[k].any()]
+        if not held_out:
+            continue
+        judged = judged_true(fit("mass_mean", layer, training[held_out]), layer, j)
+        right = judged == layer.truth[layer.of_set == j]
+        shares[held_out, j] = right.double().mean(1)
+    return shares.nanmean(1)
 
 
 def earliest_good(accuracy: np.ndarray, n: int, begin: int = 0) -> int:
@@ -107,26 +139,31 @@ def earliest_good(accuracy: np.ndarray, n: int, begin: int = 0) -> int:
 def try_probes(
     job: TruthfulnessJob, sets: Mapping[str, StatementInputs], held_out: str, n_layers: int, store
 ) -> dict[str, np.ndarray]:
-    """Train every probe on every stage without one set, and test it on every stage with that set.
+    """Test every probe that was trained without a set on that set, for every pair of stages.
 
     >>> try_probes(job, sets, "cities", 8, store)["correct"].shape   # doctest: +SKIP
     (3, 3, 3, 260, 8)
 
     Returns correct; dims probe x source x target x statement x layer.
     """
-    stages, training = job.stage_names, training_sets(sets, held_out)
-    truth = np.array(sets[held_out].labels)
-    correct = np.zeros((len(job.probes), len(stages), len(stages), len(truth), n_layers), dtype=bool)
-    every = read_layers(job, sets, [*training, held_out], n_layers, store)
-    for layer, samples in enumerate(every):
-        trained = [[samples[name][m] for name in training] for m in range(len(stages))]
-        centres = [centre_of(some) for some in trained]
-        for k, kind in enumerate(job.probes):
-            for source in range(len(stages)):
-                probe = fit(kind, trained[source])
-                for target in range(len(stages)):
-                    judged = probe.judges_true(samples[held_out][target], centres[target])
-                    correct[k, source, target, :, layer] = judged == truth
+    h = list(sets).index(held_out)
+    here = {"held_out": (h, h + 1)}
+    truth, polarity, bias = (
+        torch.from_numpy(store.read(SUMMARY, f"probe_{name}", here)[:, :, 0]).double()
+        for name in ("truth", "polarity", "bias")
+    )  # probe x source x layer (x hidden)
+    centres = torch.from_numpy(store.read(SUMMARY, "centre", here)[:, 0]).double()
+    n_probes, n_stages = bias.shape[:2]
+    one = {held_out: sets[held_out]}
+    correct = np.zeros((n_probes, n_stages, n_stages, len(one[held_out].statements), n_layers), dtype=bool)
+    for target in range(n_stages):
+        for i, layer in enumerate(read_layers(job, one, target, (0, n_layers), store)):
+            all_probes = Probes(
+                truth[:, :, i].flatten(0, 1), polarity[:, :, i].flatten(0, 1), bias[:, :, i].flatten()
+            )
+            judged = judged_true(all_probes, layer, 0, centres[target, i].expand_as(all_probes.truth))
+            right = (judged == layer.truth).unflatten(0, (n_probes, n_stages))
+            correct[:, :, target, :, i] = right.numpy()
     return {"correct": correct}
 
 
@@ -167,32 +204,17 @@ def _effects(p_diff: np.ndarray, before: np.ndarray, truth: np.ndarray) -> tuple
 
 
 def read_layers(
-    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], names: Sequence[str], n_layers: int, store
-) -> Iterator[dict[str, list[Sample]]]:
-    """Layer by layer, the activations of some sets: name -> one sample per stage.
+    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], model: int, layers: tuple[int, int], store
+) -> Iterator[Layer]:
+    """Layer by layer, the activations of some sets in one model.
 
-    >>> next(read_layers(job, sets, ["cities"], 8, store))["cities"][0].centred.shape    # doctest: +SKIP
-    (260, 160)
-
-    As many layers are read at once as `AT_ONCE` values hold, since every read has a price of its own.
+    >>> next(read_layers(job, sets, 0, (0, 8), store)).centred.shape   # doctest: +SKIP
+    torch.Size([1480, 160])
     """
-    statements = sum(len(sets[name].statements) for name in names)
-    step = max(
-        1, AT_ONCE // (statements * len(job.stage_names) * store.groups[sets[names[0]].path].sizes["hidden"])
-    )
-    for begin in range(0, n_layers, step):
-        end = min(begin + step, n_layers)
-        some = {
-            name: from_stored(store.read(sets[name].path, "activation", {"layer": (begin, end)}), job.dtype)
-            for name in names
-        }
-        for layer in range(end - begin):
-            interrupts.check()
-            yield {name: _samples(sets[name], values[:, :, layer]) for name, values in some.items()}
-
-
-def _samples(prepared: StatementInputs, values) -> list[Sample]:
-    """A sample per stage; values: tensor, dims model x statement x hidden."""
-    negated = prepared.spec.name != topic(prepared.spec.name)
-    truth = np.array(prepared.labels)
-    return [sample(one, truth, negated) for one in values.double().numpy()]
+    region = {"model": (model, model + 1), "layer": layers}
+    values = [from_stored(store.read(one.path, "activation", region)[0], job.dtype) for one in sets.values()]
+    truths = [np.array(one.labels) for one in sets.values()]
+    negated = [one.spec.name != topic(one.spec.name) for one in sets.values()]
+    for i in range(layers[1] - layers[0]):
+        interrupts.check()
+        yield layer_of([one[:, i] for one in values], truths, negated)

@@ -156,28 +156,42 @@ def set_group(
 
 
 def summary_group(
-    job: TruthfulnessJob, sets: Mapping[str, StatementInputs], n_layers: int, hidden: int, swept: bool
+    job: TruthfulnessJob,
+    sets: Mapping[str, StatementInputs],
+    n_layers: int,
+    hidden: int,
+    swept: bool,
+    layers_at_once: int,
 ) -> Group:
     """The group `truthfulness`: directions, accuracies and effects, per set that was left out.
 
-    >>> summary_group(job, sets, 8, 160, swept=True).path             # doctest: +SKIP
+    >>> summary_group(job, sets, 8, 160, swept=True, layers_at_once=8).path   # doctest: +SKIP
     'truthfulness'
 
-    swept: whether the first steered block is chosen by trying interventions on the training sets.
+    swept: whether the first steered block is chosen by trying interventions on the training sets. layers_at_once:
+    layers of a unit of fits.
     """
     stages, names = list(job.stage_names), direction_names(job)
-    one = {"held_out": 1}
+    one, by_layer = {"held_out": 1}, {"model": 1, "layer": layers_at_once}
+    learned = ("model", "held_out", "layer", "hidden")
     effects = ("direction", "target", "held_out")
     share = "share of the way to certainty"
     arrays = [
-        Array("direction", ("model", "held_out", "layer", "hidden"), "float32", "activation, model units",
-              "mean(h | true) - mean(h | false) over the other sets, each centred", one),
+        Array("direction", learned, "float32", "activation, model units",
+              "mean(h | true) - mean(h | false) over the other sets, each centred", by_layer),
+        Array("centre", learned, "float32", "activation, model units", "mean over the other sets", by_layer),
+        Array("probe_truth", ("probe", *learned), "float32", "per activation unit",
+              "probe trained on the other sets: true where (h - mean of its set) @ probe_truth + (h - centre) @ "
+              "probe_polarity + probe_bias > 0", by_layer),
+        Array("probe_polarity", ("probe", *learned), "float32", "per activation unit",
+              "zero where a probe looks at centred activations only", by_layer),
+        Array("probe_bias", ("probe", *learned[:-1]), "float32", "no unit", "see probe_truth", by_layer),
         Array("cosine", ("source", "target", "held_out", "layer"), "float32", "cosine",
               "of the directions of two stages", one),
         Array("accuracy", ("probe", "source", "target", "held_out", "layer"), "float32", "share of statements",
               "probe trained on source's activations of the other sets, tested on target's of the held-out one", one),
         Array("sweep_accuracy", ("model", "held_out", "layer"), "float32", "share of statements",
-              "mass-mean probe within the training sets: each of them left out in turn; mean over them", one),
+              "mass-mean probe within the training sets: each of them left out in turn; mean over them", by_layer),
         Array("probe_layer", ("held_out",), "int32", "block", "whose direction is used, and the last one steered", one),
         Array("intervene_layer", ("held_out",), "int32", "block", "first one that is steered", one),
         Array("effect", effects, "float32", share, "mean of effect_false_to_true and effect_true_to_false", one),
@@ -203,7 +217,7 @@ def summary_group(
         Coord("held_out", ("held_out",), list(sets), "set that was left out of the training"),
         Coord("layer", ("layer",), np.arange(n_layers), "block, from 0"),
         Coord("n_statements", ("held_out",), [len(p.statements) for p in sets.values()], "statements tested"),
-        Coord("n_pushed", ("held_out",), [len(p.usable(0, len(p.statements))) for p in sets.values()],
+        Coord("n_steered", ("held_out",), [len(p.usable(0, len(p.statements))) for p in sets.values()],
               "statements steered: those that are not examples"),
     ]  # fmt: skip
     if swept:

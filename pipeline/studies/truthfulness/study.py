@@ -16,13 +16,16 @@ from posttrace.pipeline.studies.truthfulness import analysis, interventions
 from posttrace.pipeline.studies.truthfulness.arrays import set_group, shown_names, summary_group
 from posttrace.pipeline.studies.truthfulness.inputs import TruthfulnessInputs, read_inputs
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
-from posttrace.pipeline.studies.truthfulness.units import GAPS, planned, variants_of
+from posttrace.pipeline.studies.truthfulness.units import GAPS, layer_blocks, planned, variants_of
 from posttrace.pipeline.study import Result, Study, Work
 from posttrace.pipeline.tensors import as_stored
 from posttrace.stores import Group
 from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.steered_answers import steered_cost
+
+PASSES = 200
+"""Passes over the activations that fits are expected to take, for the estimate of cost."""
 
 
 class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
@@ -40,13 +43,15 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
 
     def arrays(self) -> Iterator[Group]:
         n_layers, hidden_size = self.stages.n_layers, self.stages.hidden_size
-        yield summary_group(self.job, self.inputs.sets, n_layers, hidden_size, self.swept)
+        begin, end = layer_blocks(self.inputs.sets, (n_layers, hidden_size))[0]
+        yield summary_group(self.job, self.inputs.sets, n_layers, hidden_size, self.swept, end - begin)
         for name, one in self.inputs.sets.items():
             yield set_group(self.job, one, self.inputs.shown[name], n_layers, hidden_size)
 
     def units(self) -> Iterator[Work]:
         tried = {name: math.prod(self._tried(name)) for name in self.inputs.sets}
-        return planned(self.job, self.inputs.sets, self.inputs.shown, tried)
+        shape = self.stages.n_layers, self.stages.hidden_size
+        return planned(self.job, self.inputs.sets, self.inputs.shown, tried, shape)
 
     @property
     def swept(self) -> bool:
@@ -69,8 +74,12 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
         check_finite(work.unit.id, self.job.dtype, {"activation": values})
         return {"activation": as_stored(values[:, :, 0])[None]}, {}
 
+    def run_fit(self, work: Work, model, store) -> Result:
+        region = work.unit.region
+        return analysis.fit_layers(self.job, self.inputs.sets, region["model"][0], region["layer"], store), {}
+
     def run_learn(self, work: Work, model, store) -> Result:
-        return analysis.learn(self.job, self.inputs.sets, work.about["set"], self.stages.n_layers, store), {}
+        return analysis.learn(self.job, self.inputs.sets, work.about["set"], store), {}
 
     def run_probe(self, work: Work, model, store) -> Result:
         return analysis.try_probes(
@@ -99,6 +108,8 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
     def cost(self, work: Work) -> Cost:
         """At most; spot checks aside."""
         kind, name = work.kind, work.about["set"]
+        if kind == "fit":
+            return Cost(0, work.cells * self.stages.hidden_size * len(self.inputs.sets) * PASSES)
         if work.stage is None:
             return Cost()
         if kind == "read":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from posttrace.pipeline.studies.truthfulness.analysis import training_sets
 from posttrace.pipeline.studies.truthfulness.arrays import SUMMARY, direction_names, shown_names
 from posttrace.pipeline.studies.truthfulness.inputs import StatementInputs
 from posttrace.pipeline.studies.truthfulness.job import TruthfulnessJob
 from posttrace.pipeline.study import Work, blocks, make_work
 
-LEARNED = ("direction", "cosine", "sweep_accuracy", "probe_layer")
+FITTED = ("direction", "centre", "sweep_accuracy", "probe_truth", "probe_polarity", "probe_bias")
+LEARNED = ("cosine", "probe_layer")
+AT_ONCE = 2**27
+"""Activations that a unit of fits reads: half a gigabyte as float32."""
 TRIED = ("sweep_effect", "sweep_effect_random", "sweep_effect_random_highest", "intervene_layer")
 EFFECTS = ("effect", "effect_false_to_true", "effect_true_to_false")
 GAPS = frozenset(
@@ -25,17 +27,19 @@ def planned(
     sets: Mapping[str, StatementInputs],
     shown: Mapping[str, Sequence[int]],
     tried: Mapping[str, int],
+    shape: tuple[int, int],
 ) -> Iterator[Work]:
     """Read every stage, the first one last, since it stays open; learn and probe; steer, beginning with that one.
 
-    >>> next(planned(job, sets, shown, tried)).unit.id                  # doctest: +SKIP
+    >>> next(planned(job, sets, shown, tried, (8, 160))).unit.id                  # doctest: +SKIP
     'truthfulness/cities/read/instruct/0000'
 
     shown: per set, numbers of the statements whose completions are kept. tried: per set that is left out, the runs of
-    the sweep for its first block.
+    the sweep for its first block. shape: blocks of the models, and their hidden size.
     """
     stages, swept = job.stage_names, job.layers_given[0] is None
     read: dict[str, list[str]] = {name: [] for name in sets}
+    read_by: dict[str, list[str]] = {stage: [] for stage in stages}
     for m, stage in reversed(list(enumerate(stages))):
         for name, one in sets.items():
             for begin, end in blocks(len(one.statements), job.statements_per_read):
@@ -52,10 +56,29 @@ def planned(
                 )
                 yield work
                 read[name].append(work.unit.id)
-    training = {name: [unit for other in training_sets(sets, name) for unit in read[other]] for name in sets}
+                read_by[stage].append(work.unit.id)
+    fitted: list[str] = []
+    for m, stage in reversed(list(enumerate(stages))):
+        for layers in layer_blocks(sets, shape):
+            region = {"model": (m, m + 1), "layer": layers}
+            cells = sum(len(one.statements) for one in sets.values()) * (layers[1] - layers[0])
+            work = make_work(
+                "fit",
+                SUMMARY,
+                stage,
+                layers[0],
+                region=region,
+                arrays=FITTED,
+                stage=None,
+                cells=cells,
+                needs=read_by[stage],
+                set="",
+            )
+            yield work
+            fitted.append(work.unit.id)
     learned = LEARNED if swept else (*LEARNED, "intervene_layer")
     for name in sets:
-        yield _held_out("learn", sets, name, arrays=learned, needs=training[name])
+        yield _held_out("learn", sets, name, arrays=learned, needs=fitted)
     for name, one in sets.items():
         yield _of_set(
             "probe",
@@ -64,11 +87,11 @@ def planned(
             arrays=["correct"],
             stage=None,
             cells=len(one.statements),
-            needs=[*training[name], *read[name]],
+            needs=[*fitted, *read[name]],
         )
     for name, one in sets.items():
         yield _held_out("accuracy", sets, name, arrays=["accuracy"], needs=[f"{one.path}/probe"])
-    chosen: dict[str, list[str]] = {name: [f"{SUMMARY}/learn/{name}"] for name in sets}
+    chosen: dict[str, list[str]] = {name: [*fitted, f"{SUMMARY}/learn/{name}"] for name in sets}
     if swept:
         for name in sets:
             yield _held_out(
@@ -107,6 +130,17 @@ def planned(
     effects = (*EFFECTS, "effect_coefficient") if job.coefficient_sweep else EFFECTS
     for name in sets:
         yield _held_out("effect", sets, name, arrays=effects, needs=steered[name])
+
+
+def layer_blocks(sets: Mapping[str, StatementInputs], shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """The layers of each unit of fits. shape: blocks of the models, and their hidden size.
+
+    >>> layer_blocks(sets, (8, 160))                                   # doctest: +SKIP
+    [(0, 8)]
+    """
+    n_layers, hidden = shape
+    statements = sum(len(one.statements) for one in sets.values())
+    return blocks(n_layers, max(1, AT_ONCE // (statements * hidden)))
 
 
 def variants_of(job: TruthfulnessJob) -> int:

@@ -275,14 +275,14 @@ def test_layers_are_chosen_without_the_set_that_is_left_out(family, tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         changes = dict(intervene_layer=None, probe_layer=None, coefficient_sweep=[], samples=0)
-        path = write_job(tmp_path / name, family, **changes, probes=["mass_mean"])
+        path = write_job(tmp_path / name, family, **changes)
         if name == "other":
             file = tmp_path / name / "plain.csv"
             file.write_text(file.read_text().replace(" is ", " of "))
         run_job(load_job(str(path)), str(tmp_path / name / "store"), say=lambda line: None)
         found.append(open_group(str(tmp_path / name / "store"), "truthfulness").load())
     one, other = found
-    learned = ("direction", "cosine", "sweep_accuracy", "probe_layer")
+    learned = ("direction", "cosine", "sweep_accuracy", "probe_layer", "probe_truth", "probe_bias")
     tried = ("sweep_effect", "sweep_effect_random", "sweep_effect_random_highest", "intervene_layer")
     for name in (*learned, *tried):
         without = [data[name].sel(held_out="plain") for data in found]

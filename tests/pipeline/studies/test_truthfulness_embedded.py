@@ -10,18 +10,14 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
 from posttrace.pipeline.spec import families
-from posttrace.pipeline.studies.truthfulness.probes import (
-    cosine,
-    direction,
-    random_direction,
-    sample,
-)
+from posttrace.pipeline.studies.truthfulness.probes import cosine, random_direction
 from posttrace.stores import open_group
 from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.edits import edit_of
 from posttrace.tracers.engines.steered_answers import steered_answers
 from posttrace.tracers.models.loading import open_model
 from tests.support.models import probability_difference
+from tests.support.probes import direction, sample
 
 SETS = ("cities", "animal_class", "inventors")
 LAYERS = (2, 5)

@@ -2,17 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
 from posttrace.figures.measures.interventions import intervention_effect
 from posttrace.pipeline.studies.truthfulness.analysis import earliest_good, training_sets
 from posttrace.pipeline.studies.truthfulness.probes import (
-    centre_of,
     cosine,
-    direction,
-    fit,
+    directions,
+    judged_true,
+    layer_of,
     random_direction,
-    sample,
 )
+from posttrace.pipeline.studies.truthfulness.probes import fit as fit_all
+from tests.support.probes import centre_of, direction, fit, sample
 
 
 def test_published_numbers_round_trip():
@@ -101,6 +103,75 @@ def test_ttpd_reads_truth_where_negation_turns_the_direction_round():
         assert (probe.judges_true(test, centre) == test.truth).mean() > 0.95
     assert probe.polarity is not None
     assert fit("ttpd", [s for s in train if not s.negated]).polarity is None
+
+
+def overlapping(n_sets=6, n=60, hidden=24, seed=4):
+    """Sets of both polarities whose classes overlap, each with a mean of its own."""
+    rng = np.random.default_rng(seed)
+    general, sensitive = np.eye(hidden)[0], 1.5 * np.eye(hidden)[1]
+    values, truths, negated = [], [], [bool(k % 2) for k in range(n_sets)]
+    for turned in negated:
+        truth = rng.random(n) < 0.4
+        sign = np.where(truth, 1.0, -1.0)[:, None]
+        along = sign * (general + (-1 if turned else 1) * sensitive)
+        values.append(along + 1.5 * rng.standard_normal((n, hidden)) + 5 * rng.standard_normal(hidden))
+        truths.append(truth)
+    layer = layer_of([torch.from_numpy(one) for one in values], truths, negated)
+    return layer, [sample(*one) for one in zip(values, truths, negated, strict=True)]
+
+
+TRAINING = torch.tensor(
+    [[0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1], [1, 0, 1, 0, 1, 0], [0, 1, 1, 1, 0, 1]], dtype=torch.bool
+)
+"""Problems with several topics left out; the third has one polarity."""
+
+
+@pytest.mark.parametrize("kind", ["mass_mean", "logistic", "ttpd"])
+def test_probes_fitted_together_are_those_fitted_one_by_one(kind):
+    layer, samples = overlapping()
+    together = fit_all(kind, layer, TRAINING)
+    centres = layer.centres(TRAINING)
+    for k, used in enumerate(TRAINING.tolist()):
+        some = [one for one, wanted in zip(samples, used, strict=True) if wanted]
+        alone = fit(kind, some)
+        for found, wanted in (
+            (together.truth[k], alone.truth),
+            (together.polarity[k], np.zeros(24) if alone.polarity is None else alone.polarity),
+            (together.bias[k], alone.bias),
+        ):
+            np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3 * np.abs(alone.truth).max())
+        for j, one in enumerate(samples):
+            judged = judged_true(together, layer, j, centres)[k].numpy()
+            assert (judged != alone.judges_true(one, centre_of(some))).mean() <= 1 / 60
+
+
+def test_a_long_vector_is_fitted_as_scikit_learn_fits_it():
+    """More components than statements, classes that a plane parts: the penalty decides."""
+    layer, samples = overlapping(n_sets=4, n=40, hidden=300)
+    training = ~torch.eye(4, dtype=torch.bool)
+    together = fit_all("logistic", layer, training)
+    for k in range(4):
+        alone = fit("logistic", [one for j, one in enumerate(samples) if j != k])
+        assert cosine(together.truth[k].numpy(), alone.truth) > 0.9999
+        judged = judged_true(together, layer, k)[k].numpy()
+        assert (judged == alone.judges_true(samples[k], samples[k].mean)).mean() >= 0.97
+
+
+def test_directions_of_all_problems_are_those_of_each():
+    layer, samples = overlapping()
+    found = directions(layer, TRAINING)
+    for k, used in enumerate(TRAINING.tolist()):
+        some = [one for one, wanted in zip(samples, used, strict=True) if wanted]
+        np.testing.assert_allclose(found[k], direction(some), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(layer.centres(TRAINING)[k], centre_of(some), rtol=1e-5, atol=1e-6)
+
+
+def test_sets_that_do_not_differ_leave_a_probe_that_is_finite():
+    same = torch.ones(6, 5)
+    layer = layer_of([same, same], [np.arange(6) % 2 == 0] * 2, [False, False])
+    for kind in ("mass_mean", "logistic", "ttpd"):
+        probes = fit_all(kind, layer, torch.ones(1, 2, dtype=torch.bool))
+        assert torch.isfinite(probes.truth).all() and torch.isfinite(probes.bias).all()
 
 
 def test_random_directions_have_the_norm_asked_for_and_depend_on_nothing_else_that_is_drawn():
