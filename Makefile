@@ -10,14 +10,17 @@ BIN   := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-fast check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/posttrace run knowledge --store $(RUN_DIR)/store
 	$(BIN)/posttrace figures $(RUN_DIR)/store --out $(RUN_DIR)/figures
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.commands import posttrace
+from tests.support.commands import posttrace_anew
 from tests.support.jobs import CHAT, WORDS, write_csv, write_job
 from tests.support.models import random_module, word_tokenizer
 
@@ -38,7 +38,7 @@ def job_file(tmp_path, family, statements):
 def finished(tmp_path_factory, family, statements):
     """The finished store of that job; for reading only."""
     folder = tmp_path_factory.mktemp("finished")
-    done = posttrace("run", write_job(folder, family, statements), "--store", folder / "store")
+    done = posttrace_anew("run", write_job(folder, family, statements), "--store", folder / "store")
     assert done.returncode == 0, done.stderr
     return folder / "store"
 

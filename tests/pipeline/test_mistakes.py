@@ -88,7 +88,7 @@ def test_a_file_of_that_name_elsewhere_is_not_taken(job_file, tmp_path):
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path):
-    command = f"{sys.executable} -m pipeline ls datasets | true"
+    command = f"{sys.executable} -m posttrace ls datasets | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
 

@@ -1,13 +1,10 @@
 """A client that is killed goes on where it was: its jobs are asked for, not submitted again."""
 
-import multiprocessing
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.commands import Command, posttrace
 from tests.support.remote.scenarios import KILLS
 from tests.support.remote.sweep import accepted, check_complete
 
@@ -22,37 +19,13 @@ def variables(server):
     return {"NDIF_HOST": server.url, "NDIF_API_KEY": server.key}
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Where processes come from that have everything imported already."""
-    context = multiprocessing.get_context("forkserver")
-    modules = ("executors.server", "run", "studies.knowledge.study")
-    context.set_forkserver_preload([f"posttrace.pipeline.{module}" for module in modules])
-    return context
-
-
-def run_into(output, arguments, variables):
-    """The command line, in the process that this is called in, what it says in a file."""
-    said = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    os.environ.update(variables)
-    from posttrace.pipeline.cli import main
-
-    main(arguments)
-
-
 @pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.name)
-def test_a_killed_client_goes_on(kill, sweep_job, sweep_values, server, remotely, tmp_path, processes):
+def test_a_killed_client_goes_on(kill, sweep_job, sweep_values, server, remotely, tmp_path):
     server.fault(**kill.arm)
-    said = tmp_path / "said"
-    order = (said, arguments(sweep_job, tmp_path), variables(server))
-    client = processes.Process(target=run_into, args=order)
-    client.start()
-    server.wait_for(seconds=120, alive=client.is_alive, **kill.until)
-    client.kill()
-    client.join()
-    assert client.exitcode == -signal.SIGKILL
+    client = Command(*arguments(sweep_job, tmp_path), env=variables(server))
+    server.wait_for(seconds=120, alive=lambda: client.poll() is None, **kill.until)
+    client.send_signal(signal.SIGKILL)
+    assert client.wait() == -signal.SIGKILL, client.err
     before = accepted(server)
     server.clear()
     server.settle()
@@ -65,9 +38,7 @@ def test_a_killed_client_goes_on(kill, sweep_job, sweep_values, server, remotely
 
 
 def run_command(folder, tmp_path, server, **other):
-    line = [sys.executable, "-m", "posttrace", *arguments(folder, tmp_path)]
-    env = {**os.environ, **variables(server), **other}
-    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
+    return posttrace(*arguments(folder, tmp_path), env={**variables(server), **other})
 
 
 def test_the_command_line_gets_through_three_faults_at_once(sweep_job, sweep_values, server, tmp_path):

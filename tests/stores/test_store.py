@@ -361,7 +361,7 @@ def test_missing_credentials_are_named(s3, monkeypatch):
 
 def test_import_is_light():
     heavy = "zarr", "xarray", "dask", "pandas", "torch", "obstore"
-    code = f"import sys, stores; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, posttrace.stores; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

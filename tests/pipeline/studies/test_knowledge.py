@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
 
@@ -15,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrace.stores import Store, open_group
-from tests.support.commands import posttrace, wait_for_units
+from tests.support.commands import Command, posttrace, wait_for_units
 from tests.support.jobs import UNITS
 
 
@@ -128,10 +126,9 @@ def test_free_form_pairs_are_padded_and_carry_their_own_roles(finished):
 
 def test_killed_at_any_moment_it_goes_on_and_ends_bit_for_bit_the_same(finished, job_file, tmp_path):
     rng = random.Random(0)
-    command = [sys.executable, "-m", "posttrace", "run", str(job_file), "--store", str(tmp_path / "killed")]
     seen = []
     for _ in range(20):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = Command("run", job_file, "--store", tmp_path / "killed")
         wait_for_units(tmp_path / "killed", len(seen[-1]) + 1 if seen else 1, process)
         time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
@@ -176,7 +173,7 @@ def test_figures_need_no_model(finished, family, tmp_path):
         if moved:
             family.rename(family.with_name("elsewhere"))
         try:
-            done = posttrace(finished, "--out", out, module="posttrace.figures")
+            done = posttrace("figures", finished, "--out", out)
         finally:
             if moved:
                 family.with_name("elsewhere").rename(family)
@@ -240,10 +237,9 @@ def test_attribution_is_kept_beside_exact_values_of_some_pairs(finished, job_fil
 
 def test_a_bucket_holds_what_a_folder_holds(finished, job_file, s3):
     """Killed and continued on S3, drawn from there: the same arrays, and no key in what was stored."""
-    command = [sys.executable, "-m", "posttrace", "run", str(job_file), "--store", s3]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = Command("run", job_file, "--store", s3)
     wait_for_units(s3, 3, process)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     again = posttrace("run", job_file, "--store", s3)
     assert again.returncode == 0 and f"of {UNITS} units were done" in again.stderr
