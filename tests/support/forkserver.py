@@ -15,13 +15,15 @@ import threading
 from importlib import import_module
 
 MODULES = (
+    *("nnsight", "obstore.store", "tokenizers", "zarr", "zarr.storage", "matplotlib.backends.backend_agg"),
+    *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"),
     *(
         "posttrace.figures",
         "posttrace.figures.page",
         "posttrace.figures.rendering",
-        "posttrace.pipeline.executors.server",
+        "posttrace.stores.verify",
     ),
-    *("posttrace.pipeline.preflight", "posttrace.pipeline.run", "zarr", "obstore.store"),
+    *("posttrace.pipeline.executors.server", "posttrace.pipeline.preflight", "posttrace.pipeline.run"),
 )
 
 
