@@ -1,9 +1,6 @@
 """What every study must keep; a subclass names the study and gets all of it (docs/add-a-study.md)."""
 
-import os
 import signal
-import subprocess
-import sys
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +16,7 @@ from posttrace.pipeline.run import run_job
 from posttrace.pipeline.study import Study
 from posttrace.stores import Store
 from posttrace.tracers.errors import TracerError
-from tests.support.commands import wait_for_units
+from tests.support.commands import Command, posttrace, wait_for_units
 from tests.support.jobs import CHAT, WORDS, good_job, write_csv
 from tests.support.models import random_module, word_tokenizer
 
@@ -111,12 +108,12 @@ class StudyContract:
 
     @pytest.mark.slow
     def test_killed_it_goes_on_to_the_same_store(self, small, whole, tmp_path):
-        command = [sys.executable, "-m", self.module, "run", str(small), "--store", str(tmp_path / "store")]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        arguments = ["run", small, "--store", tmp_path / "store"]
+        process = Command(*arguments, module=self.module)
         wait_for_units(tmp_path / "store", 1, process)
-        os.kill(process.pid, signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
         process.wait()
-        again = subprocess.run(command, capture_output=True, text=True)
+        again = posttrace(*arguments, module=self.module)
         assert again.returncode == 0, again.stderr
         self.assert_same(Store.open(tmp_path / "store"), whole)
 

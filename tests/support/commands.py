@@ -13,9 +13,9 @@ from pathlib import Path
 from posttrace.stores import Store
 
 
-def posttrace(*arguments, cwd=None, env=None):
+def posttrace(*arguments, cwd=None, env=None, module="posttrace"):
     """Run the command line to its end, in a process that has everything imported (tests/support/forkserver.py)."""
-    command = Command(*arguments, cwd=cwd, env=env)
+    command = Command(*arguments, cwd=cwd, env=env, module=module)
     command.wait()
     return subprocess.CompletedProcess(command.arguments, command.returncode, command.out, command.err)
 
@@ -32,13 +32,14 @@ def posttrace_anew(*arguments, cwd=None, env=None):
 
 
 class Command:
-    """`posttrace` with these arguments, begun; as subprocess.Popen as far as it goes."""
+    """A command that was started; as subprocess.Popen as far as it goes."""
 
-    def __init__(self, *arguments, cwd=None, env=None):
+    def __init__(self, *arguments, cwd=None, env=None, module="posttrace"):
         self.arguments = list(map(str, arguments))
         self.returncode = None
         self._output = [Path(_folder()) / f"{time.monotonic_ns()}.{end}" for end in ("out", "err")]
         order = {
+            "module": module,
             "arguments": self.arguments,
             "environment": {**os.environ, **(env or {})},
             "folder": str(cwd or Path.cwd()),
@@ -54,9 +55,7 @@ class Command:
     def wait(self, timeout=600):
         deadline = time.monotonic() + timeout
         while self.poll() is None:
-            assert time.monotonic() < deadline, (
-                f"posttrace {' '.join(self.arguments)}: still there after {timeout} s"
-            )
+            assert time.monotonic() < deadline, f"{' '.join(self.arguments)}: still there after {timeout} s"
             time.sleep(0.005)
         return self.returncode
 

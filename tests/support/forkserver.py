@@ -1,14 +1,15 @@
-"""Start `posttrace` in processes that need not import anything: python -m tests.support.forkserver
+"""Start commands in processes that need not import anything: python -m tests.support.forkserver
 
 Orders come in on standard input and answers go out on standard output, a line of JSON each. The process that answers
-has imported what commands import and run nothing; each command is a fork of it that does what `python -m posttrace`
-does, with the arguments, environment, folder and output files of the order.
+has imported what commands import and run nothing; each command is a fork of it that does what `python -m MODULE` does,
+with the module, arguments, environment, folder and output files of the order.
 """
 
 import atexit
 import gc
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -33,8 +34,8 @@ def answer(order: dict) -> dict:
     return {"status": os.waitstatus_to_exitcode(status) if ended else None}
 
 
-def become(order: dict) -> list[str]:
-    """Make this process the command's; gives its arguments."""
+def become(order: dict) -> str:
+    """Make this process the command's; gives its module."""
     for number, (path, flags) in enumerate(
         [
             (os.devnull, os.O_RDONLY),
@@ -50,15 +51,15 @@ def become(order: dict) -> list[str]:
     os.environ.update(order["environment"])
     os.chdir(order["folder"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["posttrace", *order["arguments"]]
-    return order["arguments"]
+    sys.argv = [order["module"], *order["arguments"]]
+    return order["module"]
 
 
-def serve() -> list[str] | None:
-    """Answer until the orders end; in the process of a command, return its arguments at once."""
+def serve() -> str | None:
+    """Answer until the orders end; in the process of a command, return its module at once."""
     for line in sys.stdin:
         order = json.loads(line)
-        if "arguments" not in order:
+        if "module" not in order:
             said = answer(order)
         elif pid := os.fork():
             said = {"pid": pid}
@@ -82,14 +83,16 @@ def end(code: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for pytest
-    from posttrace.pipeline.cli import main
-    from posttrace.pipeline.plan import STUDIES
+    from posttrace.pipeline.studies import STUDIES, study_class
 
-    for module in (*MODULES, *(path.split(":")[0] for path in STUDIES.values())):
+    for module in MODULES:
         import_module(module)
+    for study in STUDIES:
+        study_class(study)
     gc.freeze()  # collections in the forks leave alone what is shared
-    if (arguments := serve()) is not None:
+    if (command := serve()) is not None:
         try:
-            main(arguments)
+            runpy.run_module(command, run_name="__main__", alter_sys=True)
+            end(0)
         except SystemExit as ended:
             end(ended.code)
