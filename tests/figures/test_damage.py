@@ -134,6 +134,7 @@ def test_what_is_damaged_is_drawn_again_after_repair_and_rerun(store, finished_s
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["../../../escaped", "..", "a/../../../escaped", "/escaped", "a\0b", "a\nb", "."]
 )

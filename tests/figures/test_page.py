@@ -47,6 +47,7 @@ def unfinished(unfinished_store, tmp_path_factory):
     return Reader(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_every_figure_is_in_the_page_with_words_for_those_who_cannot_see_it(finished):
     images = finished.all("img")
     assert len(images) == 10
@@ -56,6 +57,7 @@ def test_every_figure_is_in_the_page_with_words_for_those_who_cannot_see_it(fini
     assert "n = 12 pairs." in finished.text
 
 
+@pytest.mark.slow
 def test_nothing_comes_from_outside(finished):
     assert finished.all("link") == []
     assert finished.all("script") == []
@@ -65,6 +67,7 @@ def test_nothing_comes_from_outside(finished):
     assert "url(" not in finished.text
 
 
+@pytest.mark.slow
 def test_the_markup_is_balanced_and_every_link_has_its_target(finished):
     assert finished.unbalanced == []
     assert finished.open == []
@@ -72,6 +75,7 @@ def test_the_markup_is_balanced_and_every_link_has_its_target(finished):
     assert {link["href"].removeprefix("#") for link in finished.all("a")} <= ids
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_run(finished):
     for words in (
         "posttrace: knowledge · embedded",
@@ -86,6 +90,7 @@ def test_the_page_says_what_was_run(finished):
     assert '"study": "knowledge"' in finished.text, "the whole job is in the record"
 
 
+@pytest.mark.slow
 def test_published_values_are_marked_as_those_of_another_model(finished):
     assert "Du et al. 2025, Llama-3.1-8B" in finished.text
     assert "0.9923" in finished.text
@@ -93,11 +98,13 @@ def test_published_values_are_marked_as_those_of_another_model(finished):
     assert len([row for row in finished.all("tr") if row.get("class") == "published"]) == 3
 
 
+@pytest.mark.slow
 def test_a_finished_store_has_no_banner(finished):
     assert "UNFINISHED" not in finished.text
     assert "INCOMPLETE" not in finished.text
 
 
+@pytest.mark.slow
 def test_an_unfinished_store_has_a_banner_that_counts_units(unfinished):
     assert any(attributes.get("role") == "status" for attributes in unfinished.all("div"))
     assert "6 of 10 units are done" in " ".join(unfinished.text.split())

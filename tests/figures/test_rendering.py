@@ -23,6 +23,7 @@ def command(*arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_index_lists_every_file_and_every_file_is_there(drawn):
     out, files, told = drawn
     expected = {
@@ -43,6 +44,7 @@ def test_the_index_lists_every_file_and_every_file_is_there(drawn):
     assert "n = 12 pairs" in (out / "knowledge/cities/heatmaps.txt").read_text()
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(drawn, finished_store, tmp_path):
     out, files, _ = drawn
     # Another seed of Python's hashes and another date: neither may show.
@@ -59,6 +61,7 @@ def test_only_draws_the_kinds_that_were_asked_for(finished_store, tmp_path):
     assert {path.stem for path in files} == {"knowledge_judgement", "heatmaps"}
 
 
+@pytest.mark.slow
 def test_an_unfinished_store_is_drawn_with_what_it_has(unfinished_store, tmp_path):
     files = render(unfinished_store, tmp_path, only=["heatmaps", "statistics"])
     caption = (tmp_path / "knowledge/cities/heatmaps.txt").read_text()

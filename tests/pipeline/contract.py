@@ -85,6 +85,7 @@ class StudyContract:
         assert any(self.study in str(path) for path in files)
         assert all(path.stat().st_size for path in files)
 
+    @pytest.mark.slow
     def test_stopped_after_any_unit_it_goes_on_to_the_same_store(self, small, whole, tmp_path, monkeypatch):
         run, ran = Study.run, []
 

@@ -16,6 +16,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_says_and_ends_as_in_a_fork(name, finished, job_file, tmp_path):
     words, status = COMMANDS[name]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 import yaml
 
 from posttrace.stores import Store
@@ -12,6 +13,7 @@ from tests.support.commands import posttrace, wait_for_units
 from tests.support.jobs import UNITS
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_resumable_store(job_file, tmp_path):
     command = [sys.executable, "-m", "posttrace", "run", str(job_file), "--store", str(tmp_path / "store")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -25,6 +27,7 @@ def test_ctrl_c_leaves_a_resumable_store(job_file, tmp_path):
     assert again.returncode == 0 and f"{done} of {UNITS} units were done" in again.stderr
 
 
+@pytest.mark.slow
 def test_no_interrupt_is_lost(job_file, tmp_path):
     """nnsight, weak references and destructors swallow exceptions; the signal is remembered beside them."""
     job = yaml.safe_load(job_file.read_text())

@@ -109,6 +109,7 @@ def test_a_terminated_run_can_go_on_even_where_ctrl_c_is_ignored(job_file, tmp_p
     assert len(Store.open(tmp_path / "store").done()) >= 1
 
 
+@pytest.mark.slow
 def test_how_a_job_is_written_down_does_not_matter(finished, job_file):
     """All stages named, or none; a key without effect: the same store goes on."""
     same = posttrace(

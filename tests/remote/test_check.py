@@ -22,6 +22,7 @@ def findings(study="knowledge", backend="remote", *more):
     return [(f.verdict, f.text) for f in examine(load_job(study, overrides(study, backend, *more)))]
 
 
+@pytest.mark.slow
 def test_all_is_well(server):
     found = findings()
     assert {verdict for verdict, _ in found} == {"ok"}
@@ -117,6 +118,7 @@ def test_a_key_that_is_missing_or_wrong(key, model, server, monkeypatch):
     assert not key or key not in found[-1][1]
 
 
+@pytest.mark.slow
 def test_the_command_s_exit_status_for_a_wrong_key_and_a_cold_model(server, monkeypatch):
     monkeypatch.setenv("NDIF_API_KEY", "00000000-0000-4000-8000-0000000bad00")
     cold = overrides(

@@ -10,6 +10,7 @@ from tests.support.stores import example, faults, kills, various
 from tests.support.stores.damage_page import page
 
 
+@pytest.mark.slow
 def test_single_faults_lose_nothing_are_found_and_healed(tmp_path):
     found = faults.faults(tmp_path, various.Stores(tmp_path), count=36, seed=11)
     assert sum(tally.trials for tally in found.values()) == 36
@@ -19,6 +20,7 @@ def test_single_faults_lose_nothing_are_found_and_healed(tmp_path):
     assert "| single faults | 36 | 0 | 0 | 0 | 0 |" in text
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing(tmp_path):
     for what, tally in kills.all_kills(tmp_path / "kills", in_folder=20, on_s3=5, commands=0).items():
         assert tally.trials in (20, 5), what
@@ -42,6 +44,7 @@ def test_every_kind_of_file_is_among_those_that_are_damaged(tmp_path, state):
     assert ("marker" in kinds) == (state == "unfinished")
 
 
+@pytest.mark.slow
 def test_the_counts_are_not_blind(tmp_path, monkeypatch):
     """Without the looks that this is about, faults are read wrong."""
     stores = various.Stores(tmp_path)

@@ -12,6 +12,7 @@ from tests.support.stores import example
 from tests.support.stores.flaky import flaky
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["429", "cut", "503"])
 def test_a_run_over_a_store_that_fails_now_and_then_is_whole(s3, monkeypatch, fault, tmp_path):
     reference = example.make(tmp_path / "reference")
@@ -28,6 +29,7 @@ def test_a_run_over_a_store_that_fails_now_and_then_is_whole(s3, monkeypatch, fa
         assert told[fault] > 20, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"), [("429", "the object store asks for fewer requests"), ("cut", "cannot be reached")]
 )

@@ -38,6 +38,7 @@ def sound(url: str) -> int:
     return len(Store.open(url).done())
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(url, tmp_path):
     reference = example.make(tmp_path / "reference")
     example.run(reference)

@@ -49,6 +49,7 @@ def test_a_live_holder_is_named_and_a_killed_one_taken_over_at_once(url):
     assert leases(store) == []
 
 
+@pytest.mark.slow
 def test_a_silent_holder_is_taken_over_after_expiry_and_notices(url):
     store = example.make(url)
     worker = start("hold", url, "2")
@@ -63,6 +64,7 @@ def test_a_silent_holder_is_taken_over_after_expiry_and_notices(url):
     assert len(store.done()) == 1
 
 
+@pytest.mark.slow
 def test_a_holder_that_beats_outlives_its_expiry(tmp_path):
     store = example.make(tmp_path)
     worker = start("hold", str(tmp_path), "2")

@@ -179,6 +179,7 @@ def test_a_torn_marker_is_named_and_its_unit_done_again(tmp_path, damage):
     assert verify(url) == []
 
 
+@pytest.mark.slow
 def test_a_torn_list_of_finished_units_costs_nothing(finished):
     """Its spare stands in for it, and the next run or --repair puts it right."""
     key, spare = ".posttrace/units.json", ".posttrace/units.spare.json"

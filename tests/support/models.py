@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -31,6 +32,11 @@ CONFIGS = {
     "gpt_neox": GPTNeoXConfig(**SIZE, **EDGE),
     "gpt_neox_sequential": GPTNeoXConfig(**SIZE, **EDGE, use_parallel_residual=False),
 }
+
+
+def mostly_slow(names, fast=("llama", "gpt2")):
+    """Architectures to parametrize with, all but the `fast` ones slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def random_module(name, seed=0):

@@ -152,6 +152,7 @@ def test_answers_stand_side_by_side_and_all_of_them_in_the_csv(refusal):
     )
 
 
+@pytest.mark.slow
 def test_the_store_gives_the_same_files_each_time_with_a_page_of_its_own(store, tmp_path):
     first = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in render(store, tmp_path / "a", page=True)}
     assert len(first) == 6 * 3 + 3 * 3 + 1

@@ -71,6 +71,7 @@ def job_file(tmp_path, family, statements):
     return write_job(tmp_path, family, statements)
 
 
+@pytest.mark.slow
 def test_what_readers_rely_on(finished):
     data = open_group(str(finished / "store"), "confidence").load()
     assert data.weight_norm.dims == data.logit_var.dims == ("model", "neuron")
@@ -85,6 +86,7 @@ def test_what_readers_rely_on(finished):
         assert (np.diff(one.logit_var.values[one.candidate.values]) >= 0).all()
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_loaded_model(finished, family):
     module = open_model(str(family / "instruct"), device="cpu").nn._module
     expected = module.model.layers[-1].mlp.down_proj.weight.detach().norm(dim=0)
@@ -92,6 +94,7 @@ def test_norms_are_those_of_the_loaded_model(finished, family):
     np.testing.assert_allclose(data.weight_norm.sel(model="instruct"), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_ablated_and_what_comes_of_it(finished, family):
     data = open_group(str(finished / "store"), "confidence/text").load()
     chosen = open_group(str(finished / "store"), "confidence").load().candidate
@@ -121,12 +124,14 @@ def test_what_is_ablated_and_what_comes_of_it(finished, family):
     assert np.abs(data.entropy_total - data.entropy).max() > 1e-4, "ablation does something to random weights"
 
 
+@pytest.mark.slow
 def test_a_share_of_the_effects_was_computed_again(finished):
     records = Store.open(finished / "store").records()
     checked = [r for unit, r in records.items() if "/ablation/" in unit]
     assert checked and all(r["checked_cells"] >= 1 and r["largest_difference"] < 1e-4 for r in checked)
 
 
+@pytest.mark.slow
 def test_figures_and_tables_of_a_finished_run(finished, tmp_path):
     drawn = [
         path.relative_to(tmp_path / "out") for path in render(finished / "store", tmp_path / "out", page=True)
@@ -157,6 +162,7 @@ def test_the_job_that_ships_fits_the_family_that_ships():
     assert len(held_out.statements) == 56 and all(len(p.prefix) for p in held_out.prompts["base"])
 
 
+@pytest.mark.slow
 def test_answers_are_stored_for_every_statement(finished):
     data = open_group(str(finished / "store"), "confidence/cities").load()
     assert data.sizes == {"model": 2, "statement": 20}
@@ -166,6 +172,7 @@ def test_answers_are_stored_for_every_statement(finished):
                zip(data.prompt.values, data.statement_text.values, strict=True))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_cut(finished, tmp_path, family, statements):
     """Units of every kind, forgotten and done again, come out the same: nothing hangs on what ran before."""
     again = write_job(tmp_path, family, statements)
@@ -206,6 +213,7 @@ def test_weights_alone_need_neither_model_nor_tokenizer(tmp_path, family, statem
     assert list(Store.open(tmp_path / "store").groups) == ["confidence"]
 
 
+@pytest.mark.slow
 def test_where_the_text_lies_does_not_matter_but_what_it_says(finished, tmp_path, family, statements):
     job = write_job(tmp_path, family, statements)
     assert "0 to go" in run(job, finished / "store")
@@ -252,6 +260,7 @@ def test_stages_of_different_size(job_file, family, tmp_path, statements):
     assert "differ in n_neurons ({'base': 64, 'other': 128})" in refused(job)
 
 
+@pytest.mark.slow
 def test_pickled_stages_are_refused(tmp_path, family, statements):
     module = random_module("llama")
     module.config.save_pretrained(tmp_path / "pickled")

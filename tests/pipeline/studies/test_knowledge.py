@@ -17,6 +17,7 @@ from tests.support.commands import Command, posttrace, wait_for_units
 from tests.support.jobs import UNITS
 
 
+@pytest.mark.slow
 def test_values_equal_plain_transformers_with_a_forward_hook(finished, family):
     """Three pairs, both directions, every cell: no code of ours but the reader of the store."""
     data = open_group(str(finished), "knowledge/cities").load()
@@ -75,6 +76,7 @@ def patched(module, model, ids, position, value):
     return logits
 
 
+@pytest.mark.slow
 def test_the_names_that_readers_rely_on(finished):
     data = open_group(str(finished), "knowledge/cities").load()
     assert data.logit_diff.dims == ("source", "target", "pair", "layer", "token")
@@ -99,6 +101,7 @@ def test_the_names_that_readers_rely_on(finished):
     assert data.logit_diff.attrs["units"].startswith("logit difference, nats")
 
 
+@pytest.mark.slow
 def test_patching_by_the_last_token_gives_the_source_answer(finished):
     """After the last block nothing but the last token counts: patched there, the target unembeds the source."""
     data = open_group(str(finished), "knowledge/cities").load()
@@ -111,6 +114,7 @@ def test_patching_by_the_last_token_gives_the_source_answer(finished):
         np.testing.assert_allclose(before, 0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_free_form_pairs_are_padded_and_carry_their_own_roles(finished):
     data = open_group(str(finished), "knowledge/free").load()
     assert data.attrs["alignment"] == "free" and len(set(data.n_tokens.values)) > 1
@@ -124,6 +128,7 @@ def test_free_form_pairs_are_padded_and_carry_their_own_roles(finished):
         assert roles[n - 1] == "last" and set(roles[n:]) <= {""} and "knowledge" in roles
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_ends_bit_for_bit_the_same(finished, job_file, tmp_path):
     rng = random.Random(0)
     seen = []
@@ -151,6 +156,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_bit_for_bit_the_same(finished,
     assert posttrace("verify", tmp_path / "killed").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_repeats_nothing(finished, job_file):
     before = Store.open(str(finished)).records()
     again = posttrace("run", job_file, "--store", finished, "--set", "execution.max_tokens=50")
@@ -160,11 +166,13 @@ def test_a_finished_run_repeats_nothing(finished, job_file):
     assert Store.open(str(finished)).records() == before
 
 
+@pytest.mark.slow
 def test_another_job_is_refused_by_the_store(finished, job_file):
     other = posttrace("run", job_file, "--store", finished, "--set", "seed=1")
     assert other.returncode == 2 and "seed" in other.stderr and "Traceback" not in other.stderr
 
 
+@pytest.mark.slow
 def test_figures_need_no_model(finished, family, tmp_path):
     """With the checkpoints out of reach, everything is drawn again, byte for byte."""
     drawn = []
@@ -183,6 +191,7 @@ def test_figures_need_no_model(finished, family, tmp_path):
     assert sum(p.suffix == ".png" for p in drawn[0]) >= 4 and any(p.suffix == ".csv" for p in drawn[0])
 
 
+@pytest.mark.slow
 def test_bfloat16_is_kept_and_close_to_float32(finished, job_file, tmp_path):
     done = posttrace("run", job_file, "--store", tmp_path / "half", "--set", "dtype=bfloat16")
     assert done.returncode == 0, done.stderr
@@ -199,6 +208,7 @@ def test_dry_run_says_what_it_would_do_and_does_nothing(job_file, tmp_path):
     assert f"{UNITS} units" in done.stdout and "7 of" in done.stdout
 
 
+@pytest.mark.slow
 def test_given_examples_are_used_as_they_are(job_file, tmp_path):
     lines = ["w1 is w2. This statement is: TRUE", "w3 is w4. This statement is: FALSE"]
     job = yaml.safe_load(job_file.read_text())
@@ -210,6 +220,7 @@ def test_given_examples_are_used_as_they_are(job_file, tmp_path):
         assert sorted(prompt.split("\n")[:-1]) == sorted(lines)
 
 
+@pytest.mark.slow
 def test_attribution_is_kept_beside_exact_values_of_some_pairs(finished, job_file, tmp_path):
     """The estimate has its own name; exact values stand where a pair was drawn for them, and are the exact run's."""
     done = posttrace("run", job_file, "--store", tmp_path / "a", "--set", "method=attribution")
@@ -235,6 +246,7 @@ def test_attribution_is_kept_beside_exact_values_of_some_pairs(finished, job_fil
     assert posttrace("verify", tmp_path / "a").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_bucket_holds_what_a_folder_holds(finished, job_file, s3):
     """Killed and continued on S3, drawn from there: the same arrays, and no key in what was stored."""
     process = Command("run", job_file, "--store", s3)
@@ -251,6 +263,7 @@ def test_a_bucket_holds_what_a_folder_holds(finished, job_file, s3):
     assert posttrace("verify", s3).returncode == 0
 
 
+@pytest.mark.slow
 def test_single_heads_are_patched_and_stored_by_layer_and_head(family, job_file, tmp_path):
     """Every head at the last token of one pair, base into instruct, by hooks on plain transformers."""
     arguments = ["--set", "site=z", "--set", "sets=[cities.csv]", "--set", "max_pairs=3"]

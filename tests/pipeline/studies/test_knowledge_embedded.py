@@ -32,6 +32,7 @@ def store(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cities", "neg_cities"])
 def test_base_and_instruct_know_the_facts_in_the_same_place(store, name):
     data = open_group(str(store), f"knowledge/{name}").load()
@@ -46,6 +47,7 @@ def test_base_and_instruct_know_the_facts_in_the_same_place(store, name):
         assert roles[grid[6].argmax()] == "last", "before the end, at the last token"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
 def test_the_grid_equals_the_oracle_on_trained_weights(dtype, tolerance):
     """In bfloat16 logits around 10 are rounded to 1/16, and other batches add up in another order: two such steps."""

@@ -112,6 +112,7 @@ def data(finished):
     return open_group(str(finished / "store"), "refusal").load()
 
 
+@pytest.mark.slow
 def test_the_names_that_readers_rely_on(data):
     assert data.direction.dims == ("model", "layer", "position", "hidden")
     assert data.selected_layer.dims == data.selected_position.dims == ("model",)
@@ -129,6 +130,7 @@ def test_the_names_that_readers_rely_on(data):
     assert list(data.in_template.sel(model="base").values) == [False] + [True] * 3
 
 
+@pytest.mark.slow
 def test_not_steered_is_the_same_for_every_direction_and_refused_means_a_phrase(data):
     for name in ("completion", "log_odds", "refused"):
         plain = data[name].sel(intervention="none").values
@@ -150,6 +152,7 @@ def plain_prompts(family, data, stage, split_texts):
     return tokenizer, made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base", "instruct"])
 def test_directions_are_differences_of_means_in_plain_transformers(chat_family, data, stage):
     model = AutoModelForCausalLM.from_pretrained(chat_family / stage).eval()
@@ -175,6 +178,7 @@ def test_directions_are_differences_of_means_in_plain_transformers(chat_family, 
     assert np.isnan(found[~there]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["base", "instruct"])
 def test_answers_are_those_of_plain_hooks(chat_family, data, target):
     """Every direction into every stage, ablated and added, one prompt at a time with transformers' own generate."""
@@ -215,6 +219,7 @@ def test_answers_are_those_of_plain_hooks(chat_family, data, target):
     assert (plain != steered).sum() > 5, "ablation hardly did anything"
 
 
+@pytest.mark.slow
 def test_the_choice_follows_the_stored_sweep(data):
     for stage in ("base", "instruct"):
         one = data.sel(model=stage)
@@ -228,6 +233,7 @@ def test_the_choice_follows_the_stored_sweep(data):
         assert float(one.coefficient) in (*tried, pytest.approx(tried[0] * 2))
 
 
+@pytest.mark.slow
 def test_units_done_again_give_the_same(finished, data, tmp_path, chat_family):
     store = Store.open(str(finished / "store"))
     before = {name: data[name].values for name in data.variables}
@@ -250,6 +256,7 @@ def test_units_done_again_give_the_same(finished, data, tmp_path, chat_family):
     assert posttrace("verify", finished / "store").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_fixed_choice_wins_over_the_sweep_and_requests_by_value_give_the_same(job_file, tmp_path):
     chosen = {
         "base": {"layer": 1, "position": -6, "coefficient": 2.5},
@@ -336,6 +343,7 @@ def test_an_answer_of_one_token_has_no_mean_nll(tmp_path, chat_family):
     )
 
 
+@pytest.mark.slow
 def test_a_template_that_says_another_time_makes_another_job(tmp_path, chat_family):
     """Some chat templates write the date: half a store that was asked in other words must not be continued."""
     shutil.copytree(chat_family, tmp_path / "family")
@@ -347,6 +355,7 @@ def test_a_template_that_says_another_time_makes_another_job(tmp_path, chat_fami
     assert fingerprint(prepare(load_job(str(job)))) != fingerprint(prepare(load_job(str(job))))
 
 
+@pytest.mark.slow
 def test_a_post_trained_stage_without_chat_template_ends_with_status_2(tmp_path, family):
     """`family`: the stage instruct has a tokenizer without one."""
     done = posttrace("run", write_job(tmp_path, family), "--store", tmp_path / "none")
@@ -400,6 +409,7 @@ def test_a_published_file_is_taken_from_the_cache_if_its_hash_is_right(tmp_path,
         read_splits("harmful", InstructionSet(name="advbench"), sizes, 0)
 
 
+@pytest.mark.slow
 def test_moving_files_leaves_the_fingerprint_and_changing_them_does_not(job_file, tmp_path):
     before = fingerprint(prepare(load_job(str(job_file))))
     (tmp_path / "moved").mkdir()
@@ -437,6 +447,7 @@ def test_a_place_is_chosen_only_if_it_qualifies():
     assert choose_coefficient([2.0, 1.0], np.zeros((2, 4)), 1.5) == 1.5, "none refuses: the distance"
 
 
+@pytest.mark.slow
 def test_the_embedded_instruct_stage_refuses_and_its_direction_decides(tmp_path):
     """What the project promises of the checkpoints that ship, on held-out instructions."""
     fewer = {

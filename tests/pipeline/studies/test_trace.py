@@ -222,6 +222,7 @@ def test_a_mistake_is_named(trace_job, changes, message):
         prepare(load_job(str(trace_job(**changes))))
 
 
+@pytest.mark.slow
 def test_the_built_in_job_runs_and_is_drawn(tmp_path):
     done = posttrace("run", "trace", "--store", "store", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -131,6 +131,7 @@ def by_hand(dumped, labels):
     return found
 
 
+@pytest.mark.slow
 def test_activations_and_directions_are_those_of_plain_transformers(store, dumped, by_hand):
     data = open_group(str(store), "truthfulness").load()
     for stage in STAGES:
@@ -143,6 +144,7 @@ def test_activations_and_directions_are_those_of_plain_transformers(store, dumpe
             np.testing.assert_allclose(found, by_hand[stage, name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_cosine_is_that_of_the_directions_made_by_hand(store, by_hand):
     data = open_group(str(store), "truthfulness").load()
     for name in SETS:
@@ -153,6 +155,7 @@ def test_cosine_is_that_of_the_directions_made_by_hand(store, by_hand):
         np.testing.assert_allclose(data.cosine.sel(source="base", target="base", held_out=name), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_accuracy_of_own_and_transferred_probes_is_that_of_regression_by_hand(store, dumped, labels, by_hand):
     """Newton's method on the projection; every ordered pair of stages, set and layer."""
     data = open_group(str(store), "truthfulness").load()
@@ -187,6 +190,7 @@ def newton(x, y):
     return w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), [("base", "base"), ("base", "instruct"), ("instruct", "base")])
 def test_effects_are_those_of_hooks_in_plain_transformers(store, plain, labels, by_hand, source, target):
     """Prompts as stored, directions from the dumped activations, pushes by forward hooks, the formula written out."""
@@ -233,6 +237,7 @@ def adding(vector):
     return add
 
 
+@pytest.mark.slow
 def test_the_names_that_readers_rely_on(store):
     data = open_group(str(store), "truthfulness").load()
     assert data.direction.dims == ("model", "held_out", "layer", "hidden")
@@ -254,6 +259,7 @@ def test_the_names_that_readers_rely_on(store):
         assert one.completion.dims == ("shown", "target", "sample") and (one.completion != "").any()
 
 
+@pytest.mark.slow
 def test_the_coefficient_sweep_scales_the_push(store):
     """Twice the coefficient is another answer; the effect by coefficient is the effect of those answers."""
     data = open_group(str(store), "truthfulness").load()
@@ -269,6 +275,7 @@ def test_the_coefficient_sweep_scales_the_push(store):
     assert not data.effect_coefficient.isnull().any()
 
 
+@pytest.mark.slow
 def test_layers_are_chosen_without_the_set_that_is_left_out(family, tmp_path):
     """Another text in one set changes what is learned with that set, and nothing learned without it."""
     found = []
@@ -300,6 +307,7 @@ def test_layers_are_chosen_without_the_set_that_is_left_out(family, tmp_path):
         assert (here.sweep_effect_random_highest > here.sweep_effect_random)[tried].all()
 
 
+@pytest.mark.slow
 def test_rerun_makes_no_forward_pass_and_the_same_figures(job_file, store, tmp_path):
     passes = []
     handle = register_module_forward_hook(lambda *_: passes.append(1))
@@ -330,6 +338,7 @@ def test_units_come_after_those_that_they_read(job_file, family, tmp_path):
             seen.add(work.unit.id)
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_values(job_file, store, tmp_path):
     """Every unit forgotten is computed again, bit for bit, from what the others left."""
     again = tmp_path / "store"

@@ -39,6 +39,7 @@ def store(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_probes_find_truth_on_sets_left_out_and_transfer_from_base_to_instruct(store):
     data = open_group(str(store), "truthfulness").load().sel(layer=LAYERS[1], probe="mass_mean")
     own = data.accuracy.sel(source="instruct", target="instruct")
@@ -48,6 +49,7 @@ def test_probes_find_truth_on_sets_left_out_and_transfer_from_base_to_instruct(s
     assert float(data.cosine.sel(source="base", target="instruct").min()) > 0.9
 
 
+@pytest.mark.slow
 def test_early_layers_know_nothing_of_truth_yet(store):
     """The control of the test above: the same probe at chance, so that accuracy is not an accident of the labels."""
     data = open_group(str(store), "truthfulness").load()
@@ -55,6 +57,7 @@ def test_early_layers_know_nothing_of_truth_yet(store):
     assert float(early.mean()) < 0.7
 
 
+@pytest.mark.slow
 def test_the_effect_of_a_transferred_direction_is_that_of_hooks_in_plain_transformers(store):
     """Where the effect is large: base's direction pushed into instruct, and a random one of the same norm."""
     summary = open_group(str(store), "truthfulness").load()
@@ -91,6 +94,7 @@ def test_the_effect_of_a_transferred_direction_is_that_of_hooks_in_plain_transfo
     assert np.isfinite(controls).all() and float(controls.std()) > 0
 
 
+@pytest.mark.slow
 def test_a_direction_that_base_reads_turns_its_answer_beyond_every_random_one(store):
     """The control of a null result: same prompts, tokens, engine and formula, but the direction of the token before
     the period in few-shot prompts of the other sets. The study's own direction points the other way there."""

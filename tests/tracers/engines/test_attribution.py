@@ -12,7 +12,7 @@ from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.attribution import attribution_grid
 from posttrace.tracers.engines.patching import patch_grid
 from posttrace.tracers.models.loading import wrap
-from tests.support.models import CONFIGS, random_module, word_tokenizer
+from tests.support.models import CONFIGS, mostly_slow, random_module, word_tokenizer
 from tests.support.prompts import ANSWERS, prompts
 
 SHAPES = [(9, 4), (6, 3), (9, 4)]
@@ -46,7 +46,7 @@ def slopes_of_exact_grid(model, corrupt, own, source, options, step=0.01):
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_slow(CONFIGS))
 def test_the_estimate_is_the_slope_of_the_exact_grid(name, site):
     model = model_of(name)
     if site not in model.architecture.patchable:

@@ -16,7 +16,7 @@ from posttrace.tracers.engines.steering import ablation, necessary_edits
 from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.oracles.generation import check_log_odds, generate_naive
 from tests.support.generation import BLOCKS, OPENINGS, plain_hooks, prompts, vector
-from tests.support.models import CONFIGS, random_model, word_tokenizer
+from tests.support.models import CONFIGS, mostly_slow, random_model, word_tokenizer
 
 NEW = 9
 
@@ -60,7 +60,7 @@ def generated_with_hooks(model, name, edits, prompt):
 
 
 @pytest.mark.parametrize("what", ["ablation", "addition"])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", mostly_slow(BLOCKS))
 def test_a_batch_of_unequal_prompts_gives_what_plain_hooks_give_one_by_one(name, what):
     model = random_model(name)
     edits = ablate(model) if what == "ablation" else add()
@@ -73,7 +73,7 @@ def test_a_batch_of_unequal_prompts_gives_what_plain_hooks_give_one_by_one(name,
         assert float(done.log_odds[row]) == pytest.approx(odds, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "olmo2"])
+@pytest.mark.parametrize("name", mostly_slow(["llama", "gpt2", "gemma2", "olmo2"]))
 def test_the_fast_way_equals_the_naive_one(name):
     """Left-out changes, caches, padding and small batches change nothing."""
     model = random_model(name)

@@ -6,7 +6,7 @@ import torch
 from posttrace.tracers.engines.edits import Edit
 from posttrace.tracers.engines.interventions import run_operations
 from posttrace.tracers.operations import STREAM_SITES
-from tests.support.models import CONFIGS, random_model
+from tests.support.models import CONFIGS, mostly_slow, random_model
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11]]
 ROWS, COLUMNS = torch.tensor([0, 1]), torch.tensor([1, 2])
@@ -43,7 +43,7 @@ def plain(model, layer, site, to):
     return torch.stack(logits).log_softmax(-1), torch.stack(streams)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_slow(CONFIGS))
 @pytest.mark.parametrize("site", [s for s in STREAM_SITES if s != "resid_mid"])
 def test_an_edit_is_a_hook(name, site):
     model = random_model(name)

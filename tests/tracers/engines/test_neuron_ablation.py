@@ -15,7 +15,7 @@ from posttrace.tracers.models.mlp_neurons import find_neurons
 from posttrace.tracers.oracles.neuron_ablation import check_ablation
 from posttrace.tracers.prompts import encode
 from posttrace.tracers.remote.shipping import shipped
-from tests.support.models import random_module, varied_module, word_tokenizer
+from tests.support.models import mostly_slow, random_module, varied_module, word_tokenizer
 
 ROWS = (7, 12, 4)
 ABLATIONS = [[3], [1, 5, 9], list(range(20))]
@@ -62,7 +62,7 @@ def by_hooks(module, neurons, row, chosen, mean, direct):
 
 
 @pytest.mark.parametrize("layer", [None, 1])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma2", "olmo2"])
+@pytest.mark.parametrize("name", mostly_slow(["llama", "gpt2", "gpt_neox", "gemma2", "olmo2"]))
 def test_effects_equal_whole_passes_with_hooks(name, layer):
     module = varied_module(name)
     model = wrap(module, word_tokenizer(), name=name)

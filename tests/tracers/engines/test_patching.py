@@ -15,7 +15,7 @@ from posttrace.tracers.engines.patching import PatchGrid, patch_grid
 from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.oracles.patching import check_sample, patch_grid_naive
 from posttrace.tracers.prompts import Prompt
-from tests.support.models import CONFIGS, random_model, random_module, word_tokenizer
+from tests.support.models import CONFIGS, mostly_slow, random_model, random_module, word_tokenizer
 from tests.support.prompts import ANSWERS, prompts
 
 
@@ -45,7 +45,7 @@ def assert_equal_grids(fast, slow, flat_is_fine=False):
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_slow(CONFIGS))
 def test_grid_equals_one_forward_per_cell(name, site):
     if site not in random_model(name).architecture.patchable:
         pytest.skip(f"{name} runs its halves in parallel: it has no {site}")
@@ -168,6 +168,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     torch.testing.assert_close(pieces.patched, whole.patched, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7)), min_size=1, max_size=4),
     st.integers(1, 2),

@@ -16,7 +16,7 @@ from posttrace.tracers.oracles.steered_answers import (
     steered_answers_naive,
     steered_completions,
 )
-from tests.support.models import CONFIGS, random_model, random_module, word_tokenizer
+from tests.support.models import CONFIGS, mostly_slow, random_model, random_module, word_tokenizer
 from tests.support.prompts import ANSWERS, prompts
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -54,7 +54,7 @@ def both(name, site, shapes, **options):
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_slow(CONFIGS))
 def test_steered_answers_equal_one_forward_each(name, site):
     if site not in random_model(name).architecture.sites:
         pytest.skip(f"{name} runs its halves in parallel: it has no {site}")

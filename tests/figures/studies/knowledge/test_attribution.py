@@ -246,6 +246,7 @@ def test_sets_with_exact_values_have_no_such_table():
     assert list(attribution([PatchGrid.from_dataset(template_group("cities", pairs=4))])) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group",
     [
@@ -275,6 +276,7 @@ def test_an_unknown_method_is_refused_by_name(dataset):
         PatchGrid.from_dataset(dataset.assign_attrs(method="gradient"))
 
 
+@pytest.mark.slow
 def test_a_store_gives_the_table_the_scatter_and_a_page_that_says_so(drawn):
     out, files = drawn
     names = {path.relative_to(out).as_posix() for path in files}
@@ -294,6 +296,7 @@ def test_a_store_gives_the_table_the_scatter_and_a_page_that_says_so(drawn):
     assert "INCOMPLETE" not in page, "values that are missing by design are no gap"
 
 
+@pytest.mark.slow
 def test_method_exact_is_no_method_at_all(tmp_path):
     group = template_group("cities", stages=("base",), pairs=3, layers=2)
     made = []

@@ -156,6 +156,7 @@ def test_recovery_lines_are_the_share_of_the_gap_by_role(cities):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dataset",
     [
