@@ -52,7 +52,9 @@ def test_scenario(scenario, server, remotely, sweep_values, tmp_path):
 def test_a_dtype_that_the_server_does_not_hold_ends_the_run_at_once(server, sweep_job, tmp_path):
     overrides = ["execution.backend=remote", "execution.in_flight=1", "dtype=bfloat16"]
     with pytest.raises(Unavailable, match=r"holds it in torch.float32.* set dtype=float32"):
-        run_job(load_job(str(sweep_job / "job.yaml"), overrides), str(tmp_path / "store"), say=lambda line: None)
+        run_job(
+            load_job(str(sweep_job / "job.yaml"), overrides), str(tmp_path / "store"), say=lambda line: None
+        )
     assert len(server.since("post")) == 1
 
 
