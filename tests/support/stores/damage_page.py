@@ -18,17 +18,17 @@ This page is written by
 with fixed seeds. `tests/stores/test_faults.py` does a few dozen of each.
 
 **A fault** changes one file of a store, or swaps two, in each way below and in each kind of file, in a finished store
-and in one that was killed half-way. Then `posttrace verify` looks at it, every group is opened and every array read,
-`posttrace verify --repair` mends it, and the job runs again. Counted are trials in which
+and in one that was killed half-way. Then `posttrace verify` checks it, every group is opened and every array read,
+`posttrace verify --repair` repairs it, and the job runs again. The table counts trials in which
 
 - *lost*: a finished unit that the fault did not touch was no longer done after the repair,
-- *wrong*: a value of a finished unit, or a label, was read that is not true, without an error,
-- *undetected*: `verify` named nothing,
+- *wrong*: a wrong value of a finished unit, or a wrong label, was read without an error,
+- *undetected*: `verify` reported nothing,
 - *not healed*: after repair and rerun the store was not complete, not free of faults, or not bit for bit as before.
 
-**A kill** is a SIGKILL at a random moment between start and end of a run; the store is verified and read, at times
-mended, and the run goes on until it is complete. *Undetected* means here that `verify` or a reader complained, though a
-kill must leave nothing to complain about.
+**A kill** is a SIGKILL at a random moment of a run; the store is verified and read, sometimes repaired, and the run is
+resumed until it is complete. Here *undetected* means that `verify` or a reader complained, although a kill must leave
+nothing to complain about.
 
 | | trials | {outcomes} |
 |---|---|{rule}|
@@ -37,31 +37,31 @@ kill must leave nothing to complain about.
 
 ## Faults, by file
 
-Trials of each kind; in brackets how many of them cost something. "–" is a change that would have changed nothing (one
-file of its kind, the same bytes in the other store).
+Trials of each kind; in brackets, how many of them had a cost. "–" marks changes without effect (a single file of its
+kind, or the same bytes in the other store).
 
 | file | {heads} | all |
 |---|{columns}---|
 {rows}
 
-A file "from a twin" is that of the same job on another machine, with other values; its mark of completeness says the
-same, and is left out. A twin's marker beside our data cannot be told from our marker beside a twin's data: that unit
-is done again. Notes ({harmless}) and chunks that a killed run left hold neither finished data nor
-what is done: damage to them need not be named, only do no harm.
+A file "from a twin" comes from the same job on another machine, with other values; its mark of completeness is
+identical and left out. A twin's marker on our data cannot be told from our marker on a twin's data, so that unit is
+recomputed. Notes ({harmless}) and chunks left by a killed run contain neither finished data nor progress: damage to
+them need not be reported, only do no harm.
 
-## What stands behind it
+## How it works
 
-- Every chunk is written whole, decodes only if its checksum fits, and its size and the hash of its values are in the
-  marker of its unit. `figures`, `report` and `open_group` look for every chunk of the finished units of a group, and
-  at its size (one listing), compare the metadata and every coordinate with their hashes, and units that are read as a
-  whole with theirs. `verify` reads everything.
-- The record, the list of finished units and all metadata and coordinates have a spare each. A lost marker is made
+- Every chunk is written whole and decodes only if its checksum matches; its size and the hash of its values are in the
+  marker of its unit. `figures`, `report` and `open_group` check the existence and size of every chunk of a group's
+  finished units (one listing), and compare the metadata, every coordinate, and units read as a whole with their hashes.
+  `verify` reads everything.
+- The record, the list of finished units, and all metadata and coordinates have a spare each. A lost marker is rebuilt
   from the data.
-- A note stands beside a unit from before its data change until it is marked. Data without a marker and without a note
-  are a lost marker; a marker with a note is compared with its data by `finalise`, `verify` and every reader.
+- A note exists from before a unit's data changes until the unit is marked. Data with neither marker nor note means a
+  lost marker; a marked unit with a note is compared with its data by `finalise`, `verify` and every reader.
 - `forget` deletes the data before the marker.
 
-Two files that are damaged at once can cost more: a chunk and all markers, or the record and its spare.
+Two files damaged at once can cost more: a chunk and all markers, or the record and its spare.
 """
 
 
