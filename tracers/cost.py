@@ -20,6 +20,8 @@ class Shape:
     """The part of them in the MLP."""
     attention: int
     """Multiply-adds per token and key in one block: query heads times head size, for scores and for values."""
+    whole: str | None = None
+    """Why every run is a whole forward pass; None where prefixes are shared (see tracers.models.architecture)."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,17 @@ def shape_of(model) -> Shape:
     A mixture of experts counts all of its experts, which is more than a token uses. Raises TracerError for an
     architecture whose blocks cannot be found.
     """
-    config = model.config
-    block = model.get_submodule(recognise(model).layers)[0]
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    config, architecture = model.config, recognise(model)
+    blocks = model.get_submodule(architecture.layers)
+    heads = getattr(config, "num_attention_heads", None) or 0
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+    halves = [blocks[-1].get_submodule(path) for path in architecture.mlp if hasattr(blocks[-1], path)]
     return Shape(
-        n_layers=config.num_hidden_layers,
-        block=sum(p.numel() for p in block.parameters()),
-        mlp=sum(p.numel() for p in block.mlp.parameters()),
+        n_layers=len(blocks),
+        block=sum(p.numel() for p in blocks.parameters()) // len(blocks),
+        mlp=sum(p.numel() for half in halves for p in half.parameters()),
         attention=2 * heads * head_size,
+        whole=architecture.whole,
     )
 
 
@@ -60,9 +64,12 @@ def run_cost(shape: Shape, prefixes: Iterable[int], lengths: Sequence[int]) -> C
     >>> run_cost(Shape(2, 10, 6, 4), prefixes=[3], lengths=[2])
     Cost(forwards=2, multiply_adds=252)
 
-    prefixes: their lengths in tokens. lengths: statement tokens of each prompt. Padding counts, since it is run.
+    prefixes: their lengths in tokens. lengths: statement tokens of each prompt. Padding counts, since it is run. Where
+    runs are whole passes, every prompt counts with the longest prefix.
     """
     prefixes = list(prefixes)
+    if shape.whole:
+        prefixes, lengths = [0], [max(prefixes) + length for length in lengths]
     longest, width = max(prefixes), max(lengths)
     tokens, total = 0, 0
     for n, length, keys in [(len(prefixes), longest, longest), (len(lengths), width, longest + width)]:

@@ -31,6 +31,36 @@ class SiteRow:
     """Name in `tracers.models.architecture.Architecture` without which a model does not have the site."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """What some architectures' blocks do with the values at their sites; a block's `form`, if it is not this one."""
+
+    factor: float = 1.0
+    """What the block multiplies with what its halves give, before it adds it to the stream (Granite)."""
+    returns_tuple: bool = False
+    """Whether the block gives its stream first in a tuple (GPT-J)."""
+
+
+PLAIN = Form()
+
+
+def form_of(block) -> Form:
+    """What a block does with the values at its sites."""
+    return getattr(block, "form", PLAIN)
+
+
+def added(block, out):
+    """What a block adds to the stream of what one of its halves gives."""
+    factor = form_of(block).factor
+    return first(out) if factor == 1.0 else factor * first(out)
+
+
+def with_added(block, out, value):
+    """What the half gives for the block to add `value` (see `added`)."""
+    factor = form_of(block).factor
+    return with_first(out, value if factor == 1.0 else value / factor)
+
+
 def _read_resid_pre(block):
     return block.input
 
@@ -48,12 +78,12 @@ def _change_z(block, to):
 
 
 def _read_attn_out(block):
-    return first(block.attn_add.output)
+    return added(block, block.attn_add.output)
 
 
 def _change_attn_out(block, to):
     out = block.attn_add.output
-    block.attn_add.output = with_first(out, to(first(out)))
+    block.attn_add.output = with_added(block, out, to(added(block, out)))
 
 
 def _read_resid_mid(block):
@@ -64,34 +94,43 @@ def _change_resid_mid(block, to):
     # No module's output: the stream here is resid_pre + attn_out, so attn_out is set to what makes the sum right.
     entered = block.input
     out = block.attn_add.output
-    block.attn_add.output = with_first(out, to(entered + first(out)) - entered)
+    block.attn_add.output = with_added(block, out, to(entered + added(block, out)) - entered)
 
 
 def _read_mlp_out(block):
-    return first(block.mlp_add.output)
+    return added(block, block.mlp_add.output)
 
 
 def _change_mlp_out(block, to):
     out = block.mlp_add.output
-    block.mlp_add.output = with_first(out, to(first(out)))
+    block.mlp_add.output = with_added(block, out, to(added(block, out)))
 
 
 def _read_resid_post(block):
-    return block.output
+    return first(block.output)
 
 
 def _change_resid_post(block, to):
-    block.output = to(block.output)
+    out = block.output
+    block.output = with_first(out, to(first(out)))
 
 
 TABLE = (
     SiteRow(name="resid_pre", read=_read_resid_pre, change=_change_resid_pre, past_attention=False),
     SiteRow(name="z", read=_read_z, change=_change_z, past_attention=True, per_head=True, requires="heads"),
-    SiteRow(name="attn_out", read=_read_attn_out, change=_change_attn_out, past_attention=True),
+    SiteRow(
+        name="attn_out",
+        read=_read_attn_out,
+        change=_change_attn_out,
+        past_attention=True,
+        requires="attn_add",
+    ),
     SiteRow(
         name="resid_mid", read=_read_resid_mid, change=_change_resid_mid, past_attention=True, requires="mid"
     ),
-    SiteRow(name="mlp_out", read=_read_mlp_out, change=_change_mlp_out, past_attention=True),
+    SiteRow(
+        name="mlp_out", read=_read_mlp_out, change=_change_mlp_out, past_attention=True, requires="mlp_add"
+    ),
     SiteRow(name="resid_post", read=_read_resid_post, change=_change_resid_post, past_attention=True),
 )
 """The sites, in the order in which a forward pass reaches them."""
@@ -156,11 +195,19 @@ def _there(hidden, *index):
     return tuple(one.to(hidden.device) if hasattr(one, "to") else one for one in index)
 
 
+def skip(block, stream) -> None:
+    """Let a block give `stream` without running."""
+    block.skip((stream, None) if form_of(block).returns_tuple else stream)
+
+
 def run_mlp_at(block, rows, columns) -> None:
     """Let the block's MLP see the cells (rows[i], columns[i]) only; elsewhere it adds nothing.
 
-    For the last block of a run of which only those cells are read: an MLP works on each token alone.
+    For the last block of a run of which only those cells are read: an MLP works on each token alone. Where the MLP is
+    no module that adds to the stream, it sees all.
     """
+    if not hasattr(block, "mlp"):
+        return
     hidden = block.mlp.input
     some = block.mlp(at(hidden, rows, columns)[:, None])
     block.mlp.skip(

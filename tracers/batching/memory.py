@@ -21,8 +21,9 @@ def tokens_that_fit(model) -> int:
         return MAX_TOKENS
     config = model.config
     working = 12 * model.hidden_size + 4 * getattr(config, "intermediate_size", 4 * model.hidden_size)
-    head = getattr(config, "head_dim", None) or model.hidden_size // config.num_attention_heads
-    keys = head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    heads = getattr(config, "num_attention_heads", None) or 1  # a state counts as a token's keys
+    head = getattr(config, "head_dim", None) or model.hidden_size // heads
+    keys = head * (getattr(config, "num_key_value_heads", None) or heads)
     needed = model.dtype.itemsize * (working + 4 * 2 * model.n_layers * keys)
     return max(1024, min(65536, free_memory(model) // 2 // needed))
 
@@ -49,7 +50,7 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def in_halves(run, rows: list[int]):
+def in_halves(run, rows: list):
     """(rows, run(rows)), in halves when memory runs out."""
     try:
         return [(rows, run(rows))]

@@ -20,6 +20,19 @@ def right_padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torc
     return ids, torch.arange(width) < torch.tensor([len(sequence) for sequence in sequences])[:, None]
 
 
+def prompt_inputs(model, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Prompts (token ids) as inputs whose last slots are their last tokens, on the model's device.
+
+    >>> prompt_inputs(model, [[5, 6], [7]]).keys()                     # doctest: +SKIP
+    dict_keys(['input_ids', 'attention_mask', 'position_ids'])
+
+    Where blocks keep states, padding would enter them: there prompts must be of one length.
+    """
+    if model.architecture.whole:
+        return dict(input_ids=torch.tensor([list(prompt) for prompt in prompts], device=model.device))
+    return {name: value.to(model.device) for name, value in left_padded(prompts).items()}
+
+
 def left_padded(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     """Ids with padding (token 0) on the left, their mask and positions; dims prompt x token.
 

@@ -10,9 +10,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from posttrace.tracers.batching.packing import Packed
+from posttrace.tracers.batching.packing import Packed, whole
 from posttrace.tracers.batching.padding import right_padded
-from posttrace.tracers.errors import TracerError
 from posttrace.tracers.prompts import Prompt
 
 Caches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -28,7 +27,8 @@ class PackedRows:
     """What the rows see before their own tokens."""
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | dict[str, torch.Tensor]
+    """One for all blocks, or one for each kind of attention."""
 
     def inputs(self, start: int = 0) -> dict:
         """Keyword arguments of a forward pass; start: the first block that will run, the ones before are skipped."""
@@ -50,14 +50,55 @@ class PackedRows:
         )
 
 
+@dataclass(frozen=True)
+class StatementRows:
+    """Prompts as rows of one forward pass: their statements, on the caches of prefixes if the model allows it."""
+
+    inputs: dict
+    """Keyword arguments of the pass."""
+    row: torch.Tensor
+    """Row of each prompt; dims prompt."""
+    last: torch.Tensor
+    """Slot of its last token; dims prompt."""
+    first: torch.Tensor
+    """Slot of its statement's first token; dims prompt."""
+
+
+def statement_rows(model, prompts: Sequence[Prompt]) -> StatementRows:
+    """Prompts as rows of one forward pass, on cached prefixes or whole, as the architecture allows.
+
+    >>> statement_rows(model, prompts).last.shape                      # doctest: +SKIP
+    torch.Size([16])
+    """
+    if model.architecture.whole is None:
+        batch = StatementBatch(model, prompts)
+        rows = batch.on_prefixes(whole(batch.lengths))
+        packed = rows.packed
+        return StatementRows(rows.inputs(), packed.row, packed.last, torch.zeros_like(packed.last))
+    return whole_rows(model, prompts)
+
+
+def whole_rows(model, prompts: Sequence[Prompt]) -> StatementRows:
+    """Prompts as rows of one whole forward pass, without a cache.
+
+    >>> whole_rows(model, prompts).inputs["use_cache"]                 # doctest: +SKIP
+    False
+
+    A token sees none after it, which makes the padding on the right harmless.
+    """
+    lengths = torch.tensor([len(p.ids) for p in prompts], device=model.device)
+    first = torch.tensor([p.start for p in prompts], device=model.device)
+    inputs = dict(input_ids=right_padded([p.ids for p in prompts])[0], use_cache=False)
+    return StatementRows(inputs, torch.arange(len(prompts), device=model.device), lengths - 1, first)
+
+
 class StatementBatch:
     """Statements of several prompts, on the key-value caches of their prefixes.
 
     >>> batch = StatementBatch(model, prompts)                        # doctest: +SKIP
 
     A prefix that several prompts share is run once. Prompts of unequal length are padded on the right; positions
-    and attention masks are written out, so that a row gives what it would give alone. Raises TracerError for a
-    prompt longer than the window of a model that mixes sliding and full attention.
+    and attention masks are written out, so that a row gives what it would give alone.
     """
 
     def __init__(self, model, prompts: Sequence[Prompt]):
@@ -99,19 +140,24 @@ class StatementBatch:
         """Cached keys of a row besides its own tokens': those of the longest prefix and of the longest statement."""
         return self._prefix_valid.shape[1] + self.ids.shape[1]
 
-    def _mask(self, packed: Packed, n_cached: int) -> torch.Tensor:
-        """The additive mask that keeps segments apart, and keys out of reach where all blocks slide a window."""
+    def _mask(self, packed: Packed, n_cached: int) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The additive mask that keeps segments apart, and keys out of reach where blocks slide a window.
+
+        Where some blocks slide a window that a prompt exceeds and others see everything, one mask for each kind.
+        """
         config = self.model.config
         allowed, distance = self._allowed(packed, n_cached)
         window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-        if window is not None and int(distance.max()) >= window and "sliding_attention" in kinds:
-            if len(kinds) > 1:
-                raise TracerError(
-                    f"model {self.model.name}: a prompt of {int(distance.max()) + 1} tokens is longer than the window "
-                    f"of {window} that some of its blocks slide; use fewer or shorter few-shot examples"
-                )
-            allowed &= distance < window
+        kinds = sorted(set(getattr(config, "layer_types", None) or ["sliding_attention"]))
+        if window is None or int(distance.max()) < window or "sliding_attention" not in kinds:
+            return self._additive(allowed)
+        masks = {
+            kind: self._additive(allowed & (distance < window) if kind == "sliding_attention" else allowed)
+            for kind in kinds
+        }
+        return masks if len(masks) > 1 else masks["sliding_attention"]
+
+    def _additive(self, allowed: torch.Tensor) -> torch.Tensor:
         dtype = self.model.dtype
         mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

@@ -11,7 +11,7 @@ import torch
 from posttrace.tracers import sites
 from posttrace.tracers.batching.packing import whole
 from posttrace.tracers.batching.padding import right_padded
-from posttrace.tracers.batching.prefix_cache import StatementBatch
+from posttrace.tracers.batching.prefix_cache import StatementBatch, whole_rows
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import site_shape
 from posttrace.tracers.operations import Tokens
@@ -52,7 +52,7 @@ def read_statements(
     that a prompt does not have.
     """
     columns = [columns_of(prompt, tokens) for prompt in prompts]
-    shared = not one_pass(prompts, tokens)
+    shared = model.architecture.whole is None and not one_pass(prompts, tokens)
     wanted, _ = right_padded(columns)
     if shared:
         wanted = (wanted - torch.tensor([prompt.start for prompt in prompts])[:, None]).clamp(min=0)
@@ -122,13 +122,11 @@ def run_statements(
 
 def _run_whole(model, prompts, site, layers, answers, columns):
     """As `run_statements`, columns counted from the prompts' beginning, in one plain pass without a cache."""
-    last = torch.tensor([len(p.ids) - 1 for p in prompts], device=model.device)
-    row = torch.arange(len(prompts), device=model.device)
-    # Causal attention makes the padding on the right harmless.
-    inputs = dict(input_ids=right_padded([p.ids for p in prompts])[0], use_cache=False)
+    rows = whole_rows(model, prompts)
+    columns = columns.to(model.device)
     with torch.no_grad():
         values, logits, _ = _trace_read(
-            model.nn, inputs, site, layers, row, last, answers, columns.to(model.device), False
+            model.nn, rows.inputs, site, layers, rows.row, rows.last, answers, columns, False
         )
     return values, difference(logits)
 

@@ -9,8 +9,7 @@ import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.packing import whole
-from posttrace.tracers.batching.prefix_cache import StatementBatch
+from posttrace.tracers.batching.prefix_cache import statement_rows
 from posttrace.tracers.prompts import Prompt
 
 
@@ -35,10 +34,8 @@ def read_answers(model, prompts: Sequence[Prompt], *, answers: tuple[int, int]) 
     P(first | first or second) is the sigmoid of `logit_diff`. A prefix that several prompts share is run once.
     """
     with torch.no_grad():
-        batch = StatementBatch(model, prompts)
-        rows = batch.on_prefixes(whole(batch.lengths))
-        row, last = rows.packed.row, rows.packed.last
-        two, rest = _trace_answers(model.nn, rows.inputs(), row, last, list(answers))
+        rows = statement_rows(model, prompts)
+        two, rest = _trace_answers(model.nn, rows.inputs, rows.row, rows.last, list(answers))
     two, rest = two.cpu(), rest.cpu()
     return AnswerProbabilities(two[:, 0] - two[:, 1], two.exp().sum(1), rest)
 

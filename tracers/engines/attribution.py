@@ -22,8 +22,7 @@ import torch
 
 from posttrace.tracers import sites
 from posttrace.tracers.batching.memory import out_of_memory, tokens_that_fit
-from posttrace.tracers.batching.packing import whole
-from posttrace.tracers.batching.prefix_cache import StatementBatch
+from posttrace.tracers.batching.prefix_cache import statement_rows
 from posttrace.tracers.engines.activations import answer_logits, difference, has_weights
 from posttrace.tracers.engines.patching import PatchGrid, check_source
 from posttrace.tracers.errors import WholeJob
@@ -86,11 +85,14 @@ def attribution_grid(
 
 def _estimate(model, prompts, source, site, layers, answers) -> tuple[torch.Tensor, torch.Tensor]:
     """Estimated change (source x prompt x layer x token) and unpatched logit difference (prompt) of some prompts."""
-    batch = StatementBatch(model, prompts)
-    rows = batch.on_prefixes(whole(batch.lengths))
-    row, last = rows.packed.row, rows.packed.last
+    rows = statement_rows(model, prompts)
     with torch.enable_grad(), _Frozen(model.nn._module):
-        own, slopes, logits = _trace_slopes(model.nn, rows.inputs(), site, layers, row, last, answers)
+        own, slopes, logits = _trace_slopes(model.nn, rows.inputs, site, layers, rows.row, rows.last, answers)
+    if model.architecture.whole:
+        width = max(len(p.statement) for p in prompts)
+        columns = rows.first[:, None] + torch.arange(width, device=rows.first.device)
+        columns = columns.clamp(max=own[0].shape[1] - 1)  # a shorter statement's end is not looked at
+        own, slopes = ([sites.at(v, rows.row[:, None], columns) for v in some] for some in (own, slopes))
     heads, width = site_shape(model.config, site)
     changes = []
     for i, (value, slope) in enumerate(zip(own, slopes, strict=True)):

@@ -11,7 +11,7 @@ import torch
 
 from posttrace.tracers import sites
 from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
-from posttrace.tracers.batching.padding import left_padded
+from posttrace.tracers.batching.padding import prompt_inputs
 from posttrace.tracers.engines.edits import edit_of
 from posttrace.tracers.engines.generation import (
     Ids,
@@ -47,12 +47,16 @@ def mean_streams(model, prompts: Sequence[Ids], read: Read, max_tokens: int | No
     total = torch.zeros(len(layers), len(read.tokens), model.hidden_size, dtype=torch.float64)
 
     def some(rows):
-        inputs = left_padded([prompts[r] for r in rows])
+        inputs = prompt_inputs(model, [prompts[r] for r in rows])
         with torch.no_grad():
             sums = _position_sums(model.nn, inputs, read.site, layers, list(read.tokens))
         return torch.stack([s.double().cpu() for s in sums])
 
-    for rows in batches([len(p) for p in prompts], max_tokens or tokens_that_fit(model)):
+    for rows in batches(
+        [len(p) for p in prompts],
+        max_tokens or tokens_that_fit(model),
+        one_length=bool(model.architecture.whole),
+    ):
         for _, sums in in_halves(some, rows):
             total += sums
     return (total / len(prompts)).float()
@@ -125,10 +129,12 @@ def direction_effects(
 
     max_tokens = max_tokens or tokens_that_fit(model)
     with torch.no_grad():
-        for rows in batches([len(p) for p in harmful], max_tokens):
+        for rows in batches([len(p) for p in harmful], max_tokens, one_length=bool(model.architecture.whole)):
             for part, values in in_halves(harmful_rows, rows):
                 bypass[:, part] = torch.stack(values)
-        for rows in batches([len(p) for p in harmless], max_tokens):
+        for rows in batches(
+            [len(p) for p in harmless], max_tokens, one_length=bool(model.architecture.whole)
+        ):
             for part, values in in_halves(harmless_rows, rows):
                 induce[:, part] = torch.stack([odds for odds, _ in values])
                 kl[:, part] = torch.stack([divergence for _, divergence in values])
@@ -154,7 +160,11 @@ def mean_nll(
             return _text_nats(model, [prompts[r] for r in rows], [completions[r] for r in rows])
 
     lengths = [len(prompts[row]) + len(completions[row]) for row in usable]
-    for places in batches(lengths, max_tokens or tokens_that_fit(model)) if usable else []:
+    for places in (
+        batches(lengths, max_tokens or tokens_that_fit(model), one_length=bool(model.architecture.whole))
+        if usable
+        else []
+    ):
         for part, values in in_halves(some, [usable[i] for i in places]):
             found[part] = values
     return found
@@ -174,9 +184,7 @@ def _text_nats(model, prompts, texts) -> torch.Tensor:
 
 
 def _inputs(model, prompts: Sequence[Ids]) -> dict:
-    return {name: value.to(model.device) for name, value in left_padded(prompts).items()} | {
-        "use_cache": False
-    }
+    return prompt_inputs(model, prompts) | {"use_cache": False}
 
 
 def _logits_of_last(nn, inputs: dict, n: int):

@@ -141,9 +141,9 @@ def visit(block, edits: Mapping[str, Sequence[Edit]], read: str | None = None):
         if site == "attn_out" and "resid_mid" in edits:
             # No module gives the stream at resid_mid: both sites are changed by what attention adds, read once.
             out = block.attn_add.output
-            added = edited(sites.first(out), edits.get("attn_out", ()))
+            added = edited(sites.added(block, out), edits.get("attn_out", ()))
             stream = edited(entered + added, edits["resid_mid"])
-            block.attn_add.output = sites.with_first(out, stream - entered)
+            block.attn_add.output = sites.with_added(block, out, stream - entered)
             value = added if read == site else value
             continue
         if site in edits and site != "resid_mid":

@@ -9,7 +9,7 @@ import nnsight
 import torch
 
 from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
-from posttrace.tracers.batching.padding import left_padded
+from posttrace.tracers.batching.padding import prompt_inputs
 from posttrace.tracers.engines.activations import has_weights
 from posttrace.tracers.engines.edits import Edit, apply_edits, check_edits
 from posttrace.tracers.engines.steering import necessary_edits
@@ -55,16 +55,17 @@ def generate(
     ((12, 5, 2), (7, 7, 1))
 
     prompts: token ids, of unequal length as they are; they are padded on the left, positions and masks written out,
-    so that a row gives what it would give alone, up to rounding. edits: for every token, of the prompt and new. stop:
-    tokens that end an answer. max_tokens: tokens in one forward pass, by default `tokens_that_fit`, halved when memory
-    runs out.
+    so that a row gives what it would give alone, up to rounding (where blocks keep states, only prompts of one length
+    run together). edits: for every token, of the prompt and new. stop: tokens that end an answer. max_tokens: tokens
+    in one forward pass, by default `tokens_that_fit`, halved when memory runs out.
     Raises TracerError for edits that do not fit the model.
     """
     check_everywhere(model, edits)
     edits = necessary_edits(edits)
     ids: list[tuple[int, ...]] = [()] * len(prompts)
     log_odds, peak = torch.full((2, len(prompts)), torch.nan)
-    for rows in batches([len(p) + max_new_tokens for p in prompts], max_tokens or tokens_that_fit(model)):
+    lengths, at_once = [len(p) + max_new_tokens for p in prompts], max_tokens or tokens_that_fit(model)
+    for rows in batches(lengths, at_once, one_length=bool(model.architecture.whole)):
 
         def some(rows):
             return _generate_batch(model, [prompts[r] for r in rows], edits, openings, max_new_tokens, stop)
@@ -88,16 +89,20 @@ def check_everywhere(model, edits: Sequence[Edit]) -> None:
             raise TracerError(f"{edit.site}: the direction that is added must not be zero")
 
 
-def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], max_tokens: int, one_length: bool = False) -> list[list[int]]:
     """Rows to run together: of similar length, at most `max_tokens` including padding, at least one row.
 
     >>> batches([5, 9, 4, 8], 10)
     [[1], [3], [0, 2]]
+
+    one_length: of the same length, so that nothing is padded.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     found: list[list[int]] = []
     for row in order:
-        if found and (len(found[-1]) + 1) * lengths[found[-1][0]] <= max_tokens:
+        first = found[-1][0] if found else row
+        fits = found and (len(found[-1]) + 1) * lengths[first] <= max_tokens
+        if fits and not (one_length and lengths[first] != lengths[row]):
             found[-1].append(row)
         else:
             found.append([row])
@@ -112,16 +117,17 @@ def opening_log_odds(logits: torch.Tensor, openings: Openings) -> torch.Tensor:
 
 def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
     with torch.no_grad():
-        inputs = {name: value.to(model.device) for name, value in left_padded(prompts).items()}
+        inputs = prompt_inputs(model, prompts)
         ends = torch.tensor(list(stop), device=model.device)
         # A server that hides its weights copies arguments: the cache would travel several times for every token, and a
         # block whose input is edited would fill a copy of it. There the whole text runs again.
-        cache, caching = None, has_weights(model.nn.unembed)
+        cache, name, caching = None, model.architecture.cache, has_weights(model.nn.unembed)
         new, peaks, log_odds = [], [], None
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
         for step in range(max_new_tokens):
             if caching:
-                logits, cache = _step(model.nn, dict(**inputs, past_key_values=cache, use_cache=True), edits)
+                held = {} if cache is None else {name: cache}
+                logits, cache = _step(model.nn, dict(**inputs, **held, use_cache=True), name, edits)
             else:
                 logits = last_logits(model.nn, dict(**inputs, use_cache=False), edits)
             if log_odds is None:
@@ -134,15 +140,14 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
                 ended = ended | (chosen[:, None] == ends).any(1)
                 if step + 1 < max_new_tokens and bool(ended.all()):
                     break
-            added = dict(
-                input_ids=chosen[:, None],
-                attention_mask=inputs["attention_mask"].new_ones(len(prompts), 1),
-                position_ids=inputs["position_ids"][:, -1:] + 1,
-            )
+            added = dict(input_ids=chosen[:, None])
+            if "attention_mask" in inputs:
+                added["attention_mask"] = inputs["attention_mask"].new_ones(len(prompts), 1)
+                added["position_ids"] = inputs["position_ids"][:, -1:] + 1
             kept = ("attention_mask",) if caching else tuple(added)
             inputs = {
-                name: torch.cat([inputs[name], value], dim=1) if name in kept else value
-                for name, value in added.items()
+                key: torch.cat([inputs[key], value], dim=1) if key in kept else value
+                for key, value in added.items()
             }
     ids = [_until(row, stop) for row in torch.stack(new, dim=1).tolist()]
     return ids, log_odds, torch.stack(peaks).amax(0).float().cpu()
@@ -156,12 +161,12 @@ def last_logits(nn, inputs: dict, edits: Sequence[Edit]) -> torch.Tensor:
     return logits
 
 
-def _step(nn, inputs: dict, edits: Sequence[Edit]):
-    """As `last_logits`, and the keys and values of all tokens so far."""
+def _step(nn, inputs: dict, cache_name: str, edits: Sequence[Edit]):
+    """As `last_logits`, and the keys and values (or states) of all tokens so far, as the model itself keeps them."""
     with nn.trace(**inputs, logits_to_keep=1):
         apply_edits(nn, edits)
         logits = nnsight.save(nn.output.logits[:, -1])
-        cache = nnsight.save(nn.output.past_key_values)
+        cache = nnsight.save(getattr(nn.output, cache_name))
     return logits, cache
 
 

@@ -14,6 +14,7 @@ from functools import reduce
 import nnsight
 import torch
 
+from posttrace.tracers import sites
 from posttrace.tracers.models.mlp_neurons import Neurons
 
 MAX_VALUES = 2**25
@@ -79,10 +80,11 @@ def ablate_neurons(
     torch.Size([2, 1])
 
     mean: activation to put in, dims neuron. ablations: sets of neurons, each held together. In the last block only
-    the final norm and the unembedding are run again for each set; in an earlier one the blocks from there on.
+    the final norm and the unembedding are run again for each set; in an earlier one the blocks from there on, or all
+    where the architecture's runs are whole passes.
     """
     results: list[list[torch.Tensor]] = [[] for _ in range(4)]
-    last = neurons.layer == model.n_layers - 1
+    last = neurons.layer == model.n_layers - 1 and model.architecture.whole is None
     with torch.no_grad():
         for batch in text_batches(model, rows, neurons):
             run = run_unablated(model.nn, batch.ids, neurons)
@@ -160,7 +162,7 @@ def run_unablated(nn, ids, neurons: Neurons) -> UnablatedRun:
         hidden = nnsight.save(down.input)
         nothing = nnsight.save(down(torch.zeros_like(hidden[0, :1])))
         added = nnsight.save(down.output)
-        left = nnsight.save(block.output)
+        left = nnsight.save(sites.first(block.output))
         before = nnsight.save(norm.input)
         after = nnsight.save(norm.output)
         gain, bias = linear_part(norm, neurons.form.centres, after)
@@ -201,7 +203,7 @@ def _trace_end(model, run: UnablatedRun, shift, tokens, following, neurons: Neur
     with nn.trace(input_ids=torch.zeros(2 * half, 1, dtype=torch.long), use_cache=False):
         both = torch.cat(_ends(model, run, shift, tokens, neurons))[:, None]
         for block in range(model.n_layers):
-            nn.layers[block].skip(both)
+            sites.skip(nn.layers[block], both)
         norm = _child(nn, neurons.norm)
         norm.output = torch.cat([norm.output[:half], both[half:].to(norm.output)])
         scores = nnsight.save(_scores(nn.output.logits, torch.cat([following, following])[:, None])[:, :, 0])
@@ -212,10 +214,11 @@ def _ends(model, run: UnablatedRun, shift, tokens, neurons: Neurons):
     """The stream after the last block, and the final norm's output with its scale frozen, inside a trace."""
     block, (_, added, left, before, after) = model.nn.layers[neurons.layer], tokens
     change = _child(block, neurons.down)(shift).float() - run.nothing.float()
-    if model.architecture.mlp_add:
+    if model.architecture.mlp_norm:
         # A norm after the MLP (Gemma 2, OLMo 2) sees the projection's output before it joins the stream.
         norm = block.mlp_add
         change = norm((added.float() + change).to(added)).float() - norm(added).float()
+    change = sites.form_of(block).factor * change
     after_change = (before.float() + change).to(before)
     frozen = frozen_norm(run.gain, run.bias, neurons.form.centres, before, after, after_change)
     return (left.float() + change).to(left), frozen
@@ -226,7 +229,8 @@ def _later_blocks(model, batch: TextBatch, run: UnablatedRun, neurons: Neurons, 
     results = [torch.empty(len(ablations), len(batch.ids)) for _ in range(4)]
     for a, chosen in enumerate(ablations):
         for kind in (0, 1):
-            scores = trace_ablated(model.nn, batch, run, neurons, mean, list(chosen), bool(kind))
+            whole = model.architecture.whole is not None
+            scores = trace_ablated(model.nn, batch, run, neurons, mean, list(chosen), bool(kind), whole)
             results[2 * kind][a], results[2 * kind + 1][a] = batch.mean(scores[0]), batch.mean(scores[1])
     return results
 
@@ -236,7 +240,7 @@ def trace_ablated(
 ):
     with nn.trace(input_ids=batch.ids, use_cache=False):
         for earlier in range(0 if whole else neurons.layer):
-            nn.layers[earlier].skip(run.entered)
+            sites.skip(nn.layers[earlier], run.entered)
         down = _child(nn.layers[neurons.layer], neurons.down)
         down.input = held(down.input, batch.scored, chosen, mean)
         if direct:

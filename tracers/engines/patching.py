@@ -9,6 +9,9 @@
 5. in the last block the MLP sees the last token only, and of the unembedding only the two answers' rows are used;
 6. a cell that cannot change the answer is not run: tokens at which source and target run are identical,
    and patches after the last attention at any token but the last.
+
+Of these only 6 holds for an architecture whose runs are whole passes (see tracers.models.architecture); there a cell
+is one row of a batch of whole prompts.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.memory import MAX_TOKENS, out_of_memory, tokens_that_fit
+from posttrace.tracers.batching.memory import MAX_TOKENS, in_halves, out_of_memory, tokens_that_fit
 from posttrace.tracers.batching.packing import Packed, pack
-from posttrace.tracers.batching.prefix_cache import StatementBatch
+from posttrace.tracers.batching.prefix_cache import StatementBatch, whole_rows
 from posttrace.tracers.engines.activations import answer_logits, difference, run_statements
 from posttrace.tracers.engines.edits import Edit, apply_edits, edited
 from posttrace.tracers.errors import TracerError
@@ -65,6 +68,8 @@ def patch_grid(
     """
     check_source(model, prompts, source, site, layers)
     source = source.to(model.device)
+    if model.architecture.whole:
+        return _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_tokens)
     batch = StatementBatch(model, prompts)
     streams, unpatched = run_statements(batch, "resid_post", range(model.n_layers), answers, keep=True)
     patched = unpatched[None, :, None, None].repeat(source.shape[0], 1, *source.shape[2:4])
@@ -169,6 +174,40 @@ def grid_plan(
     lengths: statement tokens of each prompt. layers: that of each place (see `places`). The cells after the
     last attention matter at the last token only.
     """
+    wanted = _wanted_cells(lengths, unchanged, n_sources, site, layers, n_layers)
+    return [(packed, which) for cells, which in wanted for packed in pack(cells, lengths, max_tokens)]
+
+
+def whole_plan(
+    lengths: Sequence[int],
+    sizes: Sequence[int],
+    unchanged: Sequence[Sequence[int]] | None,
+    n_sources: int,
+    site: str,
+    layers: Sequence[int],
+    n_layers: int,
+    max_tokens: int = MAX_TOKENS,
+) -> list[list[tuple[int, int, int, int]]]:
+    """What a grid of whole passes runs: batches of (place, source, prompt, token), a row of a whole prompt each.
+
+    >>> [len(batch) for batch in whole_plan([3], [9], None, 1, "resid_post", range(4), 4, max_tokens=45)]
+    [5, 5]
+
+    sizes: tokens of each whole prompt, which bound a batch. The other arguments are those of `grid_plan`.
+    """
+    wanted = _wanted_cells(lengths, unchanged, n_sources, site, layers, n_layers)
+    rows = [(i, *cell) for cells, which in wanted for i in which for cell in cells]
+    rows.sort(key=lambda row: -sizes[row[2]])
+    batches, begin = [], 0
+    while begin < len(rows):
+        n = max(1, max_tokens // sizes[rows[begin][2]])
+        batches.append(rows[begin : begin + n])
+        begin += n
+    return batches
+
+
+def _wanted_cells(lengths, unchanged, n_sources, site, layers, n_layers):
+    """(cells (source, prompt, token), places that they are patched at), without those that change nothing."""
     cells = [
         (s, prompt, token)
         for s in range(n_sources)
@@ -180,11 +219,65 @@ def grid_plan(
     after_attention = [i for i, layer in enumerate(layers) if past and layer == n_layers - 1]
     before = [i for i in range(len(layers)) if i not in after_attention]
     return [
-        (packed, which)
-        for some, which in [(cells, before), (at_the_end, after_attention)]
-        if some and which
-        for packed in pack(some, lengths, max_tokens)
+        (some, which) for some, which in [(cells, before), (at_the_end, after_attention)] if some and which
     ]
+
+
+def _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_tokens) -> PatchGrid:
+    """The grid by whole forward passes, a row for each cell: where nothing of a run can be used by another."""
+    where, lengths = places(model.config, site, layers), [len(p.statement) for p in prompts]
+    rows = whole_rows(model, prompts)
+    with torch.no_grad():
+        logits = _trace_whole(model.nn, rows.inputs, [], rows.row, rows.last, answers)
+    unpatched = difference(logits)
+    patched = unpatched[None, :, None, None].repeat(source.shape[0], 1, *source.shape[2:4])
+    for prompt, length in enumerate(lengths):
+        patched[:, prompt, :, length:] = torch.nan
+    plan = whole_plan(
+        lengths,
+        [len(p.ids) for p in prompts],
+        unchanged,
+        source.shape[0],
+        site,
+        [place.layer for place in where],
+        model.n_layers,
+        max_tokens or tokens_that_fit(model),
+    )
+
+    def some(cells):
+        i, s, prompt, token = torch.tensor(cells).T
+        here = whole_rows(model, [prompts[p] for p in prompt.tolist()])
+        values, columns = source[s, prompt, i, token], here.first.cpu() + token
+        edits = []
+        for layer in sorted({where[place].layer for place in i.tolist()}):
+            cell = [n for n, place in enumerate(i.tolist()) if where[place].layer == layer]
+            heads = torch.tensor([where[place].head for place in i[cell].tolist()])
+            edits.append(
+                Edit(
+                    site=site,
+                    layers=(layer,),
+                    mode="replace",
+                    values=values[cell],
+                    rows=torch.tensor(cell),
+                    columns=columns[cell],
+                    head=heads,
+                )
+            )
+        with torch.no_grad():
+            logits = _trace_whole(model.nn, here.inputs, edits, here.row, here.last, answers)
+        return (s, prompt, i, token), difference(logits)
+
+    for batch in plan:
+        for _, (cells, differences) in in_halves(some, batch):
+            patched[cells] = differences
+    return PatchGrid(patched=patched, unpatched=unpatched)
+
+
+def _trace_whole(nn, inputs, edits, row, last, answers):
+    with nn.trace(**inputs):
+        apply_edits(nn, edits)
+        logits = nnsight.save(answer_logits(nn, row, last, answers))
+    return logits
 
 
 def first_block(layer: int, site: str) -> int:
@@ -243,7 +336,7 @@ def _patch_packed(grid: _Grid, packed: Packed, which: list[int]) -> None:
 def _trace_cells(nn, inputs, start, stream, edits, row, last, shortened, answers):
     with nn.trace(**inputs):
         for skipped in range(start):
-            nn.layers[skipped].skip(stream)
+            sites.skip(nn.layers[skipped], stream)
         apply_edits(nn, edits)
         if shortened is not None:
             sites.run_mlp_at(nn.layers[shortened], row, last)

@@ -224,7 +224,7 @@ def _trace_plain(nn, inputs, layers, row, last, answers):
 def _trace_steered(nn, inputs, start, stream, edits, row, last, shortened, answers):
     with nn.trace(**inputs):
         for skipped in range(start):
-            nn.layers[skipped].skip(stream)
+            sites.skip(nn.layers[skipped], stream)
         apply_edits(nn, edits)
         if shortened is not None:
             sites.run_mlp_at(nn.layers[shortened], row, last)
@@ -240,9 +240,12 @@ def steered_cost(
     >>> steered_cost(Shape(4, 10, 6, 2), rows=8, width=6, n_keys=20, first=2)
     Cost(forwards=1, multiply_adds=5952)
 
-    An upper bound: tokens before the first steered one are not run.
+    An upper bound: tokens before the first steered one are not run. Where runs are whole passes, all tokens are run.
     """
     tokens = max_tokens or MAX_TOKENS
+    if shape.whole:
+        width, first = n_keys, 0
+        n_keys = 0
     at_once = max(1, min(tokens // width, KEYS_PER_TOKEN * tokens // (n_keys + width)))
     each = width * (shape.block + (n_keys + width) * shape.attention)
     return Cost(-(-rows // at_once), rows * (shape.n_layers - first) * each)

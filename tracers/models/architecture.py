@@ -1,27 +1,70 @@
-"""How each architecture spells a transformer block, and where its sites are.
+"""How each architecture spells a transformer block, where its sites are, and what its blocks allow.
 
 nnsight reaches modules by name. `rename` gives the modules that we need one name in every architecture:
 
-    layers, attn, mlp, unembed      the block list, its two halves, the unembedding
-    attn_add, mlp_add               the module whose output is *added* to the stream (a post-norm in Gemma 2
-                                    and OLMo 2, the half itself elsewhere)
+    layers, unembed                 the block list, the unembedding
+    attn, mlp                       the two halves of a block (a mixer of another kind stands for attention)
+    attn_add, mlp_add               the module whose output is *added* to the stream: a norm after the half (Gemma 2,
+                                    OLMo 2), its last projection where the half adds the stream itself (BLOOM), else
+                                    the half
     heads                           the attention's output projection, whose *input* is all heads side by side
     mid                             the module whose *input* is the stream between the halves; absent where
                                     the halves run in parallel (GPT-NeoX)
 
-The structure is recognised by looking, not by a list of model types, and `tracers.models.validation` then proves
-that the recognised sites behave as promised.
+The structure is recognised by looking at every block, not by a list of model types, and `tracers.models.validation`
+then proves that the recognised sites behave as promised.
+
+There are two levels. *Full*: prompts share cached prefixes, and a run may begin at any block. *Whole passes*: where
+blocks keep states instead of keys, or hand each other more than the stream, every run is one whole forward pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import ast
+import inspect
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.sites import TABLE, is_per_head
+from posttrace.tracers.sites import PLAIN, TABLE, Form, is_per_head
 
-PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
-"""What architectures call the linear map from the heads to the stream, within the attention."""
+ATTENTION = (
+    "self_attn", "attn", "attention", "self_attention", "linear_attn", "mamba", "conv", "temporal_block",
+)  # fmt: skip
+"""What architectures call the half that mixes tokens."""
+MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp", "mlp_block", "fc2")
+"""What they call the half that works on each token alone; `fc2` where its layers lie in the block."""
+PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "attention.out_proj")
+"""What they call the linear map from the heads to the stream, within the attention."""
+AFTER_ATTENTION = ("post_self_attn_layernorm", "post_norm1", "post_operator_norm")
+"""Norms of what attention adds."""
+BEFORE_MLP = (
+    "pre_feedforward_layernorm", "pre_mlp_layernorm", "pre_ff_layernorm", "feedforward_layernorm", "ffn_norm",
+    "mlp_norm", "channel_pre_norm", "norm_2", "ln_2", "final_layer_norm",
+)  # fmt: skip
+"""Norms of the stream between the halves."""
+AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2", "post_ffn_norm")
+"""Norms of what the MLP adds."""
+EITHER = "post_attention_layernorm"
+"""The stream between the halves in Llama, what attention adds in Gemma 2 and OLMo 2."""
+FACTORS = ("residual_multiplier", "residual_scale")
+"""What a block calls the number that it multiplies with what it adds."""
+ARGUMENTS = {
+    "self", "hidden_states", "attention_mask", "position_ids", "past_key_values", "layer_past", "use_cache",
+    "cache_position", "position_embeddings", "output_attentions", "output_router_logits", "encoder_hidden_states",
+    "encoder_attention_mask", "kwargs", "super_kwargs",
+}  # fmt: skip
+"""What blocks take that depends on positions and cached keys alone."""
+KINDS = {"full_attention", "sliding_attention"}
+"""Kinds of attention whose masks we can write out."""
+
+Paths = tuple[str, ...]
+"""Names of one part, a different one for each kind of block that a model has."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +72,29 @@ class Architecture:
     """Names of one architecture's modules, relative to the model (`layers`) or to a block (the rest)."""
 
     layers: str
-    attn: str
-    mid: str | None
-    attn_add: str | None = None
-    mlp_add: str | None = None
     unembed: str = "lm_head"
-    heads: str | None = None
+    attn: Paths = ()
+    attn_add: Paths = ()
+    mid: Paths = ()
+    mlp: Paths = ()
+    mlp_add: Paths = ()
+    heads: Paths = ()
+    form: Form = PLAIN
+    """What a block does with the values at its sites."""
+    cache: str = "past_key_values"
+    """What the model calls the cache that it takes and gives."""
+    whole: str | None = None
+    """Why every run is a whole forward pass; None at the full level."""
 
     @property
     def rename(self) -> dict[str, list[str]]:
         """The `rename=` argument of nnsight: path -> our names."""
         names: dict[str, list[str]] = {}
-        for path, name in [
-            (self.layers, "layers"),
-            (self.unembed, "unembed"),
-            (self.attn, "attn"),
-            (self.attn_add or self.attn, "attn_add"),
-            (self.mlp_add or "mlp", "mlp_add"),
-            (self.mid, "mid"),
-            (self.heads, "heads"),
-        ]:
-            if path is not None and path != name:
-                names.setdefault(path, []).append(name)
+        for role in ("layers", "unembed", "attn", "attn_add", "mlp", "mlp_add", "mid", "heads"):
+            paths = getattr(self, role)
+            for path in (paths,) if isinstance(paths, str) else paths:
+                if path != role:
+                    names.setdefault(path, []).append(role)
         return names
 
     @property
@@ -63,6 +107,16 @@ class Architecture:
         """Every site that can be patched, those of single heads included, in the same order."""
         return tuple(row.name for row in TABLE if row.requires is None or getattr(self, row.requires))
 
+    @property
+    def attn_norm(self) -> bool:
+        """Whether a norm lies between attention and the stream."""
+        return any("norm" in path for path in self.attn_add)
+
+    @property
+    def mlp_norm(self) -> bool:
+        """Whether a norm lies between the MLP and the stream."""
+        return any("norm" in path for path in self.mlp_add)
+
 
 def site_shape(config, site: str) -> tuple[int, int]:
     """How many values a site has per block and token, and how wide: the heads at `z`, else one of hidden size.
@@ -70,59 +124,182 @@ def site_shape(config, site: str) -> tuple[int, int]:
     >>> site_shape(model.config, "z")                           # doctest: +SKIP
     (4, 40)
 
-    Heads are query heads, however many share keys and values.
+    Heads are query heads, however many share keys and values; latent attention says how wide its values are.
     """
     if not is_per_head(site):
         return 1, config.hidden_size
     heads = config.num_attention_heads
-    return heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+    width = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
+    return heads, width or config.hidden_size // heads
 
 
 def recognise(model) -> Architecture:
     """Find out how `model` (a transformers causal language model) spells its blocks.
 
-    Raises TracerError when the structure is none that the sites can be read from.
+    Raises TracerError when it has no list of blocks that hand a stream on.
     """
-    layers = next((p for p in ("model.layers", "transformer.h", "gpt_neox.layers") if _has(model, p)), None)
-    if layers is None:
-        raise _unknown(model, "no list of blocks at model.layers, transformer.h or gpt_neox.layers")
-    block = set(model.get_submodule(layers)[0]._modules)
-    unembed = next((p for p in ("lm_head", "embed_out") if _has(model, p)), None)
-    attn = next((p for p in ("self_attn", "attn", "attention") if p in block), None)
-    if unembed is None or attn is None or "mlp" not in block:
-        raise _unknown(model, f"its block holds {sorted(block)}")
-    projection = next((p for p in PROJECTIONS if _has(model, f"{layers}.0.{attn}.{p}")), None)
-    heads = projection and f"{attn}.{projection}"
-    plain = Architecture(layers=layers, attn=attn, unembed=unembed, heads=heads, mid=None)
-    if "pre_feedforward_layernorm" in block:  # Gemma 2 and 3: norms before and after each half
-        return replace(
-            plain,
-            mid="pre_feedforward_layernorm",
-            attn_add="post_attention_layernorm",
-            mlp_add="post_feedforward_layernorm",
-        )
-    if "post_feedforward_layernorm" in block:  # OLMo 2 and 3: norms after each half only
-        return replace(
-            plain, mid="mlp", attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm"
-        )
-    if getattr(model.config, "use_parallel_residual", False):  # GPT-NeoX
-        return plain
-    mid = next((p for p in ("post_attention_layernorm", "ln_2") if p in block), None)
-    if mid is None:
-        raise _unknown(model, f"its block holds {sorted(block)}")
-    return replace(plain, mid=mid)
+    path, unembed = _block_list(model), _output(model)
+    blocks = list(model.get_submodule(path))
+    parts = [_parts(block) for block in blocks]
+    found = {
+        role: tuple(dict.fromkeys(part[role] for part in parts)) if all(part[role] for part in parts) else ()
+        for role in ("attn", "attn_add", "mid", "mlp", "mlp_add", "heads")
+    }
+    if getattr(model.config, "use_parallel_residual", False) or not found["attn_add"]:
+        found["mid"] = ()
+    if not _heads_fit(model.config, blocks, found["heads"]):
+        found["heads"] = ()
+    arguments = inspect.signature(type(model).forward).parameters
+    return Architecture(
+        layers=path,
+        unembed=unembed,
+        **found,
+        form=_form(blocks[0]),
+        cache="cache_params" if "cache_params" in arguments else "past_key_values",
+        whole=_why_whole(model.config, blocks),
+    )
 
 
-def _has(model, path: str) -> bool:
+def _block_list(model) -> str:
+    """Path of the list of blocks: the outermost list that is as long as the configuration says."""
+    n = model.config.num_hidden_layers
+    lists = [
+        path for path, part in model.named_modules()
+        if isinstance(part, torch.nn.ModuleList) and len(part) == n
+    ]  # fmt: skip
+    if not lists:
+        raise _refused(model, f"has no list of {n} blocks, which its configuration says that it has")
+    path = min(lists, key=lambda path: path.count("."))
+    if "encoder" in path.split("."):
+        raise _refused(
+            model, "is an encoder: its tokens see those after them; give a model that generates text"
+        )
+    return path
+
+
+def _output(model) -> str:
+    output = model.get_output_embeddings()
+    path = next((path for path, part in model.named_modules() if part is output), None)
+    if path is None:
+        raise _refused(model, "has no unembedding that can be found")
+    return path
+
+
+def _parts(block) -> dict[str, str | None]:
+    """Names of one block's parts; all None where the block holds more than two halves and their norms."""
+    names = dict.fromkeys(("attn", "attn_add", "mid", "mlp", "mlp_add", "heads"), None)
+    children = {name for name, child in block.named_children() if any(True for _ in child.parameters())}
+    norms = {name for name in children if "norm" in type(block.get_submodule(name)).__name__.lower()}
+    norms |= {name for name, child in block.named_children() if name not in children}  # may be identities
+    attn = [name for name in ATTENTION if name in children]
+    mlp = [name for name in MLP if name in children]
+    own = [*block.named_parameters(recurse=False), *block.named_buffers(recurse=False)]
+    if own or children - norms - {*attn, *mlp, "fc1"} or len(attn) != 1 or not mlp or _norms_last(block):
+        return names
+    before, after = _first(BEFORE_MLP, norms), _first(AFTER_MLP, norms)
+    between = _first(AFTER_ATTENTION, norms)
+    if between is None and EITHER in norms and (before or "input_layernorm" not in norms):
+        between = EITHER
+    mid = before or (EITHER if EITHER in norms and between != EITHER else None)
+    if between and mid is None:  # no norm but after each half (OLMo 2)
+        mid = mlp[0]
+    names["attn"], names["mid"] = attn[0], mid
+    projection = next((p for p in PROJECTIONS if _has(block, f"{attn[0]}.{p}")), None)
+    heads = projection and f"{attn[0]}.{projection}"
+    names["heads"] = heads
+    names["attn_add"] = between or (heads if _takes(block, attn[0], "residual") else attn[0])
+    if len(mlp) > 1 or _adds_in_place(block):
+        return names
+    if mlp[0] == "fc2" and ".reshape(-1" in ast.unparse(
+        _source(block)
+    ):  # tokens of all rows in one line (OPT)
+        names["mid"] = None
+        return names
+    last = [name for name, child in block.get_submodule(mlp[0]).named_children() if hasattr(child, "weight")]
+    names["mlp"] = None if mlp[0] == "fc2" else mlp[0]
+    names["mlp_add"] = after or (f"{mlp[0]}.{last[-1]}" if _takes(block, mlp[0], "residual") else mlp[0])
+    return names
+
+
+def _first(names: Sequence[str], among: set[str]) -> str | None:
+    return next((name for name in names if name in among), None)
+
+
+def _has(module, path: str) -> bool:
     try:
-        model.get_submodule(path)
+        module.get_submodule(path)
     except AttributeError:
         return False
     return True
 
 
-def _unknown(model, why: str) -> TracerError:
-    return TracerError(
-        f"architecture {type(model).__name__}: {why}; known are the structures of Llama, Mistral, Qwen, Gemma, "
-        "OLMo, GPT-NeoX and GPT-2; describe this one in tracers/models/architecture.py"
+def _takes(block, path: str, argument: str) -> bool:
+    return argument in inspect.signature(type(block.get_submodule(path)).forward).parameters
+
+
+def _norms_last(block) -> bool:
+    """Whether the block normalises the stream itself (OPT 350M): nothing is added to it then."""
+    return not getattr(block, "do_layer_norm_before", True)
+
+
+def _source(block) -> ast.AST:
+    return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(block).forward))))
+
+
+def _adds_in_place(block) -> bool:
+    """Whether what the MLP gives is changed after it was given (Falcon)."""
+    changed = [node.target for node in ast.walk(_source(block)) if isinstance(node, ast.AugAssign)]
+    return any(isinstance(target, ast.Name) and "mlp" in target.id for target in changed)
+
+
+def _form(block) -> Form:
+    tree = _source(block)
+    returned = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    return Form(
+        factor=next((float(getattr(block, name)) for name in FACTORS if hasattr(block, name)), 1.0),
+        returns_tuple=isinstance(returned[-1], ast.Tuple),
     )
+
+
+def _heads_fit(config, blocks, heads: Paths) -> bool:
+    """Whether every block has heads that attend, as many and as wide as the configuration says."""
+    if not heads or any(issubclass(kind, LinearAttentionLayer) for kind in _cached(config)):
+        return False
+    n, width = site_shape(config, "z")
+    projections = [block.get_submodule(path) for block in blocks for path in heads if _has(block, path)]
+    weights = [getattr(projection, "weight", None) for projection in projections]
+    return all(w is None or w.numel() == n * width * config.hidden_size for w in weights)
+
+
+def _cached(config) -> list[type]:
+    """What each block keeps of the tokens before, as transformers says it; none where it does not."""
+    try:
+        return [type(layer) for layer in DynamicCache(config=config).layers]
+    except (KeyError, ValueError, AttributeError):
+        return []
+
+
+def _why_whole(config, blocks) -> str | None:
+    """What keeps runs of this architecture from sharing prefixes and beginning at any block, if anything does."""
+    taken = set(inspect.signature(type(blocks[0]).forward).parameters) - ARGUMENTS
+    if not getattr(config, "alibi", True):
+        taken.discard("alibi")
+    if taken:
+        return f"its blocks also take {', '.join(sorted(taken))}"
+    kinds = set(getattr(config, "layer_types", None) or ()) - KINDS
+    held = _cached(config)
+    if len(held) < len(blocks) and kinds:
+        return f"its blocks are of the kinds {', '.join(sorted(kinds))}"
+    other = [i for i, kind in enumerate(held) if kind not in (DynamicLayer, DynamicSlidingWindowLayer)]
+    if other:
+        some = ", ".join(map(str, other[:4])) + (" ..." if len(other) > 4 else "")
+        return f"its blocks {some} keep a {held[other[0]].__name__}, not keys and values"
+    if kinds:
+        return f"its attention is of the kinds {', '.join(sorted(kinds))}"
+    if any(buffer.dim() == 4 for block in blocks for buffer in block.buffers()):
+        return "its attention brings its own mask"
+    return None
+
+
+def _refused(model, why: str) -> TracerError:
+    return TracerError(f"architecture {type(model).__name__} {why}")

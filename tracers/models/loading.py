@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ from nnsight import TransformersModel
 
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import Architecture, recognise
+from posttrace.tracers.sites import PLAIN
 
 MOST_LAYERS = 1000
 """Blocks of a model."""
@@ -84,10 +85,11 @@ def open_model(
     Raises TracerError when the model cannot be loaded or its sites misbehave.
     """
     where = resolve_device(device)
-    load_config(model, revision)
+    config = load_config(model, revision)
     tokenizer = load_tokenizer(model, revision)
+    wrapper = _wrapper(model, revision)
     module, info = _loaded(
-        transformers.AutoModelForCausalLM,
+        wrapper or transformers.AutoModelForCausalLM,
         model,
         revision,
         dtype=resolve_dtype(dtype, device, model, revision),
@@ -102,6 +104,8 @@ def open_model(
             f"model {model}: its files lack {len(absent)} of the weights that its config.json asks for "
             f"({', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}); give a complete causal language model"
         )
+    if wrapper is not None:
+        module = _text_model(module, config, model)
     return wrap(module, tokenizer, name=model, check=check)
 
 
@@ -112,18 +116,39 @@ def wrap(module, tokenizer, *, name: str, check: bool = True) -> OpenModel:
 
     Raises TracerError as `open_model` does.
     """
-    from posttrace.tracers.models.validation import check_sites
+    from posttrace.tracers.models.validation import proven
 
-    architecture = recognise(module)
-    # nnsight builds on transformers' pipelines, which move a model to the first GPU unless told where it is.
-    placed = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
-    nn = TransformersModel(
-        module.eval(), tokenizer=tokenizer, task="text-generation", rename=architecture.rename, **placed
+    try:
+        architecture = recognise(module)
+        # nnsight builds on transformers' pipelines, which move a model to the first GPU unless told where it is.
+        placed = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
+        nn = named(module.eval(), architecture, tokenizer=tokenizer, **placed)
+        opened = OpenModel(name=name, nn=nn, tokenizer=tokenizer, architecture=architecture)
+        return replace(opened, architecture=proven(opened)) if check else opened
+    except TracerError as error:
+        raise TracerError(str(error) if name in str(error) else f"model {name}: {error}") from error
+    except Exception as error:  # what a foreign architecture raises comes from many libraries
+        raise _unfit(name, module, error) from error
+
+
+def named(source, architecture: Architecture, **options) -> TransformersModel:
+    """A model (or where to find it) under nnsight, its parts named as sites ask for them.
+
+    >>> named(module, recognise(module), tokenizer=tokenizer).layers[0].attn        # doctest: +SKIP
+    """
+    nn = TransformersModel(source, task="text-generation", rename=architecture.rename, **options)
+    if architecture.form != PLAIN:
+        for layer in range(len(nn.layers)):
+            nn.layers[layer].form = architecture.form
+    return nn
+
+
+def _unfit(name: str, module, error: Exception) -> TracerError:
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return TracerError(
+        f"model {name}: architecture {type(module).__name__} cannot be traced: a forward pass over a short prompt "
+        f"ends with {why}"
     )
-    opened = OpenModel(name=name, nn=nn, tokenizer=tokenizer, architecture=architecture)
-    if check:
-        check_sites(opened)
-    return opened
 
 
 def resolve_device(device: str) -> str:
@@ -170,18 +195,24 @@ def resolve_dtype(dtype: str, device: str, model: str, revision: str | None = No
 
 
 def load_config(model: str, revision: str | None = None) -> transformers.PretrainedConfig:
-    """The configuration of a checkpoint, without its weights.
+    """The configuration of a checkpoint's text model, without its weights.
 
     >>> load_config("path/to/checkpoint").num_hidden_layers            # doctest: +SKIP
     8
 
-    Raises TracerError when there is none, or it describes no text-only model.
+    Of a multimodal checkpoint, what it says of the text model within. Raises TracerError when there is none.
     """
     _check_files(model)
-    config = _loaded(transformers.AutoConfig, model, revision)
-    if not hasattr(config, "num_hidden_layers") or getattr(config, "is_encoder_decoder", False):
+    stored = _loaded(transformers.AutoConfig, model, revision)
+    if getattr(stored, "is_encoder_decoder", False):
         raise TracerError(
-            f"model {model}: {type(config).__name__} describes no decoder-only text model; give a causal language model"
+            f"model {model}: {type(stored).__name__} describes an encoder-decoder, no decoder-only text model; give "
+            "a causal language model"
+        )
+    config = _text_config(stored)
+    if not hasattr(config, "num_hidden_layers"):
+        raise TracerError(
+            f"model {model}: {type(stored).__name__} describes no decoder-only text model; give a causal language model"
         )
     layers = config.num_hidden_layers
     if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
@@ -190,6 +221,55 @@ def load_config(model: str, revision: str | None = None) -> transformers.Pretrai
             "complete checkpoint"
         )
     return config
+
+
+def _text_config(stored) -> transformers.PretrainedConfig:
+    """What a configuration says of the text model: all, or a part of it."""
+    try:
+        config = stored.get_text_config(decoder=True)
+    except ValueError:  # several, of which none is the text model
+        return stored
+    if config is not stored:
+        config.dtype = config.dtype or stored.dtype
+        config.tie_word_embeddings = stored.tie_word_embeddings
+    return config
+
+
+def _wrapper(model: str, revision: str | None) -> type | None:
+    """The class of a checkpoint that holds a text model and more, as it names it; None for a text model alone."""
+    stored = _loaded(transformers.AutoConfig, model, revision)
+    config = _text_config(stored)
+    if config is stored:
+        return None
+    kind = getattr(transformers, (stored.architectures or [""])[0], None)
+    text = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if kind is None or text is None or kind is text:
+        what = (
+            f"no class {stored.architectures}" if kind is None else f"no text model for {config.model_type}"
+        )
+        raise TracerError(
+            f"model {model}: {type(stored).__name__}: transformers has {what} of its own; give the text model's "
+            "checkpoint"
+        )
+    return kind
+
+
+def _text_model(wrapper, config, name: str) -> transformers.PreTrainedModel:
+    """The text model within a multimodal one, with its weights."""
+    with torch.device("meta"):
+        text = transformers.AutoModelForCausalLM.from_config(config)
+    inner = wrapper.get_decoder()
+    if type(inner) is not type(text.base_model):
+        raise TracerError(
+            f"model {name}: {type(wrapper).__name__} holds a {type(inner).__name__}, not the "
+            f"{type(text.base_model).__name__} of {type(text).__name__}; give the text model's checkpoint"
+        )
+    setattr(text, text.base_model_prefix, inner)
+    text.set_output_embeddings(wrapper.get_output_embeddings())
+    text.config = inner.config
+    if getattr(wrapper, "hf_device_map", None):
+        text.hf_device_map = wrapper.hf_device_map
+    return text
 
 
 def _check_files(model: str) -> None:
@@ -209,6 +289,7 @@ def empty_model(model: str, revision: str | None = None) -> transformers.PreTrai
     Raises TracerError when transformers knows no causal language model of that configuration.
     """
     config = load_config(model, revision)
+    _wrapper(model, revision)
     try:
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)

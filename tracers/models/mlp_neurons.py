@@ -10,9 +10,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.models.architecture import recognise
+from posttrace.tracers.models.architecture import MLP, recognise
+
+FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm")
+"""What architectures call the norm before the unembedding, where there are other norms next to it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Neurons:
 
     def spelled(self, name: str) -> tuple[str, ...]:
         """How a file may spell the name of a tensor."""
-        return (name, name.removeprefix(f"{self.prefix}."))
+        bare = name.removeprefix(f"{self.prefix}.")
+        # A multimodal checkpoint keeps its text model under a name of its own, within or around the prefix.
+        return (name, bare, f"{self.prefix}.language_model.{bare}", f"language_model.{name}")
 
 
 def find_neurons(model, layer: int | None = None) -> Neurons:
@@ -77,17 +83,10 @@ def find_neurons(model, layer: int | None = None) -> Neurons:
             f"layer: {layer} is not in 0-{len(blocks) - 1} (the model has {len(blocks)} blocks); edit layer"
         )
     unembed, hidden = model.get_output_embeddings(), model.config.hidden_size
-    written = [
-        (name, child)
-        for name, child in blocks[layer].mlp.named_children()
-        if type(child).__name__ in ("Linear", "Conv1D") and hidden in child.weight.shape
-    ]
-    if not written or any("expert" in name for name, _ in blocks[layer].mlp.named_children()):
-        raise TracerError(
-            f"architecture {type(model).__name__}: the MLP of block {layer} ({type(blocks[layer].mlp).__name__}) is no "
-            "single list of neurons with one output projection; mixtures of experts are not supported"
-        )
-    down, projection = written[-1]
+    down = _last_projection(blocks[layer], hidden)
+    if down is None:
+        raise _no_neurons(model, blocks, layer)
+    projection = blocks[layer].get_submodule(down)
     rows = type(projection).__name__ == "Conv1D"
     stem = architecture.layers.rpartition(".")[0]
     norm, module = _final_norm(model, stem)
@@ -101,13 +100,40 @@ def find_neurons(model, layer: int | None = None) -> Neurons:
         n_neurons=projection.weight.shape[0 if rows else 1],
         hidden_size=hidden,
         vocabulary=unembed.weight.shape[0],
-        down=f"mlp.{down}",
+        down=down,
         rows=rows,
         norm=norm,
         form=norm_form(module, hidden),
         block=f"{architecture.layers}.{layer}",
         unembed=tuple(names),
         prefix=model.base_model_prefix,
+    )
+
+
+def _last_projection(block, hidden: int) -> str | None:
+    """Path of the MLP's last projection; None where the MLP is no single list of neurons."""
+    if hasattr(block, "fc2"):
+        return "fc2"
+    found = [name for name in MLP if isinstance(getattr(block, name, None), torch.nn.Module)]
+    if len(found) != 1:
+        return None
+    parts = dict(getattr(block, found[0]).named_children())
+    written = [
+        name for name, part in parts.items()
+        if isinstance(part, torch.nn.Linear | Conv1D) and hidden in part.weight.shape
+    ]  # fmt: skip
+    if not written or any("expert" in name or name == "router" for name in parts):
+        return None
+    return f"{found[0]}.{written[-1]}"
+
+
+def _no_neurons(model, blocks, layer: int) -> TracerError:
+    have = [i for i, block in enumerate(blocks) if _last_projection(block, model.config.hidden_size)]
+    kind = ", ".join(f"{name} {type(part).__name__}" for name, part in blocks[layer].named_children())
+    fix = f"blocks {have[0]} to {have[-1]} have one, edit layer" if have else "none of its blocks has one"
+    return TracerError(
+        f"architecture {type(model).__name__}: block {layer} ({kind}) has no MLP that is a single list of neurons "
+        f"with one output projection, as a mixture of experts has not; {fix}"
     )
 
 
@@ -147,9 +173,13 @@ def _final_norm(model, stem: str):
     found = [
         (name, m) for name, m in model.get_submodule(stem).named_children() if "Norm" in type(m).__name__
     ]
-    if len(found) != 1:
+    if len(found) > 1:
+        found = [(name, m) for name, m in found if name in FINAL_NORMS]
+    others = [name for name, m in model.named_children() if any(True for _ in m.parameters())]
+    if len(found) != 1 or len(others) > 2:
         raise TracerError(
-            f"architecture {type(model).__name__}: {len(found)} norms next to the blocks at {stem}, not one; "
+            f"architecture {type(model).__name__}: {len(found)} norms next to the blocks at {stem}, not one, or "
+            "more than a norm between the blocks and the unembedding; "
             "describe it in tracers/models/mlp_neurons.py"
         )
     return f"{stem}.{found[0][0]}", found[0][1]

@@ -12,16 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from nnsight import TransformersModel
 
 from posttrace.tracers.models.architecture import recognise
-from posttrace.tracers.models.loading import OpenModel, empty_model, load_config, load_tokenizer
+from posttrace.tracers.models.loading import OpenModel, empty_model, load_config, load_tokenizer, named
 
 TOLD = (
     "num_hidden_layers",
     "hidden_size",
     "num_attention_heads",
     "head_dim",
+    "v_head_dim",
     "intermediate_size",
     "vocab_size",
     "sliding_window",
@@ -69,13 +69,12 @@ def weightless(model: str, revision: str | None, key: str, dtype: torch.dtype) -
     load_config(model, revision)
     tokenizer = load_tokenizer(model, revision)
     architecture = recognise(empty_model(model, revision))
-    nn = TransformersModel(
+    nn = named(
         str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
+        architecture,
         revision=revision,
-        task="text-generation",
         tokenizer=tokenizer,
-        rename=architecture.rename,
     )
-    named = json.loads(key.partition(":")[2])["repo_id"]
-    nn.repo_id, nn.args, nn.kwargs = named, (), {}
-    return view_of(named, nn, tokenizer, architecture, dtype)
+    called = json.loads(key.partition(":")[2])["repo_id"]
+    nn.repo_id, nn.args, nn.kwargs = called, (), {}
+    return view_of(called, nn, tokenizer, architecture, dtype)

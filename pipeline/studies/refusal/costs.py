@@ -53,7 +53,7 @@ def passes(shape: Shape, lengths: Sequence[int], new: int, max_tokens: int) -> C
     Cost(forwards=1, multiply_adds=72)
     """
     total = Cost()
-    for rows in batches([length + new for length in lengths], max_tokens):
+    for rows in batches([length + new for length in lengths], max_tokens, one_length=bool(shape.whole)):
         sizes = [lengths[row] for row in rows]
         total += run_cost(shape, [0], sizes)
         for step in range(1, new):
