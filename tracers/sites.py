@@ -37,6 +37,9 @@ class Form:
 
     factor: float = 1.0
     """What the block multiplies with what its halves give, before it adds it to the stream (Granite)."""
+    stream: int | None = None
+    """Of several streams that blocks hand each other, stacked before the batch, the one that its halves read and write
+    (Gemma 3n); None for a single stream."""
     returns_tuple: bool = False
     """Whether the block gives its stream first in a tuple (GPT-J)."""
 
@@ -61,12 +64,29 @@ def with_added(block, out, value):
     return with_first(out, value if factor == 1.0 else value / factor)
 
 
+def _stream(block, hidden):
+    """The stream in what enters or leaves a block."""
+    index = form_of(block).stream
+    return first(hidden) if index is None else hidden[index]
+
+
+def _with_stream(block, hidden, value):
+    """What enters or leaves a block, with its stream replaced."""
+    index = form_of(block).stream
+    if index is None:
+        return with_first(hidden, value)
+    hidden = hidden.clone()
+    hidden[index] = value
+    return hidden
+
+
 def _read_resid_pre(block):
-    return block.input
+    return _stream(block, block.input)
 
 
 def _change_resid_pre(block, to):
-    block.input = to(block.input)
+    hidden = block.input
+    block.input = _with_stream(block, hidden, to(_stream(block, hidden)))
 
 
 def _read_z(block):
@@ -107,12 +127,12 @@ def _change_mlp_out(block, to):
 
 
 def _read_resid_post(block):
-    return first(block.output)
+    return _stream(block, block.output)
 
 
 def _change_resid_post(block, to):
     out = block.output
-    block.output = with_first(out, to(first(out)))
+    block.output = _with_stream(block, out, to(_stream(block, out)))
 
 
 TABLE = (
@@ -141,6 +161,20 @@ ROWS: dict[str, SiteRow] = {row.name: row for row in TABLE}
 def get(block, site: str):
     """Value at `site` of `block` (float, dims batch x token x hidden; at `z` all heads side by side)."""
     return ROWS[site].read(block)
+
+
+def get_on_path(block, site: str):
+    """As `get`, a value that the rest of the pass is computed from, so that gradients reach it."""
+    if form_of(block) == PLAIN:
+        return get(block, site)
+    kept: list = []
+
+    def keep(value):
+        kept.append(value)
+        return value
+
+    change(block, site, keep)
+    return kept[0]
 
 
 def change(block, site: str, to) -> None:

@@ -12,7 +12,11 @@ from transformers.cache_utils import DynamicLayer
 
 from posttrace.tracers.batching.packing import Packed, whole
 from posttrace.tracers.batching.padding import right_padded
+from posttrace.tracers.errors import TracerError
 from posttrace.tracers.prompts import Prompt
+
+MASKED = "takes_a_mask_for_each_kind"
+"""Set on a model that `give_each_kind_its_mask` has prepared."""
 
 Caches = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values per block; dims row x head x token x head size."""
@@ -27,8 +31,7 @@ class PackedRows:
     """What the rows see before their own tokens."""
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    attention_mask: torch.Tensor | dict[str, torch.Tensor]
-    """One for all blocks, or one for each kind of attention."""
+    attention_mask: torch.Tensor
 
     def inputs(self, start: int = 0) -> dict:
         """Keyword arguments of a forward pass; start: the first block that will run, the ones before are skipped."""
@@ -140,10 +143,11 @@ class StatementBatch:
         """Cached keys of a row besides its own tokens': those of the longest prefix and of the longest statement."""
         return self._prefix_valid.shape[1] + self.ids.shape[1]
 
-    def _mask(self, packed: Packed, n_cached: int) -> torch.Tensor | dict[str, torch.Tensor]:
+    def _mask(self, packed: Packed, n_cached: int) -> torch.Tensor:
         """The additive mask that keeps segments apart, and keys out of reach where blocks slide a window.
 
-        Where some blocks slide a window that a prompt exceeds and others see everything, one mask for each kind.
+        Where some blocks slide a window that a prompt exceeds and others see everything, it holds one mask for each
+        kind, in the order of their names, side by side along the dimension of heads (see `give_each_kind_its_mask`).
         """
         config = self.model.config
         allowed, distance = self._allowed(packed, n_cached)
@@ -151,11 +155,17 @@ class StatementBatch:
         kinds = sorted(set(getattr(config, "layer_types", None) or ["sliding_attention"]))
         if window is None or int(distance.max()) < window or "sliding_attention" not in kinds:
             return self._additive(allowed)
-        masks = {
-            kind: self._additive(allowed & (distance < window) if kind == "sliding_attention" else allowed)
+        masks = [
+            self._additive(allowed & (distance < window) if kind == "sliding_attention" else allowed)
             for kind in kinds
-        }
-        return masks if len(masks) > 1 else masks["sliding_attention"]
+        ]
+        if len(masks) > 1 and not getattr(self.model.nn._module, MASKED, False):
+            raise TracerError(
+                f"model {self.model.name}: a prompt of {int(distance.max()) + 1} tokens is longer than the window "
+                f"of {window} that some of its blocks slide, and a server takes one mask for all; use fewer or "
+                "shorter few-shot examples"
+            )
+        return torch.cat(masks, dim=1)
 
     def _additive(self, allowed: torch.Tensor) -> torch.Tensor:
         dtype = self.model.dtype
@@ -183,6 +193,28 @@ class StatementBatch:
         positions.append(lengths + packed.token)
         distance = (lengths + packed.token)[:, :, None] - torch.cat(positions, dim=1)[:, None, :]
         return torch.cat(parts, dim=2), distance
+
+
+def give_each_kind_its_mask(module) -> None:
+    """Let a model whose blocks attend in several ways take a mask for each, side by side in one tensor.
+
+    >>> give_each_kind_its_mask(module)                                # doctest: +SKIP
+
+    transformers takes them by name in a dict, which nnsight does not let through. Other masks stay as they are.
+    """
+    kinds = sorted(set(getattr(module.config, "layer_types", None) or ()))
+    if len(kinds) < 2:
+        return
+
+    def by_name(_, args, kwargs):
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 4 and mask.shape[1] == len(kinds):
+            masks = mask.split(1, dim=1)
+            return args, {**kwargs, "attention_mask": dict(zip(kinds, masks, strict=True))}
+        return None
+
+    module.register_forward_pre_hook(by_name, with_kwargs=True)
+    setattr(module, MASKED, True)
 
 
 def _select(caches: Caches, rows: torch.Tensor) -> Caches:

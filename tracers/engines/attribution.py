@@ -112,7 +112,7 @@ def _trace_slopes(nn, inputs, site, layers, row, last, answers):
         # Gradients begin here: nothing before the first wanted block is recorded.
         begin = nn.layers[layers[0]].input.detach().requires_grad_()
         nn.layers[layers[0]].input = begin
-        values = [sites.get(nn.layers[layer], site) for layer in layers]
+        values = [sites.get_on_path(nn.layers[layer], site) for layer in layers]
         logits = answer_logits(nn, row, last, answers)
         # Rows do not see each other, so one backward pass of the sum gives each prompt's own slopes.
         slopes = nnsight.save(torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), values))

@@ -128,6 +128,9 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
             if caching:
                 held = {} if cache is None else {name: cache}
                 logits, cache = _step(model.nn, dict(**inputs, **held, use_cache=True), name, edits)
+                caching = (
+                    cache is not None
+                )  # a model may keep it to itself: then the whole text runs again, too
             else:
                 logits = last_logits(model.nn, dict(**inputs, use_cache=False), edits)
             if log_odds is None:
@@ -166,7 +169,7 @@ def _step(nn, inputs: dict, cache_name: str, edits: Sequence[Edit]):
     with nn.trace(**inputs, logits_to_keep=1):
         apply_edits(nn, edits)
         logits = nnsight.save(nn.output.logits[:, -1])
-        cache = nnsight.save(getattr(nn.output, cache_name))
+        cache = nnsight.save(getattr(nn.output, cache_name, None))
     return logits, cache
 
 

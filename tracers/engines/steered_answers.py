@@ -20,9 +20,9 @@ import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.memory import MAX_TOKENS, out_of_memory, tokens_that_fit
+from posttrace.tracers.batching.memory import MAX_TOKENS, in_halves, out_of_memory, tokens_that_fit
 from posttrace.tracers.batching.packing import Packed, pack, whole
-from posttrace.tracers.batching.prefix_cache import StatementBatch
+from posttrace.tracers.batching.prefix_cache import StatementBatch, whole_rows
 from posttrace.tracers.cost import Cost, Shape
 from posttrace.tracers.engines.edits import Edit, apply_edits, check_edits, edited
 from posttrace.tracers.engines.patching import first_block
@@ -51,6 +51,9 @@ def steered_answers(
     rounding. Raises TracerError for an edit that does not fit.
     """
     check_variants(model, prompts, variants)
+    if model.architecture.whole:
+        with torch.no_grad():
+            return _whole_answers(model, prompts, variants, answers, max_tokens or tokens_that_fit(model))
     with torch.no_grad():
         batch = StatementBatch(model, prompts)
         cells = steered_cells(variants, batch.lengths)
@@ -61,6 +64,32 @@ def steered_answers(
         for (site, layers), some in cells.items():
             for packed in batches(some, batch.lengths, n_keys, max_tokens or tokens_that_fit(model)):
                 _fill(batch, streams, variants, packed, site, layers, answers, result)
+    return result
+
+
+def _whole_answers(model, prompts, variants, answers, max_tokens: int) -> torch.Tensor:
+    """As `steered_answers` by whole forward passes, where nothing of a run can be used by another."""
+    sizes = [len(prompt.ids) for prompt in prompts]
+    result = torch.empty(len(prompts), len(variants[0]))
+    kinds = {
+        (None, ()): [(v, p, 0) for p, some in enumerate(variants) for v, edit in enumerate(some) if not edit]
+    }
+    for (site, layers), cells in steered_cells(variants, sizes).items():
+        kinds[site, layers] = [(v, p, 0) for v, p, _ in cells]
+    for (site, layers), cells in kinds.items():
+
+        def some(cells, site=site, layers=layers):
+            rows = whole_rows(model, [prompts[prompt] for _, prompt, _ in cells])
+            edits = _packed_edits(sizes, variants, rows.row, cells, site, layers) if layers else []
+            return _difference(
+                _trace_steered(model.nn, rows.inputs, 0, None, edits, rows.row, rows.last, None, answers)
+            )
+
+        at_once = max(1, max_tokens // max(sizes))
+        for begin in range(0, len(cells), at_once):
+            for part, differences in in_halves(some, cells[begin : begin + at_once]):
+                variant, prompt, _ = zip(*part, strict=True)
+                result[list(prompt), list(variant)] = differences
     return result
 
 
@@ -153,7 +182,7 @@ def _fill(batch, streams, variants, packed: Packed, site, layers, answers, resul
 
 def _run_packed(batch, streams, variants, packed: Packed, site, layers, answers):
     nn, n_layers = batch.model.nn, batch.model.n_layers
-    edits = _packed_edits(batch.lengths, variants, packed, site, layers)
+    edits = _packed_edits(batch.lengths, variants, packed.row, packed.cells.tolist(), site, layers)
     run = batch.on_run(packed)
     packed = run.packed
     start = first_block(layers[0], site)
@@ -170,13 +199,13 @@ def _run_packed(batch, streams, variants, packed: Packed, site, layers, answers)
     )
 
 
-def _packed_edits(lengths, variants, packed: Packed, site, layers) -> list[Edit]:
-    """The edits of packed rows as one for each mode, with a vector per cell."""
+def _packed_edits(lengths, variants, places, cells, site, layers) -> list[Edit]:
+    """The edits of cells (variant, prompt, first token) as one for each mode, with a vector per cell."""
     found = []
     modes: tuple[Literal["add", "ablate"], ...] = ("add", "ablate")
     for mode in modes:
         rows, columns, values = [], [], []
-        for row, (variant, prompt, first) in zip(packed.row.tolist(), packed.cells.tolist(), strict=True):
+        for row, (variant, prompt, first) in zip(places.tolist(), cells, strict=True):
             edit = variants[prompt][variant]
             for token in edit.columns if edit.mode == mode else ():
                 rows.append(row)

@@ -145,6 +145,10 @@ def recognise(model) -> Architecture:
         role: tuple(dict.fromkeys(part[role] for part in parts)) if all(part[role] for part in parts) else ()
         for role in ("attn", "attn_add", "mid", "mlp", "mlp_add", "heads")
     }
+    for role, paths in found.items():
+        # A name must not mean one part in some blocks and another in others (OLMo Hybrid).
+        if any(sum(_has(block, path) for path in paths) > 1 for block in blocks):
+            found[role] = ()
     if getattr(model.config, "use_parallel_residual", False) or not found["attn_add"]:
         found["mid"] = ()
     if not _heads_fit(model.config, blocks, found["heads"]):
@@ -258,6 +262,7 @@ def _form(block) -> Form:
     return Form(
         factor=next((float(getattr(block, name)) for name in FACTORS if hasattr(block, name)), 1.0),
         returns_tuple=isinstance(returned[-1], ast.Tuple),
+        stream=getattr(getattr(block, "config", None), "altup_active_idx", None),
     )
 
 

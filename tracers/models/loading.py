@@ -11,6 +11,7 @@ import torch
 import transformers
 from nnsight import TransformersModel
 
+from posttrace.tracers.batching.prefix_cache import give_each_kind_its_mask
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import Architecture, recognise
 from posttrace.tracers.sites import PLAIN
@@ -120,6 +121,7 @@ def wrap(module, tokenizer, *, name: str, check: bool = True) -> OpenModel:
 
     try:
         architecture = recognise(module)
+        give_each_kind_its_mask(module)
         # nnsight builds on transformers' pipelines, which move a model to the first GPU unless told where it is.
         placed = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
         nn = named(module.eval(), architecture, tokenizer=tokenizer, **placed)

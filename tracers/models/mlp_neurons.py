@@ -128,13 +128,16 @@ def _last_projection(block, hidden: int) -> str | None:
 
 
 def _no_neurons(model, blocks, layer: int) -> TracerError:
-    have = [i for i, block in enumerate(blocks) if _last_projection(block, model.config.hidden_size)]
-    kind = ", ".join(f"{name} {type(part).__name__}" for name, part in blocks[layer].named_children())
-    fix = f"blocks {have[0]} to {have[-1]} have one, edit layer" if have else "none of its blocks has one"
-    return TracerError(
-        f"architecture {type(model).__name__}: block {layer} ({kind}) has no MLP that is a single list of neurons "
-        f"with one output projection, as a mixture of experts has not; {fix}"
-    )
+    have = [str(i) for i, block in enumerate(blocks) if _last_projection(block, model.config.hidden_size)]
+    parts = {name: type(part).__name__ for name, part in blocks[layer].named_children()}
+    halves = [kind for name, kind in parts.items() if name in MLP]
+    what = f"has no MLP ({', '.join(parts.values())})"
+    if halves:
+        what = (
+            f"has experts, not a single list of neurons with one output projection ({' and '.join(halves)})"
+        )
+    fix = f"set layer to one of {', '.join(have)}" if have else "no other block has such a list either"
+    return TracerError(f"architecture {type(model).__name__}: block {layer} {what}; {fix}")
 
 
 def norm_form(norm, hidden_size: int) -> NormForm:

@@ -58,13 +58,13 @@ def misplaced(model) -> dict[str, str]:
     ids = torch.arange(N_TOKENS).remainder(model.config.vocab_size - 1)[None] + 1
     wrong: dict[str, str] = {}
     with torch.no_grad():
-        for layer in _one_of_each_kind(model):
+        for layer in one_of_each_kind(model):
             for site, what in _misplaced(model, ids, layer):
                 wrong.setdefault(site, what)
     return wrong
 
 
-def _one_of_each_kind(model) -> list[int]:
+def one_of_each_kind(model) -> list[int]:
     """Of each kind of block the one nearest to the middle."""
     kinds: dict[tuple, list[int]] = {}
     for layer, block in enumerate(model.nn._module.get_submodule(model.architecture.layers)):
@@ -164,16 +164,18 @@ def _sums(model, values, layer):
 
 def _why_not_cached(model) -> str | None:
     """Why cached prefixes and skipped blocks do not give what whole passes give; None where they do."""
-    from posttrace.tracers.engines.patching import patch_grid
-    from posttrace.tracers.oracles.patching import naive_rows
+    from posttrace.tracers.engines.patching import Place, patch_grid
+    from posttrace.tracers.oracles.patching import naive_rows, patch
     from posttrace.tracers.prompts import Prompt
 
     ids = tuple((torch.arange(N_TOKENS) % (model.config.vocab_size - 1) + 1).tolist())
     half, layer, answers = N_TOKENS // 2, (model.n_layers - 1) // 2, (0, 1)
     prompt = Prompt("", ids, start=half, spans=((0, 0),) * half)
     source = torch.linspace(-1, 1, half * model.hidden_size).reshape(1, 1, 1, half, -1).to(model.dtype)
-    cells = [(layer, 0, token, source[0, 0, 0, token]) for token in range(half)]
-    naive = naive_rows(model, [prompt] * half, cells, site="resid_post", answers=answers)
+    edits = [
+        patch(prompt, token, source[0, 0, 0, token], "resid_post", Place(layer)) for token in range(half)
+    ]
+    naive = naive_rows(model, [prompt] * half, edits, answers)
     try:
         grid = patch_grid(model, [prompt], source, site="resid_post", layers=[layer], answers=answers)
     except Exception as error:  # of whatever library

@@ -41,7 +41,7 @@ def test_a_site_that_is_misnamed_is_found_out():
     from nnsight import TransformersModel
 
     model = random_model("llama")
-    wrong = replace(model.architecture, mid="mlp")
+    wrong = replace(model.architecture, mid=("mlp",))
     nn = TransformersModel(
         random_module("llama"), tokenizer=model.tokenizer, task="text-generation", rename=wrong.rename
     )
