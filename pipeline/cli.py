@@ -222,9 +222,11 @@ def _repaired(store: str, done) -> int:
 @_command(
     "posttrace ls models",
     "posttrace ls jobs",
+    "posttrace ls architectures",
 )
-def ls(what: Literal["models", "datasets", "jobs", "figures"], /) -> None:
-    """List what can be named: models (families and their stages), datasets, jobs or figures."""
+def ls(what: Literal["models", "datasets", "jobs", "figures", "architectures"], /) -> None:
+    """List what can be named: models (families and their stages), datasets, jobs or figures; or what was verified of
+    each architecture."""
     for name, text in _listing(what):
         print(f"{name:24} {text}")
 
@@ -241,6 +243,10 @@ def _listing(what: str):
         return [(name, str(path)) for name, path in spec.datasets().items()]
     if what == "jobs":
         return [(name, str(path)) for name, path in job.built_in_jobs().items()]
+    if what == "architectures":
+        from posttrace.tracers.models.verified import lines
+
+        return lines()
     from posttrace.figures import figures
 
     return [(figure.name, figure.description) for figure in figures()]
@@ -258,6 +264,8 @@ def _dry_run(job, url: str) -> None:
         print("  ".join(f"{c:>14}" for c in map(_shown, line)))
     cells = sum(w.cells for w in study.work)
     print(f"{len(study.work)} units, {cells:,} cells, into {url}; stages: {', '.join(job.stage_names)}")
+    if why := study.stages.shape.whole:
+        print(f"every run is a whole forward pass, no prefix is shared: {why}")
 
 
 def _shown(value) -> str:

@@ -141,10 +141,10 @@ def recognise(model) -> Architecture:
     path, unembed = _block_list(model), _output(model)
     blocks = list(model.get_submodule(path))
     parts = [_parts(block) for block in blocks]
-    found = {
-        role: tuple(dict.fromkeys(part[role] for part in parts)) if all(part[role] for part in parts) else ()
-        for role in ("attn", "attn_add", "mid", "mlp", "mlp_add", "heads")
-    }
+    found: dict[str, Paths] = {}
+    for role in parts[0]:
+        names = [name for part in parts if (name := part[role])]
+        found[role] = tuple(dict.fromkeys(names)) if len(names) == len(blocks) else ()
     for role, paths in found.items():
         # A name must not mean one part in some blocks and another in others (OLMo Hybrid).
         if any(sum(_has(block, path) for path in paths) > 1 for block in blocks):

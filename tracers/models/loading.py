@@ -88,7 +88,7 @@ def open_model(
     where = resolve_device(device)
     config = load_config(model, revision)
     tokenizer = load_tokenizer(model, revision)
-    wrapper = _wrapper(model, revision)
+    wrapper = wrapper_class(model, revision)
     module, info = _loaded(
         wrapper or transformers.AutoModelForCausalLM,
         model,
@@ -237,8 +237,14 @@ def _text_config(stored) -> transformers.PretrainedConfig:
     return config
 
 
-def _wrapper(model: str, revision: str | None) -> type | None:
-    """The class of a checkpoint that holds a text model and more, as it names it; None for a text model alone."""
+def wrapper_class(model: str, revision: str | None = None) -> type | None:
+    """The class of a checkpoint that holds a text model and more, as it names it; None for a text model alone.
+
+    >>> wrapper_class("path/to/gemma-3-4b-it").__name__                # doctest: +SKIP
+    'Gemma3ForConditionalGeneration'
+
+    Raises TracerError when transformers has no class for the text model alone.
+    """
     stored = _loaded(transformers.AutoConfig, model, revision)
     config = _text_config(stored)
     if config is stored:
@@ -261,6 +267,8 @@ def _text_model(wrapper, config, name: str) -> transformers.PreTrainedModel:
     with torch.device("meta"):
         text = transformers.AutoModelForCausalLM.from_config(config)
     inner = wrapper.get_decoder()
+    if type(inner) is type(text):  # Llama 4 holds it whole
+        return inner
     if type(inner) is not type(text.base_model):
         raise TracerError(
             f"model {name}: {type(wrapper).__name__} holds a {type(inner).__name__}, not the "
@@ -291,7 +299,7 @@ def empty_model(model: str, revision: str | None = None) -> transformers.PreTrai
     Raises TracerError when transformers knows no causal language model of that configuration.
     """
     config = load_config(model, revision)
-    _wrapper(model, revision)
+    wrapper_class(model, revision)
     try:
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -7,6 +7,7 @@ of every kind is checked; it costs two forward passes over eight tokens per site
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import nnsight
 import torch
@@ -44,10 +45,11 @@ def proven(model) -> Architecture:
     for site in STREAM:
         if site in wrong:
             raise _failed(model, site, wrong[site])
-    lost = {sites.ROWS[site].requires for site in wrong} - {None}
-    if "attn_add" in lost:  # what lies between the halves is changed through it
-        lost.add("mid")
-    architecture = replace(architecture, **dict.fromkeys(lost, ()))
+    lost = {part for site in wrong if (part := sites.ROWS[site].requires)}
+    if "attn_add" in lost:  # heads add to it, and what lies between the halves is changed through it
+        lost |= {"mid", "heads"}
+    nothing: Any = ()
+    architecture = replace(architecture, **dict.fromkeys(lost, nothing))
     if architecture.whole is None and (why := _why_not_cached(replace(model, architecture=architecture))):
         architecture = replace(architecture, whole=why)
     return architecture

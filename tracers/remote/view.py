@@ -13,8 +13,16 @@ from types import SimpleNamespace
 
 import torch
 
+from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import recognise
-from posttrace.tracers.models.loading import OpenModel, empty_model, load_config, load_tokenizer, named
+from posttrace.tracers.models.loading import (
+    OpenModel,
+    empty_model,
+    load_config,
+    load_tokenizer,
+    named,
+    wrapper_class,
+)
 
 TOLD = (
     "num_hidden_layers",
@@ -67,6 +75,11 @@ def weightless(model: str, revision: str | None, key: str, dtype: torch.dtype) -
     key: as `tracers.remote.keys.model_key` gives it. Raises TracerError as `open_model` does.
     """
     load_config(model, revision)
+    if (wrapper := wrapper_class(model, revision)) is not None:
+        raise TracerError(
+            f"model {model}: a server holds it as {wrapper.__name__}, whose text model is reached on this machine only; "
+            "set execution.backend=local"
+        )
     tokenizer = load_tokenizer(model, revision)
     architecture = recognise(empty_model(model, revision))
     nn = named(

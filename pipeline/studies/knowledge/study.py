@@ -29,7 +29,7 @@ from posttrace.tracers.batching.memory import MAX_TOKENS
 from posttrace.tracers.checked import checked_grid, estimated_grid
 from posttrace.tracers.cost import Cost, cells_cost, run_cost
 from posttrace.tracers.engines.activations import one_pass, read_statements
-from posttrace.tracers.engines.patching import first_block, grid_plan
+from posttrace.tracers.engines.patching import first_block, grid_plan, whole_plan
 from posttrace.tracers.models.architecture import site_shape
 from posttrace.tracers.oracles.patching import checked_cells
 from posttrace.tracers.prompts import Prompt
@@ -139,7 +139,7 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
         clean = [clean for clean, _ in prompts]
         prefixes = [len(prefix) for prefix in {one.prefix for one in clean}]
         lengths = [len(one.statement) for one in clean]
-        if work.kind == "clean" and one_pass(clean):
+        if work.kind == "clean" and (self.stages.shape.whole or one_pass(clean)):
             return run_cost(self.stages.shape, [0], [len(one.ids) for one in clean])
         total = run_cost(self.stages.shape, prefixes, lengths)
         if work.kind == "clean":
@@ -149,18 +149,23 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
             exact = pairs.exact[slice(*work.unit.region["pair"])]
             prompts = [pair for pair, wanted in zip(prompts, exact, strict=True) if wanted]
         layers = [layer for layer in self.layers for _ in range(self.heads)]
-        plan = grid_plan(
-            [len(one.statement) for one, _ in prompts],
-            self._unchanged(work, prompts),
+        statements = [len(one.statement) for one, _ in prompts]
+        options: dict[str, Any] = dict(
+            unchanged=self._unchanged(work, prompts),
             n_sources=len(self.job.stage_names),
             site=self.job.site,
             layers=layers,
             n_layers=self.stages.shape.n_layers,
             max_tokens=self.job.execution.max_tokens or MAX_TOKENS,
         )
-        for packed, which in plan:
-            starts = [first_block(layers[i], self.job.site) for i in which]
-            total += cells_cost(self.stages.shape, packed, starts, n_keys=max(prefixes) + max(lengths))
+        if self.stages.shape.whole:
+            sizes = [len(one.ids) for one, _ in prompts]
+            for batch in whole_plan(statements, sizes, **options):
+                total += run_cost(self.stages.shape, [0], [sizes[prompt] for _, _, prompt, _ in batch])
+        else:
+            for packed, which in grid_plan(statements, **options):
+                starts = [first_block(layers[i], self.job.site) for i in which]
+                total += cells_cost(self.stages.shape, packed, starts, n_keys=max(prefixes) + max(lengths))
         if share := self.job.execution.check_share:
             n = checked_cells(len(self.job.stage_names) * len(layers) * sum(lengths), share)
             total += run_cost(self.stages.shape, [0], n * [max(prefixes) + max(lengths)])

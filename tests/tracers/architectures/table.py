@@ -1,5 +1,5 @@
 """The architectures that are verified, a row each: its name in transformers, and what its configuration needs to be
-tiny. What each offers is in `tracers/models/verified.json`, which `python -m tests.tracers.architectures.record` writes.
+tiny. What each offers is in `tracers/models/verified.json`, written by `python -m tests.tracers.architectures.record`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ ROWS = {
     "vaultgemma": HALF,
     "xglm": {},
     "youtu": LATENT,
-    "zamba2": dict(layer_types=["mamba", "hybrid"] * 2, num_mem_blocks=1),
+    "zamba2": dict(layers_block_type=["mamba", "hybrid"] * 2, num_mem_blocks=1),
 }
 """Name (that of a model type, perhaps with a variant after a dash) -> what its configuration needs beyond `SIZES`."""
 

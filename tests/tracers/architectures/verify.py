@@ -250,12 +250,12 @@ def check_answers(model, module, some) -> None:
 
 
 def check_weights(module, folder) -> str | None:
-    """Why the neurons of the last block cannot be read from a checkpoint's files; None where they can, and are right."""
+    """Why the neurons of the last block cannot be read from files; None where they can, and are right."""
     module.save_pretrained(folder)
     try:
         neurons = find_neurons(empty_model(str(folder)))
     except TracerError as error:
-        return str(error).partition(": ")[2]
+        return str(error).partition(": ")[2].partition(";")[0]
     found = neuron_weights(str(folder), neurons)
     down = module.get_submodule(neurons.block).get_submodule(neurons.down).weight.detach().double()
     w_out = down if neurons.rows else down.T
