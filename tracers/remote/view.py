@@ -77,7 +77,7 @@ def weightless(model: str, revision: str | None, key: str, dtype: torch.dtype) -
     load_config(model, revision)
     if (wrapper := wrapper_class(model, revision)) is not None:
         raise TracerError(
-            f"model {model}: a server holds it as {wrapper.__name__}, whose text model is reached on this machine only; "
+            f"model {model}: a server holds a {wrapper.__name__}, whose text model is reached on this machine only; "
             "set execution.backend=local"
         )
     tokenizer = load_tokenizer(model, revision)
