@@ -10,6 +10,8 @@ from tests.support.models import word_tokenizer
 from tests.tracers.architectures.table import ROWS, tiny_module
 from tests.tracers.architectures.verify import verify
 
+pytestmark = pytest.mark.slow
+
 UNSEEN = {"llama4_text": {"mlp_out"}, "minimax": {"attn_out", "resid_mid", "mlp_out"}}
 """Sites that only running the model shows not to be there."""
 

@@ -12,6 +12,8 @@ from posttrace.tracers.models.mlp_neurons import find_neurons
 from tests.support.models import word_tokenizer
 from tests.tracers.architectures.table import tiny_config
 
+pytestmark = pytest.mark.slow
+
 transformers.utils.logging.disable_progress_bar()
 
 EYE = dict(
