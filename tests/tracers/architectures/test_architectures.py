@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import transformers
 
+from posttrace.pipeline.cli import main
+from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import recognise
-from posttrace.tracers.models.loading import wrap
+from posttrace.tracers.models.loading import empty_model, wrap
 from posttrace.tracers.models.verified import verified
 from tests.support.models import word_tokenizer
 from tests.tracers.architectures.table import ROWS, tiny_module
@@ -37,3 +40,25 @@ def test_what_an_architecture_offers(name, tmp_path):
 
 def test_the_list_has_no_other_architectures():
     assert verified().keys() == ROWS.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("BertConfig", "is an encoder"),
+        ("HrmTextConfig", "has no list of .* blocks"),
+        ("T5Config", "describes an encoder-decoder"),
+    ],
+)
+def test_what_cannot_be_traced_says_why(tmp_path, kind, why):
+    getattr(transformers, kind)().save_pretrained(tmp_path)
+    with pytest.raises(TracerError, match=why):
+        recognise(empty_model(str(tmp_path)))
+
+
+def test_the_list_is_shown(capsys):
+    with pytest.raises(SystemExit):
+        main(["ls", "architectures"])
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown.keys() == ROWS.keys()
+    assert shown["bloom"].startswith("whole passes; sites resid_pre, z") and "alibi" in shown["bloom"]
