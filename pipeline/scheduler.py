@@ -57,6 +57,7 @@ class Scheduler:
         finally:
             self._analysis.shutdown(wait=True, cancel_futures=True)
             self._backend.close()
+            self._keep_finished()
         if self._failed:
             lines = "\n".join(f"  {unit}: {_in_short(why)}" for unit, why in self._failed.items())
             raise JobError(
@@ -94,11 +95,18 @@ class Scheduler:
         if not (self._running or self._writing):
             return
         done, _ = wait([*self._running, *self._writing], timeout=1.0, return_when=FIRST_COMPLETED)
-        for future in done:
+        for future in sorted(done, key=_failed):  # what ends the run comes after what is to be kept
             if future in self._running:
                 self._computed(self._running.pop(future), future)
             else:
                 self._stored(self._writing.pop(future), future)
+
+    def _keep_finished(self) -> None:
+        """Write what was computed while the run was ending."""
+        for future, work in self._running.items():
+            if future.done() and not _failed(future):
+                arrays, record = future.result()
+                self._writer.write(work.unit, arrays, record)
 
     def _computed(self, work: Work, future: Future) -> None:
         try:
@@ -120,6 +128,10 @@ class Scheduler:
         self._failed[work.unit.id] = why
         self._unfinished.discard(work.unit.id)
         self._say(f"{work.unit.id}: failed: {why}")
+
+
+def _failed(future: Future) -> bool:
+    return future.cancelled() or future.exception() is not None
 
 
 def _in_short(why: str) -> str:
