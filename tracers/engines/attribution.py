@@ -86,7 +86,7 @@ def attribution_grid(
 def _estimate(model, prompts, source, site, layers, answers) -> tuple[torch.Tensor, torch.Tensor]:
     """Estimated change (source x prompt x layer x token) and unpatched logit difference (prompt) of some prompts."""
     rows = statement_rows(model, prompts)
-    with torch.enable_grad(), _Frozen(model.nn._module):
+    with torch.enable_grad(), Frozen(model.nn._module):
         own, slopes, logits = _trace_slopes(model.nn, rows.inputs, site, layers, rows.row, rows.last, answers)
     if model.architecture.whole:
         width = max(len(p.statement) for p in prompts)
@@ -121,7 +121,7 @@ def _trace_slopes(nn, inputs, site, layers, row, last, answers):
     return values, slopes, logits
 
 
-class _Frozen:
+class Frozen:
     """No parameter takes a gradient in this context: otherwise every layer would keep its input for theirs."""
 
     def __init__(self, module):

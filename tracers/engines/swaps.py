@@ -1,0 +1,136 @@
+"""Swap parts of the weights between two stages: the exact oracle of who does what.
+
+A setting says for every part (embeddings, attention and MLP of each block, unembedding) which stage's weights it has.
+Below the first part that differs from the parts before it the stream is that of one of the two stages, so a setting runs
+only the blocks from there on.
+
+Source: weight patching and dynamic weight grafting; exact Shapley values need every setting (Shapley 1953).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
+from posttrace.tracers.engines.behaviours import Question, RowBatch, row_batch, run_batch
+from posttrace.tracers.engines.generation import batches
+from posttrace.tracers.engines.weights import replaced
+from posttrace.tracers.models.weighted import Part, Weighted, parts_of, weighted_modules
+
+Setting = tuple[bool, ...]
+"""For every part of `parts_of`: whether it has the later stage's weights."""
+Stream = tuple
+"""What every block gave in one run."""
+
+
+def only(part: int, n: int, *, later: bool) -> Setting:
+    """The setting in which one of n parts is of the later stage and the others of the earlier, or the other way round.
+
+    >>> only(1, 3, later=True), only(1, 3, later=False)
+    ((False, True, False), (True, False, True))
+    """
+    return tuple((i == part) == later for i in range(n))
+
+
+def cut(n_later: int, n: int, *, below: bool) -> Setting:
+    """The setting in which the first (or last) of n parts are of the later stage.
+
+    >>> cut(1, 3, below=True), cut(1, 3, below=False)
+    ((True, False, False), (False, False, True))
+    """
+    return tuple(i < n_later if below else i >= n - n_later for i in range(n))
+
+
+def swapped_values(
+    model,
+    prompts: Sequence[Question],
+    earlier: Mapping[str, torch.Tensor],
+    settings: Sequence[Setting],
+    *,
+    max_tokens: int | None = None,
+) -> torch.Tensor:
+    """The behaviour of every prompt in every setting; dims setting x prompt (float32, nats).
+
+    >>> swapped_values(model, prompts, earlier, [only(0, 18, later=True)]).shape     # doctest: +SKIP
+    torch.Size([1, 16])
+
+    Parameters
+    ----------
+    earlier: the earlier stage's weights by name, on the model's devices; the open model is the later stage.
+    max_tokens: tokens in one forward pass, halved when memory runs out; the outputs of all blocks are kept meanwhile.
+    """
+    rows = [row for prompt in prompts for row in prompt]
+    owner = torch.tensor([i for i, prompt in enumerate(prompts) for _ in prompt])
+    scores = torch.empty(len(settings), len(rows))
+    modules = weighted_modules(model.nn._module)
+    with torch.no_grad():
+        for some in batches([len(row.ids) for row in rows], max_tokens or tokens_that_fit(model)):
+
+            def scored(chosen):
+                batch = row_batch(model, [rows[i] for i in chosen])
+                return _all_settings(model, modules, batch, earlier, settings)
+
+            for part, found in in_halves(scored, some):
+                scores[:, part] = found.float().cpu()
+    return torch.zeros(len(settings), len(prompts)).index_add_(1, owner, scores)
+
+
+@contextmanager
+def in_setting(modules: Sequence[Weighted], earlier: Mapping[str, torch.Tensor], setting: Setting, n_layers: int):
+    """Give the parts of the earlier stage its weights; the open model has the later ones."""
+    later: dict[Part, bool] = dict(zip(parts_of(n_layers), setting, strict=True))
+    with replaced([one for one in modules if not later[one.part]], earlier):
+        yield
+
+
+def _all_settings(model, modules, batch: RowBatch, earlier, settings: Sequence[Setting]) -> torch.Tensor:
+    """Dims setting x row."""
+    n_layers, parts = model.n_layers, parts_of(model.n_layers)
+    whole: dict[bool, tuple[torch.Tensor, Stream]] = {}
+    for later in (True, False):
+        with in_setting(modules, earlier, (later,) * len(parts), n_layers), _recorded(model) as stream:
+            whole[later] = run_batch(model, batch), stream
+    found = []
+    for setting in settings:
+        value, stream = whole[setting[0]]
+        differing = next((i for i, later in enumerate(setting) if later != setting[0]), None)
+        if differing is not None:
+            part = parts[differing]
+            start = n_layers if part.module == "unembed" else part.layer
+            with in_setting(modules, earlier, setting, n_layers), _skipped(model, start, stream):
+                value = run_batch(model, batch)
+        found.append(value)
+    return torch.stack(found)
+
+
+@contextmanager
+def _recorded(model) -> Iterator[list]:
+    """Keep what every block gives."""
+    stream: list = []
+    with ExitStack() as hooks:
+        for block in model.nn._module.get_submodule(model.architecture.layers):
+            handle = block.register_forward_hook(lambda _module, _inputs, output: stream.append(output))
+            hooks.callback(handle.remove)
+        yield stream
+
+
+@contextmanager
+def _skipped(model, start: int, stream: Sequence) -> Iterator[None]:
+    """Let the blocks before `start` compute nothing; the last of them gives what it gave in a recorded run."""
+    blocks = model.nn._module.get_submodule(model.architecture.layers)[:start]
+    with ExitStack() as undo:
+        for block in blocks:
+            undo.callback(_put_back(block))
+            block.forward = lambda *_, **__: stream[start - 1]
+        yield
+
+
+def _put_back(block) -> Callable[[], None]:
+    """What undoes a change of a module's `forward`, which tracing may have replaced already."""
+    if "forward" not in block.__dict__:
+        return lambda: delattr(block, "forward")
+    before = block.__dict__["forward"]
+    return lambda: setattr(block, "forward", before)

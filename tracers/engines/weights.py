@@ -1,0 +1,146 @@
+"""Run a model with other weights, and put its own back afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from posttrace.tracers.engines.behaviours import Question, behaviour_values
+from posttrace.tracers.models.weighted import Weighted, weighted_modules
+
+KINDS = ("gaussian", "permuted")
+"""Directions without a meaning that are as long as the update in every tensor."""
+
+
+@contextmanager
+def replaced(modules: Sequence[Weighted], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Give modules other weights, by the names of the checkpoint; names that are not given keep theirs.
+
+    >>> with replaced(weighted_modules(module), {"lm_head.weight": zeros}):     # doctest: +SKIP
+    ...     module(ids)
+
+    The model's own tensors are set aside and not copied, so that what comes back is bit for bit what was there. A tied
+    weight is replaced in the modules that are given, and in no other place.
+    """
+    before = [(one.module._parameters, key, one.module._parameters[key]) for one in modules for key in one.names]
+    try:
+        for one in modules:
+            for key, name in one.names.items():
+                if name in weights:
+                    # A parameter's place takes a tensor that needs no gradient as well.
+                    one.module._parameters[key] = weights[name]  # type: ignore[assignment]
+        yield
+    finally:
+        for parameters, key, tensor in before:
+            parameters[key] = tensor
+
+
+def removed_values(
+    model,
+    prompts: Sequence[Question],
+    update: Mapping[str, torch.Tensor],
+    *,
+    alphas: Sequence[float],
+    max_tokens: int | None = None,
+) -> torch.Tensor:
+    """The behaviour with a share of an update taken out of the weights; dims alpha x prompt, nats.
+
+    >>> removed_values(model, prompts, update, alphas=[0.5, 1]).shape     # doctest: +SKIP
+    torch.Size([2, 64])
+
+    Source: task arithmetic (Ilharco et al. 2023, arXiv 2212.04089).
+    """
+
+    def without(alpha: float) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        return lambda name, weight: torch.sub(weight, update[name], alpha=alpha)
+
+    return torch.stack([_values(model, prompts, without(alpha), max_tokens) for alpha in alphas])
+
+
+def control_values(
+    model,
+    prompts: Sequence[Question],
+    update: Mapping[str, torch.Tensor],
+    *,
+    kind: str,
+    draws: int,
+    seed: str,
+    max_tokens: int | None = None,
+) -> torch.Tensor:
+    """The behaviour with a meaningless direction, as long as the update in each tensor, taken out of the weights.
+
+    >>> control_values(model, prompts, update, kind="gaussian", draws=20, seed="0").shape     # doctest: +SKIP
+    torch.Size([20, 64])
+
+    kind: `gaussian`, or `permuted`: the update's own entries, exchanged within each tensor. Dims draw x prompt, nats.
+    """
+
+    def drawn(draw: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        def moved(name: str, weight: torch.Tensor) -> torch.Tensor:
+            rng = _generator(f"{seed}/{kind}/{draw}/{name}")
+            return weight - direction(update[name], kind, rng).to(weight)
+
+        return moved
+
+    return torch.stack([_values(model, prompts, drawn(draw), max_tokens) for draw in range(draws)])
+
+
+def rounding_values(
+    model, prompts: Sequence[Question], *, draws: int, seed: str, max_tokens: int | None = None
+) -> torch.Tensor:
+    """The behaviour with weights moved at random within half a unit in the last place of bfloat16; dims draw x prompt.
+
+    >>> rounding_values(model, prompts, draws=20, seed="0").shape      # doctest: +SKIP
+    torch.Size([20, 64])
+
+    It is how far rounding alone could have moved the behaviour of a checkpoint that is stored in bfloat16.
+    """
+
+    def drawn(draw: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        def moved(name: str, weight: torch.Tensor) -> torch.Tensor:
+            uniform = torch.rand(weight.shape, generator=_generator(f"{seed}/rounding/{draw}/{name}")) - 0.5
+            return weight + uniform.to(weight) * last_place(weight)
+
+        return moved
+
+    return torch.stack([_values(model, prompts, drawn(draw), max_tokens) for draw in range(draws)])
+
+
+def direction(update: torch.Tensor, kind: str, rng: torch.Generator) -> torch.Tensor:
+    """A direction without a meaning, as long as one tensor of an update (float32, on the CPU).
+
+    >>> direction(torch.tensor([3.0, 4.0]), "permuted", torch.Generator().manual_seed(0)).norm()
+    tensor(5.)
+    """
+    flat = update.detach().float().cpu().flatten()
+    if kind == "permuted":
+        return flat[torch.randperm(len(flat), generator=rng)].view(update.shape)
+    noise = torch.randn(len(flat), generator=rng)
+    return (noise * (flat.norm() / noise.norm())).view(update.shape)
+
+
+def last_place(weight: torch.Tensor) -> torch.Tensor:
+    """A unit in the last place of bfloat16 (eight significant bits) at each weight; 0 at 0.
+
+    >>> last_place(torch.tensor([1.0, -3.0]))
+    tensor([0.0078, 0.0156])
+    """
+    _, exponent = torch.frexp(weight)
+    return torch.ldexp((weight != 0).to(weight), exponent - 8)
+
+
+def _values(model, prompts, moved, max_tokens) -> torch.Tensor:
+    module = model.nn._module
+    with torch.no_grad():
+        weights = {name: moved(name, parameter) for name, parameter in module.named_parameters()}
+        with replaced(weighted_modules(module), weights):
+            return behaviour_values(model, prompts, max_tokens=max_tokens)
+
+
+def _generator(key: str) -> torch.Generator:
+    """Random numbers that depend on the key alone, the same on every device and in every order."""
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    return torch.Generator().manual_seed(number >> 1)

@@ -1,0 +1,103 @@
+"""What one stage of training added to the weights: two checkpoints, read tensor by tensor from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.safetensors import Checkpoint, StoredTensor
+
+
+class Update:
+    """The update between two checkpoints of one shape, float32; nothing is read before it is asked for.
+
+    >>> update = Update(empty_model(sft), Checkpoint(base), Checkpoint(sft))       # doctest: +SKIP
+    >>> update.difference("lm_head.weight").norm()                              # doctest: +SKIP
+    tensor(7.9)
+
+    Parameters
+    ----------
+    structure: the modules of either, weights or none; its parameters name the tensors, a tied one once.
+
+    Raises
+    ------
+    TracerError for adapters, quantised files, and tensors that are missing or of different shapes.
+    """
+
+    def __init__(self, structure, earlier: Checkpoint, later: Checkpoint):
+        self._pairs: dict[str, tuple[StoredTensor, StoredTensor]] = {}
+        for checkpoint in (earlier, later):
+            check_plain(checkpoint.model)
+        prefix = f"{structure.base_model_prefix}."
+        for name, parameter in structure.named_parameters():
+            one, two = (c.tensor(name, name.removeprefix(prefix)) for c in (earlier, later))
+            for stored, checkpoint in ((one, earlier), (two, later)):
+                if stored.shape != tuple(parameter.shape):
+                    raise TracerError(
+                        f"model {checkpoint.model}: {name} has shape {stored.shape}, the other stage's is "
+                        f"{tuple(parameter.shape)}; an update is a difference of equal shapes: bring both to one "
+                        "vocabulary, or choose stages of one shape"
+                    )
+            self._pairs[name] = one, two
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters, in the model's order."""
+        return tuple(self._pairs)
+
+    def earlier(self, name: str) -> torch.Tensor:
+        """A weight of the earlier stage (float32)."""
+        return self._pairs[name][0].read().float()
+
+    def later(self, name: str) -> torch.Tensor:
+        """A weight of the later stage (float32)."""
+        return self._pairs[name][1].read().float()
+
+    def difference(self, name: str) -> torch.Tensor:
+        """Later minus earlier (float32)."""
+        return self.later(name) - self.earlier(name)
+
+
+def placed(read, names, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """What `read` gives for every name, on the device and in the dtype of the parameter of that name.
+
+    >>> placed(update.difference, update.names, dict(module.named_parameters()))      # doctest: +SKIP
+    """
+    return {name: read(name).to(parameters[name]) for name in names}
+
+
+def check_plain(model: str) -> None:
+    """Raise TracerError for a folder that holds an adapter: its weights are not those of a whole model."""
+    if (Path(model).expanduser() / "adapter_config.json").is_file():
+        raise TracerError(
+            f"model {model}: adapter_config.json says that it is an adapter; merge it into its base model "
+            "(peft's merge_and_unload) and give the merged checkpoint"
+        )
+
+
+def sizes(update: Update, others: Mapping[str, Update]) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
+    """For each parameter: norm of the update and of the earlier weight, share changed, and cosines with other updates.
+
+    >>> next(sizes(update, {"instruct": other}))                       # doctest: +SKIP
+    ('model.embed_tokens.weight', {'update_norm': 3.1, 'weight_norm': 57.0, 'changed': 0.97}, {'instruct': 0.01})
+
+    One tensor of each update is in memory at a time. A cosine with an update of norm 0 is NaN.
+    """
+    for name in update.names:
+        before, mine = update.earlier(name), update.difference(name)
+        norm = mine.double().norm()
+        about = {
+            "update_norm": float(norm),
+            "weight_norm": float(before.double().norm()),
+            "changed": float((mine != 0).double().mean()),
+        }
+        cosines = {}
+        for other, theirs in others.items():
+            difference = theirs.difference(name).double()
+            lengths = norm * difference.norm()
+            inner = (mine.double() * difference).sum()
+            cosines[other] = float(inner / lengths) if lengths > 0 else float("nan")
+        yield name, about, cosines

@@ -1,0 +1,87 @@
+"""The modules of a model that have weights of their own, and the part of the model that each belongs to.
+
+A part is what is credited or swapped as one: the embeddings, the attention or the MLP of a block, the unembedding. The
+scale of a norm goes with the module that it feeds; where a norm follows a half of a block (Gemma 2, OLMo 2), with that
+half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.architecture import Architecture, recognise
+
+MODULES = ("attn", "mlp")
+"""The halves of a block, in order."""
+ENDS = ("embed", "unembed")
+FIRST_NORMS = ("input_layernorm", "ln_1")
+"""What architectures call the norm that feeds the attention."""
+
+
+class Part(NamedTuple):
+    """A part of a model."""
+
+    module: str
+    """embed, attn, mlp or unembed."""
+    layer: int
+    """Its block; -1 for the two ends."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A module with weights of its own."""
+
+    module: nn.Module
+    names: dict[str, str]
+    """Name within the module -> name in the checkpoint; a weight that is tied has that of its first place."""
+    part: Part
+
+
+def parts_of(n_layers: int) -> tuple[Part, ...]:
+    """The parts of a model, in the order in which a forward pass reaches them.
+
+    >>> [f"{part.module} {part.layer}" for part in parts_of(1)]
+    ['embed -1', 'attn 0', 'mlp 0', 'unembed -1']
+    """
+    halves = [Part(module, layer) for layer in range(n_layers) for module in MODULES]
+    return (Part("embed", -1), *halves, Part("unembed", -1))
+
+
+def weighted_modules(model) -> list[Weighted]:
+    """Every module of a transformers model that has weights of its own, weights or none.
+
+    >>> len(weighted_modules(empty_model("path/to/checkpoint")))       # doctest: +SKIP
+    75
+
+    Raises TracerError for a module that is neither a linear map, an embedding nor a norm, as only what is linear in its
+    weights can be credited exactly.
+    """
+    architecture = recognise(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = []
+    for path, module in model.named_modules():
+        own = {key: names[id(p)] for key, p in module._parameters.items() if p is not None}
+        if not own:
+            continue
+        if not (isinstance(module, nn.Linear | Conv1D | nn.Embedding) or "Norm" in type(module).__name__):
+            raise TracerError(
+                f"architecture {type(model).__name__}: {path} ({type(module).__name__}) has weights and is neither a "
+                "linear map, an embedding nor a norm; updates of such a model cannot be credited (a mixture of "
+                "experts is one)"
+            )
+        found.append(Weighted(module, own, _part(path, module, architecture)))
+    return found
+
+
+def _part(path: str, module: nn.Module, architecture: Architecture) -> Part:
+    inside = path.removeprefix(f"{architecture.layers}.")
+    if inside == path:
+        return Part("embed" if isinstance(module, nn.Embedding) else "unembed", -1)
+    number, child, *_ = inside.split(".")
+    feeds_attention = child in (architecture.attn, architecture.attn_add, *FIRST_NORMS)
+    return Part("attn" if feeds_attention else "mlp", int(number))
