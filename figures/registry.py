@@ -14,6 +14,7 @@ STUDIES: dict[str, str] = {
     "confidence": "posttrace.figures.studies.confidence",
     "refusal": "posttrace.figures.studies.refusal",
     "trace": "posttrace.figures.studies.trace",
+    "stages": "posttrace.figures.studies.stages",
     "truthfulness": "posttrace.figures.studies.truthfulness",
 }
 """Study -> the package with its `STUDY`, in the order of a report; imported on use."""

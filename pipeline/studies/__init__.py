@@ -11,6 +11,7 @@ STUDIES: dict[str, str] = {
     "confidence": "posttrace.pipeline.studies.confidence",
     "refusal": "posttrace.pipeline.studies.refusal",
     "trace": "posttrace.pipeline.studies.trace",
+    "stages": "posttrace.pipeline.studies.stages",
 }
 """Study -> its package, which has a `job.py` and a `study.py`; they are imported when used."""
 

@@ -24,6 +24,16 @@ def good_job(study, inputs):
             "openings": str(inputs / "openings.yaml"),
             "templates": {"base": "User: {instruction}\nAssistant:"},
         },
+        "stages": {
+            "behaviours": ["refusal", "verdict", {"name": "mine", "texts": ["The city of w1 is in w2."]}],
+            "sets": [cities],
+            "harmful": str(inputs / "harmful.csv"),
+            "harmless": str(inputs / "harmless.csv"),
+            "openings": str(inputs / "openings.yaml"),
+            "max_prompts": 8,
+            "controls": 2,
+            "prompts_per_unit": 5,
+        },
         "trace": {
             "prompts": ["The city of w1 is in"],
             "operations": [{"op": "steer", "direction": "up", "tokens": "last"}],

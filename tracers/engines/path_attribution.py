@@ -1,13 +1,13 @@
-"""How much of a stage's effect each layer, module and token accounts for: exact, along the straight path of weights.
+"""How much of a stage's effect each layer, module and token accounts for, along the straight path of weights.
 
-On the path `theta(s) = earlier + s update` the behaviour's slope is a sum over modules and tokens: a linear map `W` adds
-`<df/dy_t, dW x_t>` at token t, where y is its output, x its input and dW the update; norm scales and embeddings are
-linear in their weights too. The integral over s of all of them is the stage effect f(later) - f(earlier), which is what
+On the path `theta(s) = earlier + s update` the behaviour's slope is a sum over modules and tokens: a linear map `W`
+adds `<df/dy_t, dW x_t>` at token t, where y is its output, x its input and dW the update; norm scales and embeddings
+are linear in their weights too. The integral over s of all of them is the stage effect f(later) - f(earlier), which
 makes them an attribution (completeness). `dW x_t` is what the stage's weights *add* there: attribution patching for
 weights, on the axes of the patch grid.
 
-No weight is changed for it: every module adds `(s - 1) dW x` to its output, so rows of one batch may lie at different s,
-and a forward and a backward pass of the activations give all modules and tokens at once. The integral is taken at
+No weight is changed for it: every module adds `(s - 1) dW x` to its output, so rows of one batch may lie at different
+s, and a forward and a backward pass of the activations give all modules and tokens at once. The integral is taken at
 Gauss-Legendre nodes; where the sum misses the difference of the ends, the interval that misses most is halved.
 
 Source: integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365), applied to weights.
@@ -166,11 +166,15 @@ def _misses(path: Sequence[_Interval]) -> float:
     return abs(sum(piece.misses for piece in path))
 
 
-def _intervals(slopes, wanted: Sequence[tuple[int, float, float, float, float]], nodes: int) -> list[_Interval]:
+def _intervals(
+    slopes, wanted: Sequence[tuple[int, float, float, float, float]], nodes: int
+) -> list[_Interval]:
     """The integrals over intervals (prompt, begin, end, f at both)."""
     places, weights = np.polynomial.legendre.leggauss(nodes)
     points = [
-        (i, begin + (end - begin) * (place + 1) / 2) for i, begin, end, *_ in wanted for place in places.tolist()
+        (i, begin + (end - begin) * (place + 1) / 2)
+        for i, begin, end, *_ in wanted
+        for place in places.tolist()
     ]
     found = slopes(points)
     pieces = []
@@ -183,7 +187,12 @@ def _intervals(slopes, wanted: Sequence[tuple[int, float, float, float, float]],
 
 
 def slopes_at(
-    model, prompts: Sequence[Question], update: Weights, points: Sequence[Point], *, max_tokens: int | None = None
+    model,
+    prompts: Sequence[Question],
+    update: Weights,
+    points: Sequence[Point],
+    *,
+    max_tokens: int | None = None,
 ) -> Slopes:
     """df/ds of some prompts at some places of the path, split by layer, module and token.
 
@@ -218,7 +227,9 @@ def slopes_at(
     return Slopes(values=values, modules=modules, embed=embed, unembed=unembed)
 
 
-def _contracted(model, weighted: Sequence[Weighted], batch, update: Weights, places: Sequence[float]) -> Slopes:
+def _contracted(
+    model, weighted: Sequence[Weighted], batch, update: Weights, places: Sequence[float]
+) -> Slopes:
     """The slopes of one batch of rows, each at its own place of the path."""
     module, device = model.nn._module, model.device
     n, width = batch.ids.shape

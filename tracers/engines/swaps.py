@@ -1,8 +1,8 @@
 """Swap parts of the weights between two stages: the exact oracle of who does what.
 
-A setting says for every part (embeddings, attention and MLP of each block, unembedding) which stage's weights it has.
-Below the first part that differs from the parts before it the stream is that of one of the two stages, so a setting runs
-only the blocks from there on.
+A setting says for every part (embeddings, attention and MLP of each block, unembedding) which stage's weights it
+has. Below the first part that differs from the parts before it the stream is that of one of the two stages, so a
+setting runs only the blocks from there on.
 
 Source: weight patching and dynamic weight grafting; exact Shapley values need every setting (Shapley 1953).
 """
@@ -22,7 +22,7 @@ from posttrace.tracers.models.weighted import Part, Weighted, parts_of, weighted
 
 Setting = tuple[bool, ...]
 """For every part of `parts_of`: whether it has the later stage's weights."""
-Stream = tuple
+Stream = list
 """What every block gave in one run."""
 
 
@@ -79,7 +79,9 @@ def swapped_values(
 
 
 @contextmanager
-def in_setting(modules: Sequence[Weighted], earlier: Mapping[str, torch.Tensor], setting: Setting, n_layers: int):
+def in_setting(
+    modules: Sequence[Weighted], earlier: Mapping[str, torch.Tensor], setting: Setting, n_layers: int
+):
     """Give the parts of the earlier stage its weights; the open model has the later ones."""
     later: dict[Part, bool] = dict(zip(parts_of(n_layers), setting, strict=True))
     with replaced([one for one in modules if not later[one.part]], earlier):
@@ -107,9 +109,9 @@ def _all_settings(model, modules, batch: RowBatch, earlier, settings: Sequence[S
 
 
 @contextmanager
-def _recorded(model) -> Iterator[list]:
+def _recorded(model) -> Iterator[Stream]:
     """Keep what every block gives."""
-    stream: list = []
+    stream: Stream = []
     with ExitStack() as hooks:
         for block in model.nn._module.get_submodule(model.architecture.layers):
             handle = block.register_forward_hook(lambda _module, _inputs, output: stream.append(output))

@@ -25,7 +25,9 @@ def replaced(modules: Sequence[Weighted], weights: Mapping[str, torch.Tensor]) -
     The model's own tensors are set aside and not copied, so that what comes back is bit for bit what was there. A tied
     weight is replaced in the modules that are given, and in no other place.
     """
-    before = [(one.module._parameters, key, one.module._parameters[key]) for one in modules for key in one.names]
+    before = [
+        (one.module._parameters, key, one.module._parameters[key]) for one in modules for key in one.names
+    ]
     try:
         for one in modules:
             for key, name in one.names.items():

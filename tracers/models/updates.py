@@ -78,7 +78,9 @@ def check_plain(model: str) -> None:
         )
 
 
-def sizes(update: Update, others: Mapping[str, Update]) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
+def sizes(
+    update: Update, others: Mapping[str, Update]
+) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
     """For each parameter: norm of the update and of the earlier weight, share changed, and cosines with other updates.
 
     >>> next(sizes(update, {"instruct": other}))                       # doctest: +SKIP

@@ -84,7 +84,7 @@ class RefusalJob(FamilyJob):
     def _named_sets(cls, raw: Any):
         if not isinstance(raw, dict):
             return raw
-        return {**raw, **{kind: _instruction_set(kind, raw.get(kind)) for kind in PUBLISHED if kind in raw}}
+        return {**raw, **{kind: instruction_set(kind, raw.get(kind)) for kind in PUBLISHED if kind in raw}}
 
     @model_validator(mode="after")
     def _stages_exist(self):
@@ -127,7 +127,14 @@ class RefusalJob(FamilyJob):
         return declared
 
 
-def _instruction_set(kind: str, value: Any):
+def instruction_set(kind: str, value: Any):
+    """What a job may write for a set of instructions -> the keys of an `InstructionSet`.
+
+    >>> instruction_set("harmful", "mine.csv")
+    {'name': 'mine', 'csv': 'mine.csv'}
+
+    Raises ValueError for a name that is no known set.
+    """
     if not isinstance(value, str):
         return value
     if value.endswith(".csv"):

@@ -6,6 +6,9 @@ import pytest
 
 from posttrace.figures import registry
 from posttrace.pipeline import studies
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import load_job
+from posttrace.pipeline.plan import prepare
 from tests.pipeline.contract import StatementStudyContract, StudyContract
 from tests.support import norms
 
@@ -32,6 +35,24 @@ class TestRefusal(StudyContract):
 
 class TestTrace(StudyContract):
     study = "trace"
+
+
+class TestStages(StatementStudyContract):
+    study = "stages"
+    fewest = ("base", "sft")
+    reads_words = "instruct"
+
+    def test_through_the_bytes_of_a_request_it_gives_the_same(self, small):
+        """It needs two checkpoints' files, and says so before anything is sent."""
+        for backend in ("simulated", "remote"):
+            with pytest.raises(JobError, match=f"execution.backend: {backend}: .*run this study locally"):
+                prepare(load_job(str(small), [f"execution.backend={backend}"]))
+
+    def test_a_set_in_the_place_of_an_array(self, small, tmp_path):
+        """Sets have a folder of their own here; behaviours of one's own do not."""
+        mine = {"name": "changed", "prompts": ["The city"], "answers": [" is"]}
+        with pytest.raises(JobError, match="set changed: results of the study are stored under that name"):
+            prepare(load_job(str(self.changed(small, tmp_path, behaviours=[mine]))))
 
 
 class TestNorms(StatementStudyContract):

@@ -51,7 +51,9 @@ def test_contraction_equals_gradients_of_the_weights(name):
     prompts = questions()
     points = [(i, 0.3) for i in range(len(prompts))]
     found = slopes_at(model, prompts, update, points)
-    part_of = {n: one.part for one in reversed(weighted_modules(model.nn._module)) for n in one.names.values()}
+    part_of = {
+        n: one.part for one in reversed(weighted_modules(model.nn._module)) for n in one.names.values()
+    }
     tied = model.config.tie_word_embeddings
     for i, prompt in enumerate(prompts):
         naive = dict.fromkeys(parts_of(model.n_layers), 0.0)
@@ -79,7 +81,9 @@ def test_each_token_has_what_its_own_output_moves(llama):
         def moved(size, token=token):
             def hook(module, inputs, output):
                 output = output.clone()
-                output[:, token] += size * (inputs[0] @ update["model.layers.1.mlp.down_proj.weight"].T)[:, token]
+                output[:, token] += (
+                    size * (inputs[0] @ update["model.layers.1.mlp.down_proj.weight"].T)[:, token]
+                )
                 return output
 
             handle = down.register_forward_hook(hook)
@@ -132,7 +136,9 @@ def test_swaps_equal_whole_passes_and_cumulative_ones_end_at_the_stages(name):
     values = swapped_values(model, prompts, earlier, settings)
     for k, setting in enumerate(settings):
         for i in (0, 4):
-            assert float(values[k, i]) == pytest.approx(naive_swap(model, prompts[i], earlier, setting), abs=2e-4)
+            assert float(values[k, i]) == pytest.approx(
+                naive_swap(model, prompts[i], earlier, setting), abs=2e-4
+            )
     now = behaviour_values(model, prompts)
     before = removed_values(model, prompts, update, alphas=[1.0])[0]
     for below in (True, False):
@@ -153,7 +159,9 @@ def test_small_updates_have_one_credit_whatever_the_method():
     ends = swapped_values(model, [prompt], earlier, [cut(0, n, below=True), cut(n, n, below=True)])[:, 0]
     assert float(exact.sum()) == pytest.approx(float(ends[1] - ends[0]), abs=1e-5)
     torch.testing.assert_close(path, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
-    insert = swapped_values(model, [prompt], earlier, [only(g, n, later=True) for g in range(n)])[:, 0] - ends[0]
+    insert = (
+        swapped_values(model, [prompt], earlier, [only(g, n, later=True) for g in range(n)])[:, 0] - ends[0]
+    )
     torch.testing.assert_close(insert, exact, rtol=0.02, atol=0.05 * float(exact.abs().max()))
 
 
@@ -214,7 +222,9 @@ def test_scores_are_what_plain_pytorch_gives(llama):
         with torch.no_grad():
             return model.nn._module(torch.tensor([row.ids])).logits[0].log_softmax(-1)
 
-    first, second, text, entropy, (one, two) = (log_p(p[0]) if len(p) == 1 else map(log_p, p) for p in prompts)
+    first, second, text, entropy, (one, two) = (
+        log_p(p[0]) if len(p) == 1 else map(log_p, p) for p in prompts
+    )
     ids = prompts[2][0].ids
     expected = [
         float((first[-1, [5, 9]].exp().sum() / first[-1, 6].exp()).log()),

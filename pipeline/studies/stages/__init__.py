@@ -1,0 +1,1 @@
+"""The study `stages`: which stage of training made a behaviour, and where in the weights."""

@@ -1,0 +1,213 @@
+"""What the study `stages` stores: the declaration of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from posttrace.pipeline.studies.stages.inputs import PATH, Asked
+from posttrace.pipeline.studies.stages.job import StagesJob
+from posttrace.stores import Array, Coord, Group
+from posttrace.tracers.engines.weights import KINDS
+from posttrace.tracers.models.weighted import ENDS, MODULES
+
+ORDERS = ("below", "above")
+SLOPE_ENDS = ("start", "end", "final")
+WEIGHTS = ("update_norm", "weight_norm", "changed", "update_cosine")
+ATTRIBUTION = ("attribution", "attribution_embed", "attribution_unembed", "residual", "nodes", "slope")
+SWAPS = {
+    "insert": ("insert", "insert_ends"),
+    "remove": ("remove", "remove_ends"),
+    "cumulative": ("cumulative",),
+}
+"""Kind of swap -> the arrays that it fills."""
+NANS = frozenset({"update_cosine", "attribution", "attribution_embed"})
+"""No value: cosines with an update of norm 0, and beyond a prompt's tokens."""
+
+
+def updates(job: StagesJob) -> tuple[str, ...]:
+    """The updates, each named after the stage that it made.
+
+    >>> updates(load_job("stages"))
+    ('sft', 'instruct')
+    """
+    return job.stage_names[1:]
+
+
+def weights_group(job: StagesJob, parameters: Sequence[str]) -> Group:
+    """The group `stages`: how much each update changed each weight tensor."""
+    names = updates(job)
+    dims, block = ("update", "parameter"), {"update": 1}
+    length = "Frobenius norm, model units"
+    arrays = (
+        Array("update_norm", dims, "float64", length, "of the update", block),
+        Array("weight_norm", dims, "float64", length, "of the weight before the update", block),
+        Array("changed", dims, "float64", "share", "of the tensor's entries that the update changed", block),
+        Array(
+            "update_cosine",
+            ("update", "other_update", "parameter"),
+            "float64",
+            "cosine",
+            "of two updates of one tensor; NaN where one of them is 0",
+            block,
+        ),
+    )
+    coords = (
+        _updates(job),
+        Coord("other_update", ("other_update",), list(names), "the other one"),
+        Coord("parameter", ("parameter",), list(parameters), "weight tensor; a tied one stands once"),
+    )
+    sizes = {"update": len(names), "other_update": len(names), "parameter": len(parameters)}
+    return Group(PATH, sizes, arrays, coords, _attributes(job, "weights"))
+
+
+def behaviour_group(job: StagesJob, asked: Asked, n_layers: int) -> Group:
+    """The group of one behaviour on one set (names that readers rely on)."""
+    per, unit = job.prompts_per_unit, asked.unit
+    by_prompt = {"update": 1, "prompt": per}
+    halves, ends = ("update", "prompt", "layer", "module"), ("update", "prompt", "end")
+    arrays = [
+        Array(
+            "behaviour", ("model", "prompt"), "float32", unit, "f of each stage", {"model": 1, "prompt": per}
+        ),
+        Array(
+            "removed",
+            ("update", "alpha", "prompt"),
+            "float32",
+            unit,
+            "f(final) - f(final - alpha x update): exact about weights, says nothing about training",
+            by_prompt,
+        ),
+        Array(
+            "slope",
+            ("update", "slope_end", "prompt"),
+            "float32",
+            unit,
+            "<grad f, update> at one point: start and end of the update's path, and the final stage. A warning, "
+            "not a result: where the three differ the path is not straight",
+            {**by_prompt, "slope_end": 1},
+        ),
+        Array(
+            "attribution",
+            ("update", "prompt", "layer", "module", "token"),
+            "float32",
+            unit,
+            "part of f(update) - f(stage before) that arises there along the straight path; NaN beyond the prompt",
+            by_prompt,
+        ),
+        Array(
+            "attribution_embed",
+            ("update", "prompt", "token"),
+            "float32",
+            unit,
+            "the same of the embeddings",
+            by_prompt,
+        ),
+        Array(
+            "attribution_unembed",
+            ("update", "prompt"),
+            "float32",
+            unit,
+            "the same of final norm and unembedding",
+            by_prompt,
+        ),
+        Array(
+            "residual",
+            ("update", "prompt"),
+            "float32",
+            unit,
+            "sum of all attributions minus the effect; flagged above tolerance x |effect| + 0.01",
+            by_prompt,
+        ),
+        Array("nodes", ("update", "prompt"), "int32", "nodes", "Gauss-Legendre nodes of the sum", by_prompt),
+    ]
+    words = {
+        "insert": "f(stage before, with this module's update) - f(stage before)",
+        "remove": "f(stage) - f(stage, without this module's update)",
+    }
+    for kind, text in words.items():
+        if kind in job.swaps:
+            arrays.append(Array(kind, halves, "float32", unit, text, by_prompt))
+            arrays.append(Array(f"{kind}_ends", ends, "float32", unit, text, by_prompt))
+    sizes = {
+        "model": len(job.stage_names),
+        "update": len(updates(job)),
+        "prompt": len(asked.questions),
+        "alpha": len(job.alphas),
+        "slope_end": len(SLOPE_ENDS),
+        "layer": n_layers,
+        "module": len(MODULES),
+        "token": asked.n_tokens,
+        "end": len(ENDS),
+    }
+    coords = [
+        Coord("model", ("model",), list(job.stage_names), "stage"),
+        _updates(job),
+        Coord("alpha", ("alpha",), list(job.alphas), "share of the update that is removed"),
+        Coord("slope_end", ("slope_end",), list(SLOPE_ENDS), "where the slope is taken"),
+        Coord("layer", ("layer",), np.arange(n_layers), "block, from 0"),
+        Coord("module", ("module",), list(MODULES), "half of a block, with the norm that feeds it"),
+        Coord("end", ("end",), list(ENDS), "embeddings; final norm and unembedding"),
+        Coord("token_label", ("prompt", "token"), asked.token_labels(), "the token as text"),
+        Coord("kind", ("prompt",), list(asked.kinds), "harmful or harmless, true or false; else empty"),
+        Coord("prompt_text", ("prompt",), list(asked.texts), "the prompt"),
+    ]
+    if "cumulative" in job.swaps:
+        sizes |= {"order": len(ORDERS), "cut": 2 * n_layers + 3}
+        arrays.append(
+            Array(
+                "cumulative",
+                ("update", "order", "cut", "prompt"),
+                "float32",
+                unit,
+                "f with the update of the first (below) or last (above) `cut` parts only: 0 is the stage before, the "
+                "last cut the stage itself",
+                by_prompt,
+            )
+        )
+        coords += [
+            Coord("order", ("order",), list(ORDERS), "from where parts are counted"),
+            Coord("cut", ("cut",), np.arange(2 * n_layers + 3), "parts of embed, attn 0, mlp 0 ... unembed"),
+        ]
+    if job.controls:
+        sizes |= {"control": len(KINDS), "draw": job.controls}
+        arrays += [
+            Array(
+                "control_removed",
+                ("update", "control", "draw", "prompt"),
+                "float32",
+                unit,
+                "f(final) - f(final - direction), direction as long as the update in every tensor",
+                {"update": 1, "control": 1},
+            ),
+            Array(
+                "rounding",
+                ("draw", "prompt"),
+                "float32",
+                unit,
+                "f(final) - f(final with weights moved within half a last place of bfloat16)",
+            ),
+        ]
+        coords += [
+            Coord("control", ("control",), list(KINDS), "Gaussian, or the update's entries permuted"),
+            Coord("draw", ("draw",), np.arange(job.controls), "draw of a control"),
+        ]
+    about = {
+        "behaviour": asked.behaviour,
+        "set": asked.path.removeprefix(f"{PATH}/"),
+        "read_at_end": asked.at_end,
+        "tolerance": job.tolerance,
+        "template": job.template,
+        "few_shot": job.few_shot,
+    }
+    return Group(asked.path, sizes, tuple(arrays), tuple(coords), {**_attributes(job, "behaviour"), **about})
+
+
+def _attributes(job: StagesJob, part: str) -> dict[str, Any]:
+    return {"study": "stages", "part": part, "family": job.family.name, "seed": job.seed}
+
+
+def _updates(job: StagesJob) -> Coord:
+    return Coord("update", ("update",), list(updates(job)), "named after the stage that it made")

@@ -1,0 +1,261 @@
+"""The study `stages`: which stage of training made a behaviour, and where in its update of the weights.
+
+Three counterfactuals are kept apart: the effect of a stage (its checkpoint against the one before), its update
+removed from the final weights, and training without the stage, which only retraining gives. The effect is split by
+layer, module and token along the straight path between the two checkpoints, and checked against swapping modules.
+
+Background: Zhang et al. 2025 (arXiv 2506.00175) asks how behaviour would have changed without a stage of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.spot_checks import checked, drawn_for
+from posttrace.pipeline.statements import file_hash
+from posttrace.pipeline.studies.stages.arrays import (
+    NANS,
+    ORDERS,
+    SWAPS,
+    behaviour_group,
+    updates,
+    weights_group,
+)
+from posttrace.pipeline.studies.stages.inputs import Asked, read_inputs
+from posttrace.pipeline.studies.stages.job import StagesJob
+from posttrace.pipeline.studies.stages.units import planned
+from posttrace.pipeline.study import Result, Study, Work
+from posttrace.stores import Group
+from posttrace.tracers.cost import Cost, run_cost
+from posttrace.tracers.engines.behaviours import Question, behaviour_values
+from posttrace.tracers.engines.path_attribution import NODES, path_attribution, slopes_at
+from posttrace.tracers.engines.swaps import cut, only, swapped_values
+from posttrace.tracers.engines.weights import control_values, removed_values, rounding_values
+from posttrace.tracers.models.safetensors import Checkpoint
+from posttrace.tracers.models.updates import Update, check_plain, placed, sizes
+from posttrace.tracers.models.weighted import MODULES, parts_of, weighted_modules
+from posttrace.tracers.oracles.stages import check_slopes, check_swaps
+
+
+class Stages(Study[StagesJob, dict[str, Asked]]):
+    """A `stages` job, planned; `inputs` has its behaviours by the path of their group."""
+
+    gaps = NANS
+
+    def check(self, job: StagesJob) -> None:
+        if job.execution.backend != "local":
+            raise JobError(
+                f"execution.backend: {job.execution.backend}: an update is the difference of two checkpoints' files, "
+                "which no server hands out: run this study locally (of a model on a server only the effect of a stage "
+                "could be measured, not where it arises)"
+            )
+        for name, checkpoint in self.stages.checkpoints.items():
+            check_plain(checkpoint.model)
+            if getattr(self.stages.configs[name], "quantization_config", None):
+                raise JobError(
+                    f"stage {name}: {checkpoint.model} is quantised, and differences of quantised weights are not what "
+                    "training added; give the checkpoint that it was made from"
+                )
+        self._check_shapes(job)
+        weighted_modules(self.stages.structures[self.stages.names[0]])
+        self._update: tuple[str, dict[str, torch.Tensor]] | None = None
+
+    def _check_shapes(self, job: StagesJob) -> None:
+        first, *others = self.stages.names
+        shapes = {
+            name: {key: tuple(p.shape) for key, p in self.stages.structures[name].named_parameters()}
+            for name in self.stages.names
+        }
+        for name in others:
+            for key in shapes[first] | shapes[name]:
+                one, two = (shapes[stage].get(key) for stage in (first, name))
+                if one != two:
+                    raise JobError(
+                        f"family {job.family.name}: {key} has shape {one} in {first} and {two} in {name}; an update is "
+                        "a difference of equal shapes: bring all stages to one vocabulary, or choose `stages` of one "
+                        "shape"
+                    )
+
+    def resolved(self, job: StagesJob) -> dict[str, Any]:
+        return {"dtype": "float32"}
+
+    def read_inputs(self) -> dict[str, Asked]:
+        return read_inputs(self.job, self.stages)
+
+    def input_content(self) -> dict[str, Any]:
+        prompts = {
+            path: [[[list(row.ids), list(row.at)] for row in question] for question in asked.questions]
+            for path, asked in self.inputs.items()
+        }
+        return {**super().input_content(), "prompts": prompts, "openings": file_hash(self.job.openings)}
+
+    def arrays(self) -> Iterator[Group]:
+        structure = self.stages.structures[self.stages.names[0]]
+        yield weights_group(self.job, [name for name, _ in structure.named_parameters()])
+        for asked in self.inputs.values():
+            yield behaviour_group(self.job, asked, self.stages.n_layers)
+
+    def units(self) -> Iterator[Work]:
+        return planned(self.job, self.inputs)
+
+    def _files(self, update: str) -> Update:
+        """The update's two checkpoints."""
+        names = self.job.stage_names
+        later = names.index(update)
+        pair = (self.stages.checkpoints[names[i]] for i in (later - 1, later))
+        earlier, after = (Checkpoint(one.model, one.revision) for one in pair)
+        return Update(self.stages.structures[update], earlier, after)
+
+    def _difference(self, update: str, model) -> dict[str, torch.Tensor]:
+        """The update on the model's devices; kept until another one is asked for."""
+        if self._update is None or self._update[0] != update:
+            self._update = None  # let go of the old one first
+            files, parameters = self._files(update), dict(model.nn._module.named_parameters())
+            self._update = update, placed(files.difference, files.names, parameters)
+        return self._update[1]
+
+    def _questions(self, work: Work) -> tuple[Question, ...]:
+        questions = self.inputs[work.unit.group].questions
+        return questions[slice(*work.unit.region.get("prompt", (0, len(questions))))]
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"max_tokens": self.job.execution.max_tokens}
+
+    def run_weights(self, work: Work, model, store) -> Result:
+        """How much one update changed every tensor, and its cosines with the other updates."""
+        names, mine = updates(self.job), work.about["update"]
+        files = {name: self._files(name) for name in names}
+        found = list(sizes(files[mine], files))
+        arrays = {
+            key: np.array([about[key] for _, about, _ in found])[None]
+            for key in ("update_norm", "weight_norm", "changed")
+        }
+        cosines = [[cosine[other] for _, _, cosine in found] for other in names]
+        return {**arrays, "update_cosine": np.array(cosines)[None]}, {}
+
+    def run_values(self, work: Work, model, store) -> Result:
+        """The behaviour of a stage."""
+        return {
+            "behaviour": model.run(behaviour_values, self._questions(work), **self._options).numpy()[None]
+        }, {}
+
+    def run_path(self, work: Work, model, store) -> Result:
+        """The effect of an update by layer, module and token."""
+        prompts, update = self._questions(work), self._difference(work.about["update"], model)
+        found = model.run(path_attribution, prompts, update, tolerance=self.job.tolerance, **self._options)
+        width = self.inputs[work.unit.group].n_tokens - found.embed.shape[1]
+        arrays = {
+            "attribution": torch.nn.functional.pad(found.modules, (0, width), value=torch.nan).numpy()[None],
+            "attribution_embed": torch.nn.functional.pad(found.embed, (0, width), value=torch.nan).numpy()[
+                None
+            ],
+            "attribution_unembed": found.unembed.numpy()[None],
+            "residual": found.residual.numpy()[None],
+            "nodes": found.nodes.int().numpy()[None],
+            "slope": found.slope.T.numpy()[None],
+        }
+        if not self.job.execution.check_share:
+            return arrays, {}
+        drawn = drawn_for(self.job, work.unit.id)
+        return arrays, checked(*model.run(check_slopes, prompts, update, **drawn))
+
+    def run_swaps(self, work: Work, model, store) -> Result:
+        """Modules of an update inserted alone, removed alone, and put in one after the other."""
+        prompts, n = self._questions(work), len(parts_of(model.n_layers))
+        settings = {
+            "insert": [only(g, n, later=True) for g in range(n)],
+            "remove": [only(g, n, later=False) for g in range(n)],
+            "cumulative": [cut(c, n, below=order == "below") for order in ORDERS for c in range(n + 1)],
+        }
+        wanted = [cut(0, n, below=True), cut(n, n, below=True)]
+        wanted += [setting for kind in self.job.swaps for setting in settings[kind]]
+        update = self._files(work.about["update"])
+        earlier = placed(update.earlier, update.names, dict(model.nn._module.named_parameters()))
+        values = model.run(swapped_values, prompts, earlier, wanted, **self._options)
+        before, after = values[:2]
+        arrays: dict[str, np.ndarray] = {}
+        begin = 2
+        for kind in self.job.swaps:
+            found = values[begin : begin + len(settings[kind])]
+            begin += len(settings[kind])
+            if kind == "cumulative":
+                arrays[kind] = found.view(len(ORDERS), n + 1, -1).numpy()[None]
+                continue
+            effect = (found - before if kind == "insert" else after - found).T
+            halves, ends = SWAPS[kind]
+            arrays[halves] = effect[:, 1:-1].reshape(len(prompts), -1, len(MODULES)).numpy()[None]
+            arrays[ends] = effect[:, [0, -1]].numpy()[None]
+        if not self.job.execution.check_share:
+            return arrays, {}
+        drawn = drawn_for(self.job, work.unit.id)
+        return arrays, checked(*model.run(check_swaps, prompts, earlier, wanted, values=values, **drawn))
+
+    def run_removed(self, work: Work, model, store) -> Result:
+        """An update taken out of the final weights, in shares, and the slope there."""
+        prompts, update = self._questions(work), self._difference(work.about["update"], model)
+        now = model.run(behaviour_values, prompts, **self._options)
+        without = model.run(removed_values, prompts, update, alphas=self.job.alphas, **self._options)
+        # At the open model the slope along any update is the same contraction.
+        points = [(i, 1.0) for i in range(len(prompts))]
+        slope = model.run(slopes_at, prompts, update, points, **self._options).total.float()
+        return {"removed": (now - without).numpy()[None], "slope": slope.numpy()[None, None]}, {}
+
+    def run_control(self, work: Work, model, store) -> Result:
+        """Directions without a meaning taken out of the final weights."""
+        prompts, update = self._questions(work), self._difference(work.about["update"], model)
+        now = model.run(behaviour_values, prompts, **self._options)
+        without = model.run(
+            control_values,
+            prompts,
+            update,
+            kind=work.about["control"],
+            draws=self.job.controls,
+            seed=f"{self.job.seed}/{work.about['update']}",
+            **self._options,
+        )
+        return {"control_removed": (now - without).numpy()[None, None]}, {}
+
+    def run_rounding(self, work: Work, model, store) -> Result:
+        """How far the rounding of the stored weights could have moved the final stage."""
+        prompts = self._questions(work)
+        now = model.run(behaviour_values, prompts, **self._options)
+        options = {"draws": self.job.controls, "seed": str(self.job.seed), **self._options}
+        return {"rounding": (now - model.run(rounding_values, prompts, **options)).numpy()}, {}
+
+    def cost(self, work: Work) -> Cost:
+        """As planned: of a path the nodes that every prompt has; spot checks aside."""
+        if work.kind == "weights":
+            return Cost()
+        once = run_cost(
+            self.stages.shape, [0], [len(row.ids) for question in self._questions(work) for row in question]
+        )
+        halves = 2 * self.stages.n_layers
+        n_swaps = {"insert": halves + 2, "remove": halves + 2, "cumulative": 2 * (halves + 3)}
+        # A backward pass costs as much as a forward pass, and the update's own products as much again. A swap runs
+        # half of the blocks on average.
+        forwards, passes = {
+            "values": (1, 1.0),
+            "path": (NODES + 2, 4.0 * (NODES + 2)),
+            "swaps": (2 + sum(n_swaps[kind] for kind in self.job.swaps),) * 2,
+            "removed": (len(self.job.alphas) + 2, len(self.job.alphas) + 5.0),
+            "control": (self.job.controls + 1,) * 2,
+            "rounding": (self.job.controls + 1,) * 2,
+        }[work.kind]
+        if work.kind == "swaps":
+            passes = 2 + (passes - 2) / 2
+        return Cost(int(forwards) * once.forwards, int(passes * once.multiply_adds))
+
+    def facts(self, group: Group) -> dict[str, Any]:
+        asked = self.inputs.get(group.path)
+        return {
+            "group": group.path,
+            "prompts": len(asked.questions) if asked else 0,
+            "tokens": asked.n_tokens if asked else 0,
+            "updates": group.sizes["update"],
+        }
