@@ -40,7 +40,7 @@ class StudyContract:
         np.save(inputs / "none.npy", np.linspace(-1, 1, 32, dtype=np.float32))
         raw = good_job(cls.study, inputs) | cls.needs_finite
         raw["family"] = {"name": "x", "stages": {s: str(inputs / "model") for s in (*cls.fewest, "instruct")}}
-        (folder / "job.yaml").write_text(yaml.safe_dump(raw))
+        (folder / "job.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
         return folder / "job.yaml"
 
     @pytest.fixture(scope="class")
@@ -51,7 +51,7 @@ class StudyContract:
 
     def changed(self, small, folder, **keys):
         path = folder / "job.yaml"
-        path.write_text(yaml.safe_dump(yaml.safe_load(small.read_text()) | keys))
+        path.write_text(yaml.safe_dump(yaml.safe_load(small.read_text()) | keys, sort_keys=False))
         return path
 
     def test_the_plan_fills_every_value_once_and_needs_come_first(self, small):

@@ -125,7 +125,7 @@ def weights(groups: Sequence) -> Iterator[Table]:
             group.data[key].values for key in ("update_norm", "weight_norm", "changed")
         )
         others = [str(name) for name in group.data["other_update"].values]
-        cosine = group.data["update_cosine"].values
+        cosine, entries = group.data["update_cosine"].values, group.data["entries"].values
         blocks, tidy = [], []
         for name in group.updates:
             k = [str(one) for one in group.data["update"].values].index(name)
@@ -133,7 +133,7 @@ def weights(groups: Sequence) -> Iterator[Table]:
             for kind in ("all weights", *dict.fromkeys(kinds)):
                 own = np.ones(len(kinds), bool) if kind == "all weights" else kinds == kind
                 norm, length = (float(np.sqrt((one[k, own] ** 2).sum())) for one in (update, before))
-                share = float(np.average(changed[k, own]))
+                share = float(np.average(changed[k, own], weights=entries[own]))
                 rows.append(Row(kind, (Cell(number(norm, 3)), Cell(_percent(norm / length if length else np.nan)),
                                        Cell(_percent(share)))))  # fmt: skip
                 tidy.append({"study": "stages", "family": group.family, "update": name, "weights": kind,
@@ -154,7 +154,7 @@ def weights(groups: Sequence) -> Iterator[Table]:
             heading="Sizes of the updates",
             caption=(
                 f"{lacking}{group.family}: Frobenius norm of each update (model units), as a share of the norm of the "
-                "weights before it, and the share of entries that it changed (mean over tensors)."
+                "weights before it, and the share of entries that it changed."
             ),
             columns=("norm", "share of the weights' norm", "entries changed"),
             blocks=tuple(blocks),

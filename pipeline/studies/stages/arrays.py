@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ def updates(job: StagesJob) -> tuple[str, ...]:
     return job.stage_names[1:]
 
 
-def weights_group(job: StagesJob, parameters: Sequence[str]) -> Group:
-    """The group `stages`: how much each update changed each weight tensor."""
+def weights_group(job: StagesJob, parameters: Mapping[str, int]) -> Group:
+    """The group `stages`: how much each update changed each weight tensor; parameters: name -> entries."""
     names = updates(job)
     dims, block = ("update", "parameter"), {"update": 1}
     length = "Frobenius norm, model units"
@@ -58,6 +58,7 @@ def weights_group(job: StagesJob, parameters: Sequence[str]) -> Group:
         _updates(job),
         Coord("other_update", ("other_update",), list(names), "the other one"),
         Coord("parameter", ("parameter",), list(parameters), "weight tensor; a tied one stands once"),
+        Coord("entries", ("parameter",), list(parameters.values()), "entries of the tensor"),
     )
     sizes = {"update": len(names), "other_update": len(names), "parameter": len(parameters)}
     return Group(PATH, sizes, arrays, coords, _attributes(job, "weights"))

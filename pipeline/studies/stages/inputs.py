@@ -93,9 +93,16 @@ class _Reader:
             f"{PATH}/{name}", behaviour, unit, tuple(texts), tuple(kinds), tuple(questions), at_end, labels
         )
 
-    def _check(self, where: str, text: str, ids: Sequence[int]) -> None:
-        prompt = Prompt(text=text, ids=tuple(ids), start=0, spans=())
-        check_prompt(f"{where}: stage {self.final}", text, prompt, self.tokenizer, self.room)
+    def _check(self, where: str, text: str, ids: Sequence[int], *, template: bool = False) -> None:
+        """Whether a prompt is known and fits; of a template only what is put into it has to be known."""
+        where = f"{where}: stage {self.final}"
+        prompt = encode(self.tokenizer, "", text) if template else Prompt(text, tuple(ids), start=0, spans=())
+        check_prompt(where, text, prompt, self.tokenizer, None)
+        if self.room is not None and len(ids) > self.room:
+            raise JobError(
+                f"{where}: {shown(repr(text))}: its prompt has {len(ids)} tokens, the model takes {self.room}; take it "
+                "out, or shorten what stands before it"
+            )
 
     def _chats(self, instructions: Sequence[str]) -> list[str]:
         """Instructions as the final stage is asked them."""
@@ -124,7 +131,7 @@ class _Reader:
         questions = []
         for text, prompt in zip(texts, prompts, strict=True):
             ids = encoded(prompt)
-            self._check("refusal", text, ids)
+            self._check("refusal", text, ids, template=True)
             questions.append((Row(ids, (len(ids) - 1,), score),))
         return self._asked("refusal", texts, kinds, questions, unit=UNITS["refusal"], at_end=True)
 
@@ -156,8 +163,7 @@ class _Reader:
         documents = read_documents(text, self.job.seed)
         rows = encode_documents(documents, {self.final: self.tokenizer}, text.tokens, self.room)[self.final]
         questions = []
-        for document, ids in zip(documents, rows, strict=True):
-            self._check("text", document, ids)
+        for ids in rows:
             at = tuple(range(len(ids) - 1))
             score = _loss(ids) if name == "loss" else Entropy()
             questions.append((Row(ids, at, score),))
@@ -193,7 +199,7 @@ class _Reader:
                     )
                 )
             for row in questions[-1]:
-                self._check(f"behaviour {one.name}", text, row.ids)
+                self._check(f"behaviour {one.name}", text, row.ids, template=one.chat)
         at_end = all(row.at == (len(row.ids) - 1,) for question in questions for row in question)
         kinds = [""] * len(one.prompts)
         return self._asked(one.name, one.prompts, kinds, questions, unit=one.unit, at_end=at_end)

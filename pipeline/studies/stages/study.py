@@ -96,7 +96,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
 
     def arrays(self) -> Iterator[Group]:
         structure = self.stages.structures[self.stages.names[0]]
-        yield weights_group(self.job, [name for name, _ in structure.named_parameters()])
+        yield weights_group(self.job, {name: p.numel() for name, p in structure.named_parameters()})
         for asked in self.inputs.values():
             yield behaviour_group(self.job, asked, self.stages.n_layers)
 
