@@ -84,11 +84,7 @@ class RowBatch:
 
 
 def row_batch(model, rows: Sequence[Row]) -> RowBatch:
-    """Rows ready to be run.
-
-    >>> row_batch(model, [Row((1, 7), (1,), Entropy())]).ids.shape     # doctest: +SKIP
-    torch.Size([1, 2])
-    """
+    """Rows ready to be run."""
     ids = right_padded([row.ids for row in rows])[0].to(model.device)
     places = torch.tensor([(i, at) for i, row in enumerate(rows) for at in row.at], device=model.device)
     return RowBatch(tuple(rows), ids, places[:, 0], places[:, 1])
@@ -115,9 +111,6 @@ def behaviour_values(
     model, prompts: Sequence[Question], *, max_tokens: int | None = None, run: Callable = run_batch
 ) -> torch.Tensor:
     """The behaviour of every prompt (float32, nats); dims prompt.
-
-    >>> behaviour_values(model, [(Row((1, 7, 9), (2,), Entropy()),)])    # doctest: +SKIP
-    tensor([5.1])
 
     max_tokens: tokens in one forward pass, halved when memory runs out. run: what scores a batch of rows.
     """

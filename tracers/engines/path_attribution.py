@@ -107,9 +107,6 @@ def path_attribution(
 ) -> PathAttribution:
     """Split the effect of an update, whose later end is the open model, by layer, module and token.
 
-    >>> path_attribution(model, prompts, update).modules.shape          # doctest: +SKIP
-    torch.Size([16, 8, 2, 40])
-
     Parameters
     ----------
     update: later minus earlier weights by name, on the model's devices.
@@ -195,9 +192,6 @@ def slopes_at(
     max_tokens: int | None = None,
 ) -> Slopes:
     """df/ds of some prompts at some places of the path, split by layer, module and token.
-
-    >>> slopes_at(model, prompts, update, [(0, 0.5), (1, 0.5)]).total    # doctest: +SKIP
-    tensor([2.1, 0.4], dtype=torch.float64)
 
     points: (prompt, s); s = 1 is the open model, s = 0 the earlier stage.
     """

@@ -54,9 +54,6 @@ def swapped_values(
 ) -> torch.Tensor:
     """The behaviour of every prompt in every setting; dims setting x prompt (float32, nats).
 
-    >>> swapped_values(model, prompts, earlier, [only(0, 18, later=True)]).shape     # doctest: +SKIP
-    torch.Size([1, 16])
-
     Parameters
     ----------
     earlier: the earlier stage's weights by name, on the model's devices; the open model is the later stage.

@@ -14,10 +14,6 @@ from posttrace.tracers.models.safetensors import Checkpoint, StoredTensor
 class Update:
     """The update between two checkpoints of one shape, float32; nothing is read before it is asked for.
 
-    >>> update = Update(empty_model(sft), Checkpoint(base), Checkpoint(sft))       # doctest: +SKIP
-    >>> update.difference("lm_head.weight").norm()                              # doctest: +SKIP
-    tensor(7.9)
-
     Parameters
     ----------
     structure: the modules of either, weights or none; its parameters name the tensors, a tied one once.
@@ -62,10 +58,7 @@ class Update:
 
 
 def placed(read, names, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """What `read` gives for every name, on the device and in the dtype of the parameter of that name.
-
-    >>> placed(update.difference, update.names, dict(module.named_parameters()))      # doctest: +SKIP
-    """
+    """What `read` gives for every name, on the device and in the dtype of the parameter of that name."""
     return {name: read(name).to(parameters[name]) for name in names}
 
 
@@ -82,9 +75,6 @@ def sizes(
     update: Update, others: Mapping[str, Update]
 ) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
     """For each parameter: norm of the update and of the earlier weight, share changed, and cosines with other updates.
-
-    >>> next(sizes(update, {"instruct": other}))                       # doctest: +SKIP
-    ('model.embed_tokens.weight', {'update_norm': 3.1, 'weight_norm': 57.0, 'changed': 0.97}, {'instruct': 0.01})
 
     One tensor of each update is in memory at a time. A cosine with an update of norm 0 is NaN.
     """

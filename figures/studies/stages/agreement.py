@@ -38,13 +38,7 @@ class Agreement:
 
 
 def agree(group: Effects, update: str, kind: str) -> Agreement | None:
-    """Compare attribution with swaps on the prompts of a kind; None where the job has no swaps, or none converged.
-
-    Example
-    -------
-    >>> agree(group, "sft", "harmful").r                              # doctest: +SKIP
-    0.9
-    """
+    """Compare attribution with swaps on the prompts of a kind; None where the job has no swaps, or none converged."""
     insert, remove = (group.swapped(update, name) for name in ("insert", "remove"))
     if insert is None or remove is None:
         return None
@@ -64,13 +58,7 @@ def agree(group: Effects, update: str, kind: str) -> Agreement | None:
 
 
 def agreement(groups: Sequence) -> Iterator[Drawing]:
-    """Yield a scatter for each behaviour.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in agreement(groups)]               # doctest: +SKIP
-    ['stages/refusal/agreement']
-    """
+    """Yield a scatter for each behaviour."""
     for group in groups:
         if not isinstance(group, Effects):
             continue

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 def credit(groups: Sequence) -> Iterator[Drawing]:
-    """Yield the bars of all behaviours, a panel for each.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in credit(groups)]                  # doctest: +SKIP
-    ['stages/credit']
-    """
+    """Yield the bars of all behaviours, a panel for each."""
     chosen = [group for group in groups if isinstance(group, Effects)]
     if not chosen:
         return

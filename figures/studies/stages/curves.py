@@ -20,13 +20,7 @@ ORDER_COLOURS = {"below": "#2a7fa8", "above": "#d1752b"}
 
 
 def dose(groups: Sequence) -> Iterator[Drawing]:
-    """Yield, for each behaviour, the effect of removing a share of each update.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in dose(groups)]                    # doctest: +SKIP
-    ['stages/refusal/dose']
-    """
+    """Yield, for each behaviour, the effect of removing a share of each update."""
     for group in groups:
         if not isinstance(group, Effects):
             continue
@@ -77,13 +71,7 @@ def _draw_dose(group: Effects) -> Figure:
 
 
 def cumulative(groups: Sequence) -> Iterator[Drawing]:
-    """Yield, for each behaviour, its values as each update is put in part by part.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in cumulative(groups)]              # doctest: +SKIP
-    ['stages/refusal/cumulative']
-    """
+    """Yield, for each behaviour, its values as each update is put in part by part."""
     for group in groups:
         if not isinstance(group, Effects) or "cumulative" not in group.data:
             continue

@@ -101,7 +101,7 @@ class Effects:
         return np.ones(len(kinds), bool) if kind == ALL else kinds == kind
 
     def values(self, array: str) -> np.ndarray:
-        """An array's values in float64."""
+        """Return the values of an array, float64."""
         return self.data[array].values.astype(np.float64)
 
     def effect(self, update: str) -> np.ndarray:
@@ -190,11 +190,6 @@ class Effects:
 
 def read(dataset: xr.Dataset) -> Weights | Effects:
     """Read one group of the study.
-
-    Example
-    -------
-    >>> read(stores.open_group("runs/stages", "stages/loss")).updates     # doctest: +SKIP
-    ('sft', 'instruct')
 
     Raises
     ------

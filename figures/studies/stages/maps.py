@@ -18,13 +18,7 @@ EARLIER = "earlier"
 
 
 def tokens(groups: Sequence) -> Iterator[Drawing]:
-    """Yield the maps by layer and token of behaviours that are read after the last token.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in tokens(groups)]                  # doctest: +SKIP
-    ['stages/refusal/tokens']
-    """
+    """Yield the maps by layer and token of behaviours that are read after the last token."""
     for group in groups:
         if not isinstance(group, Effects) or not bool(group.data.attrs["read_at_end"]):
             continue
@@ -62,13 +56,7 @@ def tokens(groups: Sequence) -> Iterator[Drawing]:
 
 
 def modules(groups: Sequence) -> Iterator[Drawing]:
-    """Yield the maps by layer and module, summed over tokens.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in modules(groups)]                 # doctest: +SKIP
-    ['stages/refusal/modules']
-    """
+    """Yield the maps by layer and module, summed over tokens."""
     for group in groups:
         if not isinstance(group, Effects):
             continue
@@ -106,13 +94,9 @@ def modules(groups: Sequence) -> Iterator[Drawing]:
 
 
 def by_position(group: Effects) -> tuple[list[str], np.ndarray]:
-    """Return labels of the last tokens, and attributions by token from the end; dims update x prompt x layer x module x
-    column.
+    """Return labels of the last tokens, and attributions by token from the end.
 
-    Example
-    -------
-    >>> by_position(group)[0][0]                                      # doctest: +SKIP
-    'earlier'
+    Dims update x prompt x layer x module x column; the first column sums all tokens before the last ones.
     """
     values = group.values("attribution")
     texts = group.data["token_label"].values

@@ -18,13 +18,7 @@ INTERVALS = f"{CONFIDENCE:.0%} percentile bootstrap over prompts ({RESAMPLES} re
 
 
 def effects(groups: Sequence) -> Iterator[Table]:
-    """Yield the table of stage effects, a block for each behaviour.
-
-    Example
-    -------
-    >>> [table.name for table in effects(groups)]                     # doctest: +SKIP
-    ['stages_effects']
-    """
+    """Yield the table of stage effects, a block for each behaviour."""
     chosen = [group for group in groups if isinstance(group, Effects)]
     if not chosen:
         return
@@ -65,13 +59,7 @@ def effects(groups: Sequence) -> Iterator[Table]:
 
 
 def removal(groups: Sequence) -> Iterator[Table]:
-    """Yield the table of updates removed from the final weights, with the controls.
-
-    Example
-    -------
-    >>> [table.name for table in removal(groups)]                     # doctest: +SKIP
-    ['stages_removal']
-    """
+    """Yield the table of updates removed from the final weights, with the controls."""
     chosen = [group for group in groups if isinstance(group, Effects)]
     if not chosen:
         return
@@ -110,13 +98,7 @@ def removal(groups: Sequence) -> Iterator[Table]:
 
 
 def weights(groups: Sequence) -> Iterator[Table]:
-    """Yield the table of the updates' sizes, by kind of weight.
-
-    Example
-    -------
-    >>> [table.name for table in weights(groups)]                     # doctest: +SKIP
-    ['stages_weights']
-    """
+    """Yield the table of the updates' sizes, by kind of weight."""
     for group in groups:
         if not isinstance(group, Weights):
             continue

@@ -61,9 +61,6 @@ class Asked:
 def read_inputs(job: StagesJob, stages: Stages) -> dict[str, Asked]:
     """Path of the group -> the behaviour that it is about.
 
-    >>> list(read_inputs(job, stages))                                 # doctest: +SKIP
-    ['stages/refusal', 'stages/verdict/cities', 'stages/loss']
-
     Raises JobError for prompts that do not fit the models or have words that the final stage's tokenizer does not know.
     """
     reader = _Reader(job, stages)

@@ -12,11 +12,7 @@ from posttrace.tracers.engines.weights import KINDS
 
 
 def planned(job: StagesJob, inputs: Mapping[str, Asked]) -> Iterator[Work]:
-    """What the files say first; then every stage once: its values, its own update, and, of the last, all removals.
-
-    >>> next(planned(job, inputs)).unit.id                            # doctest: +SKIP
-    'stages/weights/sft'
-    """
+    """What the files say first; then every stage once: its values, its own update, and, of the last, all removals."""
     names = updates(job)
     for k, update in enumerate(names):
         yield make_work(
