@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import MLP, recognise
+from posttrace.tracers.models.safetensors import spellings
 
 FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm")
 """What architectures call the norm before the unembedding, where there are other norms next to it."""
@@ -61,9 +62,7 @@ class Neurons:
 
     def spelled(self, name: str) -> tuple[str, ...]:
         """How a file may spell the name of a tensor."""
-        bare = name.removeprefix(f"{self.prefix}.")
-        # A multimodal checkpoint keeps its text model under a name of its own, within or around the prefix.
-        return (name, bare, f"{self.prefix}.language_model.{bare}", f"language_model.{name}")
+        return spellings(name, self.prefix)
 
 
 def find_neurons(model, layer: int | None = None) -> Neurons:

@@ -67,6 +67,17 @@ class StoredTensor:
             yield self.rows(begin, min(begin + size, self.shape[0]))
 
 
+def spellings(name: str, prefix: str) -> tuple[str, ...]:
+    """How a file may spell the name of a tensor; prefix: what a model calls its body.
+
+    >>> spellings("model.norm.weight", "model")[1]
+    'norm.weight'
+    """
+    bare = name.removeprefix(f"{prefix}.")
+    # A multimodal checkpoint keeps its text model under a name of its own, within or around the prefix.
+    return (name, bare, f"{prefix}.language_model.{bare}", f"language_model.{name}")
+
+
 class Checkpoint:
     """The safetensors files of a model, one or several.
 

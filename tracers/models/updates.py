@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.models.safetensors import Checkpoint, StoredTensor
+from posttrace.tracers.models.safetensors import Checkpoint, StoredTensor, spellings
 
 
 class Update:
@@ -27,9 +27,9 @@ class Update:
         self._pairs: dict[str, tuple[StoredTensor, StoredTensor]] = {}
         for checkpoint in (earlier, later):
             check_plain(checkpoint.model)
-        prefix = f"{structure.base_model_prefix}."
+        prefix = structure.base_model_prefix
         for name, parameter in structure.named_parameters():
-            one, two = (c.tensor(name, name.removeprefix(prefix)) for c in (earlier, later))
+            one, two = (c.tensor(*spellings(name, prefix)) for c in (earlier, later))
             for stored, checkpoint in ((one, earlier), (two, later)):
                 if stored.shape != tuple(parameter.shape):
                     raise TracerError(

@@ -14,13 +14,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.models.architecture import Architecture, recognise
+from posttrace.tracers.models.architecture import AFTER_MLP, BEFORE_MLP, EITHER, Architecture, recognise
 
 MODULES = ("attn", "mlp")
 """The halves of a block, in order."""
 ENDS = ("embed", "unembed")
-FIRST_NORMS = ("input_layernorm", "ln_1")
-"""What architectures call the norm that feeds the attention."""
 
 
 class Part(NamedTuple):
@@ -59,6 +57,10 @@ def weighted_modules(model) -> list[Weighted]:
     weights can be credited exactly.
     """
     architecture = recognise(model)
+    if architecture.whole:
+        raise TracerError(
+            f"architecture {type(model).__name__}: {architecture.whole}; updates of such a model cannot be credited"
+        )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = []
     for path, module in model.named_modules():
@@ -78,7 +80,19 @@ def weighted_modules(model) -> list[Weighted]:
 def _part(path: str, module: nn.Module, architecture: Architecture) -> Part:
     inside = path.removeprefix(f"{architecture.layers}.")
     if inside == path:
-        return Part("embed" if isinstance(module, nn.Embedding) else "unembed", -1)
-    number, child, *_ = inside.split(".")
-    feeds_attention = child in (architecture.attn, architecture.attn_add, *FIRST_NORMS)
-    return Part("attn" if feeds_attention else "mlp", int(number))
+        before = isinstance(module, nn.Embedding) or "embed" in path.rsplit(".", 1)[-1]
+        return Part("embed" if before and path != architecture.unembed else "unembed", -1)
+    number, name = inside.split(".", 1)
+    half = "attn" if _of_attention(name, module, architecture) else "mlp"
+    return Part(half, int(number))
+
+
+def _of_attention(name: str, module: nn.Module, architecture: Architecture) -> bool:
+    """Whether a module of a block is part of its attention, or a norm before it or after it."""
+    if any(
+        name == path or name.startswith(f"{path}.") for path in (*architecture.attn, *architecture.attn_add)
+    ):
+        return True
+    first = name.split(".")[0]
+    of_mlp = (*architecture.mlp, *architecture.mlp_add, *architecture.mid, *BEFORE_MLP, *AFTER_MLP, EITHER)
+    return "Norm" in type(module).__name__ and first not in of_mlp
