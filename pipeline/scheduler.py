@@ -56,7 +56,6 @@ class Scheduler:
                 self._collect()
         finally:
             self._analysis.shutdown(wait=True, cancel_futures=True)
-            self._keep_finished()
             self._backend.close()
             self._keep_finished()
         if self._failed:
@@ -124,12 +123,6 @@ class Scheduler:
         self._backend.stored(work)
         self._unfinished.discard(work.unit.id)
         self._advance(work)
-
-    def _keep_finished(self) -> None:
-        """Write what units without a model had computed when the run was stopped."""
-        for future, work in self._running.items():
-            if work.stage is None and not future.cancelled() and future.exception() is None:
-                self._writer.write(work.unit, *future.result())
 
     def _give_up(self, work: Work, why: str) -> None:
         self._failed[work.unit.id] = why
