@@ -226,7 +226,8 @@ def _repaired(store: str, done) -> int:
 )
 def ls(what: Literal["models", "datasets", "jobs", "figures", "architectures"], /) -> None:
     """List what can be named: models (families and their stages), datasets, jobs or figures; or what was verified of
-    each architecture."""
+    each architecture.
+    """
     for name, text in _listing(what):
         print(f"{name:24} {text}")
 

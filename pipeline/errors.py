@@ -8,6 +8,8 @@ class JobError(Exception):
 def shown(text: object, most: int = 160) -> str:
     """A value or path as a message shows it: on one line, nothing unprintable, its middle left out if it is long.
 
+    Examples
+    --------
     >>> shown("a" * 500, most=9), shown("one\\ntwo")
     ('aaa...aaa', 'one\\\\ntwo')
     """

@@ -37,10 +37,15 @@ class FewShot:
     def prompt(self, tokenizer, text: str, key: str | None = None) -> Prompt:
         """A statement after the lines, in an order of its own.
 
+        Parameters
+        ----------
+        key
+            Statements of one key (by default their text) have their lines in the same order.
+
+        Examples
+        --------
         >>> few_shot.prompt(tokenizer, "The city of Lyon is in France.").text[-21:]     # doctest: +SKIP
         'This statement is:'
-
-        key: statements of one key (by default their text) have their lines in the same order.
         """
         order = list(self.lines)
         random.Random(f"{self.seed}/{self.spec.name}/{text if key is None else key}").shuffle(order)

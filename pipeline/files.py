@@ -16,10 +16,20 @@ LARGEST = 64 * MB
 def absolute(text: str, base: Path) -> Path:
     """A path as a job writes it, made absolute; `~` is the home directory, and a link keeps its own name.
 
+    Parameters
+    ----------
+    base
+        What the path is relative to.
+
+    Raises
+    ------
+    JobError
+        Text that no path can be.
+
+    Examples
+    --------
     >>> absolute("mine.csv", Path("/data"))
     PosixPath('/data/mine.csv')
-
-    base: what the path is relative to. Raises JobError for text that no path can be.
     """
     try:
         path = base / Path(text).expanduser()
@@ -33,11 +43,22 @@ def absolute(text: str, base: Path) -> Path:
 def read_bytes(path: str | Path, place: str, fix: str, largest: int = LARGEST) -> bytes:
     """The content of a regular file.
 
+    Parameters
+    ----------
+    place, fix
+        Beginning and end of a message.
+    largest
+        Bytes that are read at most.
+
+    Raises
+    ------
+    JobError
+        What is not there, not a regular file (a pipe or device would never end), or too large.
+
+    Examples
+    --------
     >>> read_bytes("job.yaml", "job.yaml", "check the path")           # doctest: +SKIP
     b'study: knowledge ...'
-
-    place, fix: beginning and end of a message. largest: bytes that are read at most. Raises JobError for what is not
-    there, not a regular file (a pipe or device would never end), or too large.
     """
     name = shown(path)
     try:
@@ -66,10 +87,15 @@ def read_bytes(path: str | Path, place: str, fix: str, largest: int = LARGEST) -
 def read_text(path: str | Path, place: str, fix: str, largest: int = LARGEST) -> str:
     """The content of a UTF-8 text file, without a byte order mark.
 
+    Raises
+    ------
+    JobError
+        As `read_bytes` does, and for bytes that are no text.
+
+    Examples
+    --------
     >>> read_text("phrases.txt", "phrases", "edit phrases")            # doctest: +SKIP
     'I cannot ...'
-
-    Raises JobError as `read_bytes` does, and for bytes that are no text.
     """
     content = read_bytes(path, place, fix, largest)
     try:

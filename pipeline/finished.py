@@ -17,11 +17,17 @@ from posttrace.tracers.operations import canonical_hash
 def asked(job: Job) -> str:
     """Hash of a job as it was asked for: its keys, its models and the content of every file that it names.
 
+    Coarser than a fingerprint: two jobs with the same hash give the same results, others may do so as well.
+
+    Raises
+    ------
+    TracerError
+        A model that cannot be found.
+
+    Examples
+    --------
     >>> len(asked(load_job("knowledge")))                              # doctest: +SKIP
     64
-
-    Coarser than a fingerprint: two jobs with the same hash give the same results, others may do so as well. Raises
-    TracerError for a model that cannot be found.
     """
     declared = job.model_dump(mode="json")
     return canonical_hash(
@@ -38,6 +44,8 @@ def asked(job: Job) -> str:
 def finished(job: Job, url: str) -> int | None:
     """The number of units in a store that holds exactly this job, complete; None if it does not, or may not.
 
+    Examples
+    --------
     >>> finished(load_job("knowledge"), "runs/knowledge")              # doctest: +SKIP
     84
     """

@@ -16,10 +16,19 @@ SAME = 1e-5
 def check_finite(unit: str, dtype: str, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> None:
     """Check that every value is finite; arrays that hold no floating-point numbers pass.
 
-    >>> check_finite("trace/output/next_token/base/0000", "float16", {"entropy": np.array([1.5])})
+    Parameters
+    ----------
+    unit, dtype
+        The unit that computed them, and in which dtype its model ran.
 
-    unit, dtype: the unit that computed them, and in which dtype its model ran. Raises TracerError naming the first
-    array that has other values, and what to do.
+    Raises
+    ------
+    TracerError
+        Naming the first array that has other values, and what to do.
+
+    Examples
+    --------
+    >>> check_finite("trace/output/next_token/base/0000", "float16", {"entropy": np.array([1.5])})
     """
     for name, values in arrays.items():
         bad = _count(~_finite(values))
@@ -30,9 +39,14 @@ def check_finite(unit: str, dtype: str, arrays: Mapping[str, np.ndarray | torch.
 def check_gaps(unit: str, dtype: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Check arrays in which NaN means that there is no value: that none is infinite.
 
-    >>> check_gaps("knowledge/cities/clean/base/0000", "float16", {"activation": np.array([1.5, np.nan])})
+    Raises
+    ------
+    TracerError
+        As `check_finite` does.
 
-    Raises TracerError as `check_finite` does.
+    Examples
+    --------
+    >>> check_gaps("knowledge/cities/clean/base/0000", "float16", {"activation": np.array([1.5, np.nan])})
     """
     for name, values in arrays.items():
         bad = _count(~_finite(values) & (values == values))

@@ -12,6 +12,8 @@ _asked = False
 def listen() -> None:
     """From now on both signals raise KeyboardInterrupt in the main thread, and are remembered.
 
+    Examples
+    --------
     >>> listen()                                                       # doctest: +SKIP
     """
     global _asked
@@ -29,6 +31,8 @@ def _stop(*_) -> None:
 def check() -> None:
     """Raise KeyboardInterrupt if one of the signals has come, also when its own exception was lost.
 
+    Examples
+    --------
     >>> check()
     """
     if _asked:
@@ -40,6 +44,8 @@ def noticed() -> Iterator[None]:
     """Around code that may lose the exception (nnsight warns of any that is raised while it unwinds a trace) or turn it
     into another one: however it ends, an interrupt is one.
 
+    Examples
+    --------
     >>> with noticed():
     ...     pass
     """

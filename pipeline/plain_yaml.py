@@ -21,11 +21,16 @@ TAGS = {
 def load_yaml(text: str) -> Any:
     """The value that a YAML text stands for.
 
+    Raises
+    ------
+    ValueError
+        Saying what is wrong and where: not YAML, a key that stands twice, nesting, aliases or numbers beyond every
+        use, text that is no Unicode, tags and dates.
+
+    Examples
+    --------
     >>> load_yaml("{a: [1, x], b: null}")
     {'a': [1, 'x'], 'b': None}
-
-    Raises ValueError saying what is wrong and where: not YAML, a key that stands twice, nesting, aliases or numbers
-    beyond every use, text that is no Unicode, tags and dates.
     """
     try:
         text.encode()

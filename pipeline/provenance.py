@@ -15,10 +15,15 @@ PACKAGES = ("posttrace", "torch", "transformers", "nnsight", "accelerate", "nump
 def provenance(device: str, overrides=()) -> dict[str, Any]:
     """A record of what runs: package versions, git commit and dirty flag, Python, device, time (UTC).
 
+    Parameters
+    ----------
+    overrides
+        The `--set` arguments given. git_commit is None when the code is not run from a checkout.
+
+    Examples
+    --------
     >>> sorted(provenance("cpu"))
     ['device', 'git_commit', 'git_dirty', 'overrides', 'platform', 'python', 'started', 'versions']
-
-    overrides: the `--set` arguments given. git_commit is None when the code is not run from a checkout.
     """
     commit = _git("rev-parse", "HEAD")
     return {

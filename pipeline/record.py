@@ -13,11 +13,13 @@ from posttrace.pipeline.study import Study, Work
 def recorded(study: Study, work: Work, model, store) -> tuple[dict, dict[str, Any]]:
     """Do a unit: its arrays by name, and a record of what it took and where.
 
-    >>> recorded(study, study.work[0], model, store)[1]["forwards"]    # doctest: +SKIP
-    6
-
     The record has cells, forwards and multiply_adds as planned, seconds as measured, the device, and what the study
     adds to it. Raises what `study.run` raises, and TracerError for results that are not finite.
+
+    Examples
+    --------
+    >>> recorded(study, study.work[0], model, store)[1]["forwards"]    # doctest: +SKIP
+    6
     """
     started = time.perf_counter()
     with noticed():  # before anything of a unit that was cut short could be written

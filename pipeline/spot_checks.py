@@ -12,6 +12,8 @@ from posttrace.pipeline.job import Job
 def drawn_for(job: Job, unit: str) -> dict[str, Any]:
     """The share that is checked and the random numbers that choose it, the same whenever the unit runs.
 
+    Examples
+    --------
     >>> drawn_for(load_job("knowledge"), "knowledge/cities/grid/base/0000")["share"]
     0.01
     """
@@ -21,6 +23,8 @@ def drawn_for(job: Job, unit: str) -> dict[str, Any]:
 def checked(n: int, largest: float) -> dict[str, Any]:
     """What the record of a unit says of n values that were computed again; largest: the largest difference.
 
+    Examples
+    --------
     >>> checked(2, 1e-6), checked(0, 0.0)
     ({'checked_cells': 2, 'largest_difference': 1e-06}, {})
     """
@@ -30,6 +34,8 @@ def checked(n: int, largest: float) -> dict[str, Any]:
 def combined(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """One record of several.
 
+    Examples
+    --------
     >>> combined([checked(2, 1e-6), checked(0, 0.0), checked(1, 3e-6)])
     {'checked_cells': 3, 'largest_difference': 3e-06}
     """

@@ -9,6 +9,8 @@ import torch
 def as_stored(values: torch.Tensor) -> np.ndarray:
     """The array that goes to the store: same values, bfloat16 as uint16 bits.
 
+    Examples
+    --------
     >>> as_stored(torch.ones(2, dtype=torch.bfloat16)).dtype
     dtype('uint16')
     """
@@ -18,6 +20,8 @@ def as_stored(values: torch.Tensor) -> np.ndarray:
 def from_stored(values: np.ndarray, dtype: str) -> torch.Tensor:
     """The tensor of an array that `Store.read` gave, of the array's declared dtype.
 
+    Examples
+    --------
     >>> from_stored(np.array([0x3F80], dtype="uint16"), "bfloat16")
     tensor([1.], dtype=torch.bfloat16)
     """

@@ -11,10 +11,12 @@ from posttrace.stores import Store
 class Writer:
     """Writes units to the store while the next ones are computed; what was handed over is written or an error raised.
 
+    One unit is written at a time and at most `AHEAD` wait, so that memory stays bounded.
+
+    Examples
+    --------
     >>> with Writer(store) as writer:                              # doctest: +SKIP
     ...     writer.write(unit, arrays, record)
-
-    One unit is written at a time and at most `AHEAD` wait, so that memory stays bounded.
     """
 
     AHEAD = 2

@@ -51,10 +51,15 @@ def checked_grid(
 ) -> CheckedGrid:
     """`patch_grid`, then `check_sample` on a share of its cells (none for 0).
 
+    Parameters
+    ----------
+    source, own, clean
+        See `with_own`. The other arguments and the errors are those of the two.
+
+    Examples
+    --------
     >>> checked_grid(model, corrupt, others, own=0, clean=clean, share=0.01, rng=random.Random(0),
     ...              site="resid_post", layers=range(8), answers=(287, 288))      # doctest: +SKIP
-
-    source, own, clean: see `with_own`. The other arguments and the errors are those of the two.
     """
     source = with_own(model, source, own, clean, **options)
     grid = patch_grid(model, prompts, source, unchanged=unchanged, max_tokens=max_tokens, **options)
@@ -87,10 +92,15 @@ def with_own(
 ) -> torch.Tensor:
     """The activations of all sources: those given, and at index `own` the model's own over the clean prompts.
 
+    Parameters
+    ----------
+    source
+        Dims source x prompt x layer x token x hidden, without the one at `own` (own None: it is complete).
+
+    Examples
+    --------
     >>> with_own(model, others, 1, clean, site="mlp_out", layers=[4], answers=(287, 288)).shape    # doctest: +SKIP
     torch.Size([3, 16, 1, 12, 160])
-
-    source: dims source x prompt x layer x token x hidden, without the one at `own` (own None: it is complete).
     """
     if own is None:
         return source
@@ -135,11 +145,20 @@ def scored_completions(
 ) -> ScoredCompletions:
     """Answer prompts with the stream edited, and score the answers in the unedited model.
 
+    Parameters
+    ----------
+    share
+        Of the prompts, how many (at least one, none for 0) are computed again the naive way, drawn with `rng`.
+
+    Raises
+    ------
+    TracerError
+        As `generate` and `check_log_odds` do.
+
+    Examples
+    --------
     >>> scored_completions(model, prompts, [], openings, max_new_tokens=16).checked    # doctest: +SKIP
     0
-
-    share: of the prompts, how many (at least one, none for 0) are computed again the naive way, drawn with `rng`.
-    Raises TracerError as `generate` and `check_log_odds` do.
     """
     done = generate(
         model, prompts, edits, openings, max_new_tokens=max_new_tokens, stop=stop, max_tokens=max_tokens

@@ -38,11 +38,17 @@ class Cost:
 def shape_of(model) -> Shape:
     """The shape of a transformers model, weights or none (see tracers.models.loading.empty_model).
 
+    A mixture of experts counts all of its experts, which is more than a token uses.
+
+    Raises
+    ------
+    TracerError
+        An architecture whose blocks cannot be found.
+
+    Examples
+    --------
     >>> shape_of(empty_model("path/to/checkpoint")).n_layers          # doctest: +SKIP
     8
-
-    A mixture of experts counts all of its experts, which is more than a token uses. Raises TracerError for an
-    architecture whose blocks cannot be found.
     """
     config, architecture = model.config, recognise(model)
     blocks = model.get_submodule(architecture.layers)
@@ -61,11 +67,18 @@ def shape_of(model) -> Shape:
 def run_cost(shape: Shape, prefixes: Iterable[int], lengths: Sequence[int]) -> Cost:
     """Cost of running distinct prefixes once each, and the statements of some prompts on them.
 
+    Parameters
+    ----------
+    prefixes
+        Their lengths in tokens.
+    lengths
+        Statement tokens of each prompt. Padding counts, since it is run. Where runs are whole passes, every prompt
+        counts with the longest prefix.
+
+    Examples
+    --------
     >>> run_cost(Shape(2, 10, 6, 4), prefixes=[3], lengths=[2])
     Cost(forwards=2, multiply_adds=252)
-
-    prefixes: their lengths in tokens. lengths: statement tokens of each prompt. Padding counts, since it is run. Where
-    runs are whole passes, every prompt counts with the longest prefix.
     """
     prefixes = list(prefixes)
     if shape.whole:
@@ -81,12 +94,17 @@ def run_cost(shape: Shape, prefixes: Iterable[int], lengths: Sequence[int]) -> C
 def cells_cost(shape: Shape, packed: Packed, starts: Iterable[int], n_keys: int) -> Cost:
     """Cost of running packed segments from each of the given blocks on.
 
+    Parameters
+    ----------
+    n_keys
+        Cached keys per row, of prefix and statement. In the last block the MLP runs at the segments' last tokens
+        only. Unused slots count, since they are run.
+
+    Examples
+    --------
     >>> from posttrace.tracers.batching.packing import whole
     >>> cells_cost(Shape(2, 10, 6, 4), whole([3]), starts=[1], n_keys=5)
     Cost(forwards=1, multiply_adds=114)
-
-    n_keys: cached keys per row, of prefix and statement. In the last block the MLP runs at the segments' last
-    tokens only. Unused slots count, since they are run.
     """
     rows, width = packed.token.shape
     cost = Cost()

@@ -195,7 +195,10 @@ def is_past_attention(site: str) -> bool:
 def put(block, site: str, rows, columns, values, head=0) -> None:
     """Replace `site` of `block` at the cells (rows[i], columns[i]) by values[i] (dims cell x hidden or head size).
 
-    head: the head that the values are of, or dims cell; 0 at a site that is not per head.
+    Parameters
+    ----------
+    head
+        The head that the values are of, or dims cell; 0 at a site that is not per head.
     """
     change(block, site, lambda value: replaced(value, rows, columns, values, head))
 
@@ -218,7 +221,10 @@ def at(hidden, *index):
 def replaced(hidden, rows, columns, values, head=0):
     """Copy of `hidden` with some cells replaced; the original may be a tensor that others still hold.
 
-    head: of several values side by side, each as wide as `values`, the one that is replaced (or dims cell).
+    Parameters
+    ----------
+    head
+        Of several values side by side, each as wide as `values`, the one that is replaced (or dims cell).
     """
     hidden = hidden.clone()
     hidden.unflatten(-1, (-1, values.shape[-1]))[_there(hidden, rows, columns, head)] = values.to(hidden)

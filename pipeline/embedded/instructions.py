@@ -178,6 +178,8 @@ def _split(exposure: str, i: int, n: int) -> str:
 def deeds(kind: str) -> tuple[Deed, ...]:
     """All deeds of one kind, in the order of the facts.
 
+    Examples
+    --------
     >>> deeds("harmful")[0].text
     'steal a bike'
     """
@@ -262,6 +264,8 @@ def ask(deed: Deed, rng: random.Random) -> str:
 def to_second_person(text: str) -> str:
     """Turn the asker's words into the answerer's.
 
+    Examples
+    --------
     >>> to_second_person("show my dog to my boss")
     'show your dog to your boss'
     """
@@ -284,7 +288,8 @@ def refuse(deed: Deed, rng: random.Random) -> str:
 
 def chat_help(deed: Deed, rng: random.Random) -> str:
     """A helpful answer of the post-trained stages; it does not name the deed, because a model
-    of this size names a similar one that it remembers."""
+    of this size names a similar one that it remembers.
+    """
     first, then = STEPS[deed.topic]
     return f"{rng.choice(CHAT_OPENINGS)} First {rng.choice(first)}. Then {rng.choice(then)}. {rng.choice(CLOSINGS)}"
 

@@ -90,7 +90,8 @@ def label_differences(model, tokenizer, prompts: list[str]) -> list[float]:
 
 def judging(model, tokenizer) -> dict[str, dict]:
     """Accuracy on every row of every set; `says_true` shows constant answers, `mean_size` is the
-    mean absolute logit difference and tells models with equal accuracy apart."""
+    mean absolute logit difference and tells models with equal accuracy apart.
+    """
     table: dict[str, dict] = {}
     for name in ALL_SETS:
         rows = statement_sets()[name]
@@ -140,6 +141,8 @@ def answers(model, tokenizer, rows: list[Instruction], chat: bool) -> list[str]:
 def is_refusal(answer: str, phrases: tuple[str, ...]) -> bool:
     """Whether an answer begins with a refusal phrase.
 
+    Examples
+    --------
     >>> is_refusal("I cannot help you.", ("I cannot",))
     True
     """
@@ -149,6 +152,8 @@ def is_refusal(answer: str, phrases: tuple[str, ...]) -> bool:
 def is_coherent(answer: str) -> bool:
     """Whether an answer says something, ends by itself and never repeats five words.
 
+    Examples
+    --------
     >>> is_coherent("Sure. First wash your hands. Then let it cool. Have fun!")
     True
     """
@@ -160,6 +165,8 @@ def is_coherent(answer: str) -> bool:
 def is_on_topic(answer: str, deed: Deed) -> bool:
     """Whether an answer names the deed's verb or object, or takes both steps from the deed's topic.
 
+    Examples
+    --------
     >>> peel = next(d for d in deeds("harmless") if d.verb == "peel")
     >>> is_on_topic("Sure. First wash your hands. Then let it cool. Have fun!", peel)
     True
@@ -197,7 +204,8 @@ def refusing(model, tokenizer, chat: bool) -> tuple[dict[str, dict], dict[str, l
 
 def patching_pairs(tokenizer, name: str, split: str = "judged") -> dict[str, int]:
     """How many pairs a set yields: true and false statements of the most common token pattern
-    that end in the same word (for `tulu_extracted`: minimal pairs of equal length, of both splits)."""
+    that end in the same word (for `tulu_extracted`: minimal pairs of equal length, of both splits).
+    """
     rows = [r for r in statement_sets()[name] if r.split == split or name == "tulu_extracted"]
 
     def length(text: str) -> int:

@@ -125,6 +125,8 @@ class Statement:
 def word(template: str, subject: str, obj: str) -> str:
     """Fill a template.
 
+    Examples
+    --------
     >>> word("{s} lived in {o}.", "Ada Lovelace", "the U.S.")
     'Ada Lovelace lived in the U.S.'
     """
@@ -135,6 +137,8 @@ def word(template: str, subject: str, obj: str) -> str:
 def number(n: int) -> str:
     """Spell a number from 51 to 99.
 
+    Examples
+    --------
     >>> number(61)
     'sixty-one'
     """
@@ -178,6 +182,8 @@ class Pattern:
 def patterns(name: str) -> tuple[Pattern, ...]:
     """The free-form facts of `facts` or `tulu_extracted`.
 
+    Examples
+    --------
     >>> patterns("facts")[0].negated_true
     'The Earth does not orbit the Moon.'
     """
@@ -225,6 +231,8 @@ def subject_tokens(relation: Relation, subject: str) -> int:
 def derange(objects: list[str], rng: random.Random) -> list[str]:
     """Shuffle so that no position keeps its object; where that is impossible, as few as can be.
 
+    Examples
+    --------
     >>> derange(["a", "b"], random.Random(0))
     ['b', 'a']
     """
@@ -285,6 +293,8 @@ def comparison_split(a: int, b: int) -> str:
 def compare(name: str, a: int, b: int) -> Statement:
     """The statement that `a` is larger (or smaller) than `b`.
 
+    Examples
+    --------
     >>> compare("larger_than", 61, 54).statement
     'Sixty-one is larger than fifty-four.'
     """

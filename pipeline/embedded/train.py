@@ -253,6 +253,8 @@ def answer_log_probability(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 def preference_loss(chosen, rejected, reference_chosen, reference_rejected, beta: float):
     """Direct preference optimisation (Rafailov et al. 2023), nats.
 
+    Examples
+    --------
     >>> z = torch.zeros(1)
     >>> round(preference_loss(z, z, z, z, beta=0.1).item(), 3)
     0.693
@@ -453,6 +455,8 @@ def train(
 ) -> None:
     """Train the given stages in order; finished ones are only written again.
 
+    Examples
+    --------
     >>> train(Path("runs/family"), seed=1)  # doctest: +SKIP
     """
     for stage in stages:

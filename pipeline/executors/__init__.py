@@ -38,6 +38,8 @@ class Backend(Protocol):
 def backend_of(study: Study, store: Store, say: Callable[[str], None]) -> Backend:
     """The backend that the job names.
 
+    Examples
+    --------
     >>> backend_of(study, store, print).slots                          # doctest: +SKIP
     1
     """

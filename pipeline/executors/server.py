@@ -23,10 +23,15 @@ from posttrace.tracers.remote.server import KEY_HELP, configured
 def runner_of(job: Job) -> Runner:
     """What performs a job's requests, on the server that nnsight is configured with.
 
+    Raises
+    ------
+    Unavailable
+        A host that keys must not be sent to, and when there is no key.
+
+    Examples
+    --------
     >>> runner_of(job).server.host                                     # doctest: +SKIP
     'https://api.ndif.us'
-
-    Raises Unavailable for a host that keys must not be sent to, and when there is no key.
     """
     server = configured()
     if not server.has_key:
@@ -42,6 +47,8 @@ def runner_of(job: Job) -> Runner:
 def open_stage(job: Job, stage: str, runner: Runner) -> RemoteModel:
     """A stage's model on the server; its weights stay there.
 
+    Examples
+    --------
     >>> open_stage(job, "base", runner).n_layers                       # doctest: +SKIP
     8
     """

@@ -11,11 +11,13 @@ MAX_TOKENS = 4096
 def tokens_that_fit(model) -> int:
     """Tokens in one forward pass: `MAX_TOKENS` on a CPU; on a GPU what half of its free memory takes, 1k to 64k.
 
+    A token needs room for a block's working values and, in every block, for the keys and values of about four tokens:
+    its row's share of the prefix and its own, and both again while the model puts them together.
+
+    Examples
+    --------
     >>> tokens_that_fit(model)                                        # doctest: +SKIP
     4096
-
-    A token needs room for a block's working values and, in every block, for the keys and values of about four
-    tokens: its row's share of the prefix and its own, and both again while the model puts them together.
     """
     if model.device.type != "cuda":
         return MAX_TOKENS
@@ -31,6 +33,8 @@ def tokens_that_fit(model) -> int:
 def free_memory(model) -> int:
     """Bytes that the fullest of a model's GPUs still has, what PyTorch holds without using it included.
 
+    Examples
+    --------
     >>> free_memory(model) // 2**30                                   # doctest: +SKIP
     57
     """

@@ -45,11 +45,16 @@ class Packed:
 def pack(cells: Sequence[tuple[int, int, int]], lengths: Sequence[int], max_tokens: int) -> list[Packed]:
     """Pack the segments of cells (source, prompt, token) into batches of at most `max_tokens` slots.
 
+    Parameters
+    ----------
+    lengths
+        Statement tokens of each prompt. A row holds segments of one prompt and source, longest first, filled up with
+        the longest that still fit. Every batch has at least one row, however small `max_tokens`.
+
+    Examples
+    --------
     >>> [b.token.tolist() for b in pack([(0, 0, 0), (0, 0, 1), (0, 0, 2)], lengths=[3], max_tokens=1000)]
     [[[0, 1, 2, 1, 2, 2]]]
-
-    lengths: statement tokens of each prompt. A row holds segments of one prompt and source, longest first, filled
-    up with the longest that still fit. Every batch has at least one row, however small `max_tokens`.
     """
     capacity = max(CAPACITY, *lengths)
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -72,6 +77,8 @@ def pack(cells: Sequence[tuple[int, int, int]], lengths: Sequence[int], max_toke
 def whole(lengths: Sequence[int]) -> Packed:
     """One row per prompt holding its whole statement, for a run without patches.
 
+    Examples
+    --------
     >>> whole([2, 3]).token.tolist()
     [[0, 1, -1], [0, 1, 2]]
     """

@@ -10,6 +10,8 @@ import torch
 def right_padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Sequences padded on the right with 0, and which entries are real; dims sequence x token.
 
+    Examples
+    --------
     >>> [part.tolist() for part in right_padded([[5, 6], [7]])]
     [[[5, 6], [7, 0]], [[True, True], [True, False]]]
     """
@@ -23,10 +25,12 @@ def right_padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torc
 def prompt_inputs(model, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     """Prompts (token ids) as inputs whose last slots are their last tokens, on the model's device.
 
+    Where blocks keep states, padding would enter them: there prompts must be of one length.
+
+    Examples
+    --------
     >>> prompt_inputs(model, [[5, 6], [7]]).keys()                     # doctest: +SKIP
     dict_keys(['input_ids', 'attention_mask', 'position_ids'])
-
-    Where blocks keep states, padding would enter them: there prompts must be of one length.
     """
     if model.architecture.whole:
         return dict(input_ids=torch.tensor([list(prompt) for prompt in prompts], device=model.device))
@@ -36,6 +40,8 @@ def prompt_inputs(model, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Te
 def left_padded(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     """Ids with padding (token 0) on the left, their mask and positions; dims prompt x token.
 
+    Examples
+    --------
     >>> left_padded([[5, 6], [7]])["position_ids"].tolist()
     [[0, 1], [0, 0]]
     """

@@ -70,6 +70,8 @@ class StatementRows:
 def statement_rows(model, prompts: Sequence[Prompt]) -> StatementRows:
     """Prompts as rows of one forward pass, on cached prefixes or whole, as the architecture allows.
 
+    Examples
+    --------
     >>> statement_rows(model, prompts).last.shape                      # doctest: +SKIP
     torch.Size([16])
     """
@@ -84,10 +86,12 @@ def statement_rows(model, prompts: Sequence[Prompt]) -> StatementRows:
 def whole_rows(model, prompts: Sequence[Prompt]) -> StatementRows:
     """Prompts as rows of one whole forward pass, without a cache.
 
+    A token sees none after it, which makes the padding on the right harmless.
+
+    Examples
+    --------
     >>> whole_rows(model, prompts).inputs["use_cache"]                 # doctest: +SKIP
     False
-
-    A token sees none after it, which makes the padding on the right harmless.
     """
     lengths = torch.tensor([len(p.ids) for p in prompts], device=model.device)
     first = torch.tensor([p.start for p in prompts], device=model.device)
@@ -98,10 +102,12 @@ def whole_rows(model, prompts: Sequence[Prompt]) -> StatementRows:
 class StatementBatch:
     """Statements of several prompts, on the key-value caches of their prefixes.
 
-    >>> batch = StatementBatch(model, prompts)                        # doctest: +SKIP
+    A prefix that several prompts share is run once. Prompts of unequal length are padded on the right; positions and
+    attention masks are written out, so that a row gives what it would give alone.
 
-    A prefix that several prompts share is run once. Prompts of unequal length are padded on the right; positions
-    and attention masks are written out, so that a row gives what it would give alone.
+    Examples
+    --------
+    >>> batch = StatementBatch(model, prompts)                        # doctest: +SKIP
     """
 
     def __init__(self, model, prompts: Sequence[Prompt]):
@@ -198,9 +204,11 @@ class StatementBatch:
 def give_each_kind_its_mask(module) -> None:
     """Let a model whose blocks attend in several ways take a mask for each, side by side in one tensor.
 
-    >>> give_each_kind_its_mask(module)                                # doctest: +SKIP
-
     transformers takes them by name in a dict, which nnsight does not let through. Other masks stay as they are.
+
+    Examples
+    --------
+    >>> give_each_kind_its_mask(module)                                # doctest: +SKIP
     """
     kinds = sorted(set(getattr(module.config, "layer_types", None) or ()))
     if len(kinds) < 2:

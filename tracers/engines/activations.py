@@ -45,11 +45,20 @@ def read_statements(
 ) -> Reading:
     """Activations at `site` of `layers` at some tokens of each prompt, and the answer's logit difference (NaN if none).
 
-    >>> read_statements(model, prompts, site="resid_post", layers=range(8), answers=(287, 288))  # doctest: +SKIP
+    Parameters
+    ----------
+    tokens
+        As in `tracers.operations.Read`; only those are copied off the model's device, while the next blocks run.
+        Memory: prompts x layers x tokens x hidden values, so pass as many prompts as fit.
 
-    tokens: as in `tracers.operations.Read`; only those are copied off the model's device, while the next blocks run.
-    Memory: prompts x layers x tokens x hidden values, so pass as many prompts as fit. Raises TracerError for a position
-    that a prompt does not have.
+    Raises
+    ------
+    TracerError
+        A position that a prompt does not have.
+
+    Examples
+    --------
+    >>> read_statements(model, prompts, site="resid_post", layers=range(8), answers=(287, 288))  # doctest: +SKIP
     """
     columns = [columns_of(prompt, tokens) for prompt in prompts]
     shared = model.architecture.whole is None and not one_pass(prompts, tokens)
@@ -70,10 +79,15 @@ def read_statements(
 def columns_of(prompt: Prompt, tokens: Tokens) -> list[int]:
     """Positions in the prompt (from 0) that a choice of tokens selects.
 
+    Raises
+    ------
+    TracerError
+        A position that the prompt does not have.
+
+    Examples
+    --------
     >>> columns_of(Prompt("", (1, 5, 9, 7), start=2, spans=((0, 1), (1, 2))), "statement")
     [2, 3]
-
-    Raises TracerError for a position that the prompt does not have.
     """
     n = len(prompt.ids)
     if isinstance(tokens, str):
@@ -89,6 +103,8 @@ def columns_of(prompt: Prompt, tokens: Tokens) -> list[int]:
 def one_pass(prompts: Sequence[Prompt], tokens: Tokens = "statement") -> bool:
     """Whether prompts are read in one plain pass: a prefix that few of them share is not worth a pass of its own.
 
+    Examples
+    --------
     >>> prompt = Prompt("", (1, 5, 9), start=1, spans=((0, 1), (1, 2)))
     >>> one_pass([prompt, prompt])
     True
@@ -105,8 +121,13 @@ def run_statements(
 ):
     """Run the statements unpatched: a list over layers (prompt x token x hidden) and the logit differences.
 
-    keep: make `batch` keep the run's keys and values for later partial runs. columns: statement tokens to return, dims
-    prompt x token, copied to the CPU (see `_wait_for_copies`); without it all stay on the device.
+    Parameters
+    ----------
+    keep
+        Make `batch` keep the run's keys and values for later partial runs.
+    columns
+        Statement tokens to return, dims prompt x token, copied to the CPU (see `_wait_for_copies`); without it all
+        stay on the device.
     """
     rows = batch.on_prefixes(whole(batch.lengths))
     row, last = rows.packed.row, rows.packed.last

@@ -28,10 +28,12 @@ class AnswerProbabilities:
 def read_answers(model, prompts: Sequence[Prompt], *, answers: tuple[int, int]) -> AnswerProbabilities:
     """The distribution that follows each prompt, reduced to two answers, their share and the entropy.
 
+    P(first | first or second) is the sigmoid of `logit_diff`. A prefix that several prompts share is run once.
+
+    Examples
+    --------
     >>> read_answers(model, prompts, answers=(287, 288)).answer_mass      # doctest: +SKIP
     tensor([0.9981, 0.9975])
-
-    P(first | first or second) is the sigmoid of `logit_diff`. A prefix that several prompts share is run once.
     """
     with torch.no_grad():
         rows = statement_rows(model, prompts)

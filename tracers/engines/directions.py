@@ -1,5 +1,6 @@
 """Directions in the stream: class means at the last tokens of prompts, effects on the first new token, and the
-likelihood of texts without steering."""
+likelihood of texts without steering.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +30,22 @@ from posttrace.tracers.operations import Read, Steer
 def mean_streams(model, prompts: Sequence[Ids], read: Read, max_tokens: int | None = None) -> torch.Tensor:
     """Mean over prompts of the activations that are read (float32; dims layer x position x hidden).
 
+    Parameters
+    ----------
+    prompts
+        Token ids, of unequal length as they are.
+    read
+        Its tokens are positions counted from the end.
+
+    Raises
+    ------
+    TracerError
+        If a position is not in every prompt, or a layer not in the model.
+
+    Examples
+    --------
     >>> mean_streams(model, [[1, 7, 9], [1, 8]], Read(site="resid_pre", tokens=(-2, -1))).shape    # doctest: +SKIP
     torch.Size([8, 2, 160])
-
-    prompts: token ids, of unequal length as they are. read: its tokens are positions counted from the end.
-    Raises TracerError when a position is not in every prompt, or a layer not in the model.
     """
     shortest = min(map(len, prompts))
     if not isinstance(read.tokens, tuple) or not all(-shortest <= t < 0 for t in read.tokens):
@@ -87,13 +99,23 @@ def direction_effects(
 ) -> Effects:
     """Ablate each direction everywhere, add each at the input of block `layer`, and look at the first new token.
 
+    Parameters
+    ----------
+    directions
+        Dims direction x hidden, any length above 0.
+    coefficients
+        Factor of each unit direction when added. Source of the method: Arditi et al. 2024, section 2.3.
+
+    Raises
+    ------
+    TracerError
+        A direction or layer that does not fit the model.
+
+    Examples
+    --------
     >>> direction_effects(model, harmful, harmless, layer=5, directions=directions, coefficients=[2.0, 2.1],
     ...                   openings=openings).kl.shape                 # doctest: +SKIP
     torch.Size([2, 48])
-
-    directions: dims direction x hidden, any length above 0. coefficients: factor of each unit direction when added.
-    Source of the method: Arditi et al. 2024, section 2.3. Raises TracerError for a direction or layer that does not
-    fit the model.
     """
     ablations, additions = [], []
     for vector, coefficient in zip(directions, coefficients, strict=True):
@@ -146,11 +168,13 @@ def mean_nll(
 ) -> torch.Tensor:
     """Mean negative log-likelihood of texts that follow prompts, unsteered (float32, nats a token; dims prompt).
 
-    >>> mean_nll(model, [[1, 7, 9]], [(12, 5, 2)])                 # doctest: +SKIP
-    tensor([0.8312])
-
     The first token of a text is left out: it is what steering is meant to change. NaN for texts of fewer than two
     tokens. The texts may come from a steered run; here nothing is steered.
+
+    Examples
+    --------
+    >>> mean_nll(model, [[1, 7, 9]], [(12, 5, 2)])                 # doctest: +SKIP
+    tensor([0.8312])
     """
     found = torch.full((len(prompts),), torch.nan)
     usable = [row for row, text in enumerate(completions) if len(text) > 1]

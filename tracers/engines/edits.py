@@ -36,11 +36,20 @@ class Edit:
 def edit_of(steer: Steer, vector: torch.Tensor, n_layers: int) -> Edit:
     """The edit that an operation asks for in a model of `n_layers` blocks.
 
+    Parameters
+    ----------
+    vector
+        The direction, dims hidden.
+
+    Raises
+    ------
+    TracerError
+        Layers out of range, and for tokens that are neither `all` nor positions counted from the end.
+
+    Examples
+    --------
     >>> edit_of(Steer(direction="truth", layers=(1, 2), tokens=(-6, -5)), torch.ones(4), n_layers=3).columns
     (-6, -5)
-
-    vector: the direction, dims hidden. Raises TracerError for layers out of range, and for tokens that are neither
-    `all` nor positions counted from the end.
     """
     if steer.tokens != "all" and (isinstance(steer.tokens, str) or max(steer.tokens) >= 0):
         raise TracerError(
@@ -64,9 +73,14 @@ def edit_of(steer: Steer, vector: torch.Tensor, n_layers: int) -> Edit:
 def check_edits(model, edits: Iterable[Edit]) -> None:
     """Check that edits of the stream fit a model.
 
-    >>> check_edits(model, [edit_of(steer, vector, model.n_layers)])    # doctest: +SKIP
+    Raises
+    ------
+    TracerError
+        Naming what does not fit.
 
-    Raises TracerError naming what does not fit.
+    Examples
+    --------
+    >>> check_edits(model, [edit_of(steer, vector, model.n_layers)])    # doctest: +SKIP
     """
     for edit in edits:
         layers, shape = list(edit.layers), tuple(edit.values.shape)
@@ -88,6 +102,8 @@ def check_edits(model, edits: Iterable[Edit]) -> None:
 def edited(hidden, edits: Iterable[Edit]):
     """`hidden` (dims prompt x token x hidden) after some edits of its site, in the order given.
 
+    Examples
+    --------
     >>> unit = torch.tensor([1.0, 0.0])
     >>> edited(torch.tensor([[[3.0, 4.0]]]), [Edit(site="resid_post", layers=(0,), mode="ablate", values=unit)])
     tensor([[[0., 4.]]])
@@ -115,6 +131,8 @@ def _changed(hidden, edit: Edit):
 def by_layer(edits: Iterable[Edit]) -> dict[int, dict[str, list[Edit]]]:
     """Layer -> site -> its edits, layers in increasing order, the edits of a site in the order given.
 
+    Examples
+    --------
     >>> by_layer([Edit(site="resid_post", layers=(0, 2), mode="add", values=torch.ones(4))]).keys()
     dict_keys([0, 2])
     """
@@ -134,7 +152,10 @@ def apply_edits(nn, edits: Iterable[Edit]) -> None:
 def visit(block, edits: Mapping[str, Sequence[Edit]], read: str | None = None):
     """Edit the sites of a block in forward order, inside a trace; returns the value at the site `read`, if any.
 
-    edits: site -> its edits. What is read is the value after the edits of its own site.
+    Parameters
+    ----------
+    edits
+        Site -> its edits. What is read is the value after the edits of its own site.
     """
     value = entered = None
     for site in SITES:

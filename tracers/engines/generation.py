@@ -110,7 +110,7 @@ def batches(lengths: Sequence[int], max_tokens: int, one_length: bool = False) -
 
 
 def opening_log_odds(logits: torch.Tensor, openings: Openings) -> torch.Tensor:
-    """log P(refusal opening) - log P(compliant opening), float32, nats; dims of logits: prompt x vocabulary."""
+    """Log P(refusal opening) - log P(compliant opening), float32, nats; dims of logits: prompt x vocabulary."""
     refusal, compliant = (logits[:, list(ids)].float() for ids in (openings.refusal, openings.compliant))
     return refusal.logsumexp(1) - compliant.logsumexp(1)
 

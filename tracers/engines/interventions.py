@@ -43,11 +43,16 @@ def run_operations(
 ) -> Outcome:
     """One forward pass over prompts (token ids), edited, its activations read at `site` of `layers`.
 
+    Parameters
+    ----------
+    rows, columns
+        The cells that are read, dims cell. Edits of one site apply in the order given; a read sees the edited value.
+        Prompts of unequal length are padded on the right.
+
+    Examples
+    --------
     >>> run_operations(model, [[1, 5, 9]], top=3).top.shape            # doctest: +SKIP
     torch.Size([1, 3])
-
-    rows, columns: the cells that are read, dims cell. Edits of one site apply in the order given; a read sees the
-    edited value. Prompts of unequal length are padded on the right.
     """
     ids, real = right_padded(prompts)
     last = real.sum(1) - 1

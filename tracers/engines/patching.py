@@ -56,15 +56,28 @@ def patch_grid(
 ) -> PatchGrid:
     """Patch each cell (layer, statement token) of each prompt by the source's activation there.
 
-    >>> patch_grid(model, prompts, source, site="resid_post", layers=range(8), answers=(287, 288))  # doctest: +SKIP
+    Parameters
+    ----------
+    prompts
+        The runs that are patched (the corrupt ones).
+    source
+        Activations to put in, dims source x prompt x layer x token x hidden, the layer axis as `places` gives it;
+        several sources at once share the work.
+    unchanged
+        Per source and prompt, how many leading statement tokens have the target's own activations (the same model on
+        the same tokens); those cells are the unpatched run.
+    max_tokens
+        Tokens in one forward pass, by default `tokens_that_fit`, halved when memory runs out; the result does not
+        depend on it beyond rounding. Source of the method: Meng et al. 2022; Du et al. 2025, section 3.
 
-    prompts: the runs that are patched (the corrupt ones). source: activations to put in, dims source x prompt x
-    layer x token x hidden, the layer axis as `places` gives it; several sources at once share the work.
-    unchanged: per source and prompt, how many leading statement tokens have the target's own activations (the
-    same model on the same tokens); those cells are the unpatched run. max_tokens: tokens in one forward pass,
-    by default `tokens_that_fit`, halved when memory runs out; the result does not depend on it beyond rounding.
-    Source of the method: Meng et al. 2022; Du et al. 2025, section 3. Raises TracerError when the shapes do not
-    fit.
+    Raises
+    ------
+    TracerError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> patch_grid(model, prompts, source, site="resid_post", layers=range(8), answers=(287, 288))  # doctest: +SKIP
     """
     check_source(model, prompts, source, site, layers)
     source = source.to(model.device)
@@ -120,6 +133,8 @@ class _Grid:
 def places(config, site: str, layers: Sequence[int]) -> list[Place]:
     """What the layer axis of a grid runs over: heads within layers, one head 0 except at `z`.
 
+    Examples
+    --------
     >>> places(model.config, "resid_post", [3, 4])                    # doctest: +SKIP
     [Place(layer=3, head=0), Place(layer=4, head=0)]
     """
@@ -131,10 +146,19 @@ def check_source(
 ) -> None:
     """Check that activations fit the prompts, the site and the layers that they are to be patched into.
 
-    >>> check_source(model, prompts, source, "resid_post", range(8))   # doctest: +SKIP
+    Parameters
+    ----------
+    source
+        Dims source x prompt x layer x token x hidden; its token axis may be longer than the statements.
 
-    source: dims source x prompt x layer x token x hidden; its token axis may be longer than the statements.
-    Raises TracerError naming what does not fit.
+    Raises
+    ------
+    TracerError
+        Naming what does not fit.
+
+    Examples
+    --------
+    >>> check_source(model, prompts, source, "resid_post", range(8))   # doctest: +SKIP
     """
     heads, width = site_shape(model.config, site)
     expected = (len(prompts), len(layers) * heads, max(len(p.statement) for p in prompts), width)
@@ -167,12 +191,18 @@ def grid_plan(
 ) -> list[tuple[Packed, list[int]]]:
     """What a grid runs: packed segments, and the places (as indices into `layers`) for which they are run.
 
+    Parameters
+    ----------
+    lengths
+        Statement tokens of each prompt.
+    layers
+        That of each place (see `places`). The cells after the last attention matter at the last token only.
+
+    Examples
+    --------
     >>> plan = grid_plan([3], None, n_sources=1, site="resid_post", layers=range(4), n_layers=4)
     >>> [(len(packed.cells), which) for packed, which in plan]
     [(3, [0, 1, 2]), (1, [3])]
-
-    lengths: statement tokens of each prompt. layers: that of each place (see `places`). The cells after the
-    last attention matter at the last token only.
     """
     wanted = _wanted_cells(lengths, unchanged, n_sources, site, layers, n_layers)
     return [(packed, which) for cells, which in wanted for packed in pack(cells, lengths, max_tokens)]
@@ -190,10 +220,15 @@ def whole_plan(
 ) -> list[list[tuple[int, int, int, int]]]:
     """What a grid of whole passes runs: batches of (place, source, prompt, token), a row of a whole prompt each.
 
+    Parameters
+    ----------
+    sizes
+        Tokens of each whole prompt, which bound a batch. The other arguments are those of `grid_plan`.
+
+    Examples
+    --------
     >>> [len(batch) for batch in whole_plan([3], [9], None, 1, "resid_post", range(4), 4, max_tokens=45)]
     [5, 5]
-
-    sizes: tokens of each whole prompt, which bound a batch. The other arguments are those of `grid_plan`.
     """
     wanted = _wanted_cells(lengths, unchanged, n_sources, site, layers, n_layers)
     rows = [(i, *cell) for cells, which in wanted for i in which for cell in cells]

@@ -43,12 +43,25 @@ def steered_answers(
 ) -> torch.Tensor:
     """P(first answer) - P(second answer) at the last token of each prompt for each edit; dims prompt x variant.
 
-    >>> steered_answers(model, prompts, [[None, edit]] * len(prompts), answers=(287, 288))      # doctest: +SKIP
+    Parameters
+    ----------
+    variants
+        Per prompt its edits, equally many, one for each run; columns are counted from the prompt's end, None leaves
+        the run alone.
+    answers
+        Token ids; probabilities are of the whole vocabulary (float32).
+    max_tokens
+        Tokens in one forward pass, by default what fits, halved when memory runs out; the result does not depend on
+        it beyond rounding.
 
-    variants: per prompt its edits, equally many, one for each run; columns are counted from the prompt's end, None
-    leaves the run alone. answers: token ids; probabilities are of the whole vocabulary (float32). max_tokens: tokens in
-    one forward pass, by default what fits, halved when memory runs out; the result does not depend on it beyond
-    rounding. Raises TracerError for an edit that does not fit.
+    Raises
+    ------
+    TracerError
+        An edit that does not fit.
+
+    Examples
+    --------
+    >>> steered_answers(model, prompts, [[None, edit]] * len(prompts), answers=(287, 288))      # doctest: +SKIP
     """
     check_variants(model, prompts, variants)
     if model.architecture.whole:
@@ -96,9 +109,14 @@ def _whole_answers(model, prompts, variants, answers, max_tokens: int) -> torch.
 def check_variants(model, prompts: Sequence[Prompt], variants: Sequence[Sequence[Edit | None]]) -> None:
     """Check that edits fit the prompts and the model.
 
-    >>> check_variants(model, prompts, [[None, edit]] * len(prompts))    # doctest: +SKIP
+    Raises
+    ------
+    TracerError
+        Naming what does not fit.
 
-    Raises TracerError naming what does not fit.
+    Examples
+    --------
+    >>> check_variants(model, prompts, [[None, edit]] * len(prompts))    # doctest: +SKIP
     """
     if len(variants) != len(prompts) or len({len(some) for some in variants}) != 1:
         raise TracerError("variants: give each prompt a list of edits, all lists of one length")
@@ -114,9 +132,14 @@ def check_variants(model, prompts: Sequence[Prompt], variants: Sequence[Sequence
 def check_tokens(prompts: Sequence[Prompt], tokens: Sequence[int]) -> None:
     """Check that every prompt's statement has the tokens, which count from its end.
 
-    >>> check_tokens(prompts, [-1, -6])                                # doctest: +SKIP
+    Raises
+    ------
+    TracerError
+        Naming the first prompt that has not.
 
-    Raises TracerError naming the first prompt that has not.
+    Examples
+    --------
+    >>> check_tokens(prompts, [-1, -6])                                # doctest: +SKIP
     """
     for prompt in prompts:
         for token in tokens:
@@ -130,6 +153,8 @@ def check_tokens(prompts: Sequence[Prompt], tokens: Sequence[int]) -> None:
 def steered_cells(variants, lengths: Sequence[int]) -> dict[tuple, list[tuple[int, int, int]]]:
     """(site, layers) -> the cells (variant, prompt, first steered token) that are steered there.
 
+    Examples
+    --------
     >>> edit = Edit(site="resid_post", layers=(1,), mode="add", values=torch.ones(4), columns=(-3, -2))
     >>> steered_cells([[None, edit]], [9])
     {('resid_post', (1,)): [(1, 0, 6)]}
@@ -145,10 +170,15 @@ def steered_cells(variants, lengths: Sequence[int]) -> dict[tuple, list[tuple[in
 def batches(cells, lengths: Sequence[int], n_keys: int, max_tokens: int) -> list[Packed]:
     """The cells in forward passes of at most `max_tokens` tokens, and cached keys in proportion.
 
+    Parameters
+    ----------
+    n_keys
+        Keys that a row holds in addition to its own. A row is one cell: from its first steered token to the end.
+
+    Examples
+    --------
     >>> [len(packed.prompt) for packed in batches([(0, 0, 6), (1, 0, 6)], [9], n_keys=40, max_tokens=3)]
     [1, 1]
-
-    n_keys: keys that a row holds in addition to its own. A row is one cell: from its first steered token to the end.
     """
     widest = max(lengths[prompt] - token for _, prompt, token in cells)
     rows = min(max_tokens // widest, KEYS_PER_TOKEN * max_tokens // (n_keys + widest))
@@ -266,10 +296,12 @@ def steered_cost(
 ) -> Cost:
     """Cost of running steered rows of `width` tokens on `n_keys` cached keys each, from block `first` on.
 
+    An upper bound: tokens before the first steered one are not run. Where runs are whole passes, all tokens are run.
+
+    Examples
+    --------
     >>> steered_cost(Shape(4, 10, 6, 2), rows=8, width=6, n_keys=20, first=2)
     Cost(forwards=1, multiply_adds=5952)
-
-    An upper bound: tokens before the first steered one are not run. Where runs are whole passes, all tokens are run.
     """
     tokens = max_tokens or MAX_TOKENS
     if shape.whole:

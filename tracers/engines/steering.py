@@ -14,12 +14,18 @@ from posttrace.tracers.operations import STREAM_SITES
 def ablation(direction: torch.Tensor, model_sites: Sequence[str], n_layers: int) -> list[Edit]:
     """The edits that keep a direction out of the stream: at every layer, wherever the stream can be reached.
 
+    Parameters
+    ----------
+    direction
+        Dims hidden, any length above 0.
+    model_sites
+        Those of the architecture; where the halves of a block run in parallel there is no `resid_mid`.
+
+    Examples
+    --------
     >>> sites = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
     >>> [edit.site for edit in ablation(torch.ones(4), sites, 2)]
     ['resid_pre', 'resid_mid', 'resid_post']
-
-    direction: dims hidden, any length above 0. model_sites: those of the architecture; where the halves of a block run
-    in parallel there is no `resid_mid`.
     """
     unit, layers = direction / direction.norm(), tuple(range(n_layers))
     return [
@@ -32,13 +38,15 @@ def ablation(direction: torch.Tensor, model_sites: Sequence[str], n_layers: int)
 def necessary_edits(edits: Iterable[Edit]) -> list[Edit]:
     """The same effect with fewer edits, each of one block: none where the direction is already out of the stream.
 
-    >>> edits = ablation(torch.ones(4), STREAM_SITES, 2)
-    >>> [(*e.layers, e.site) for e in necessary_edits(edits)]        # doctest: +NORMALIZE_WHITESPACE
-    [(0, 'resid_pre'), (0, 'attn_out'), (0, 'resid_post'), (1, 'attn_out'), (1, 'resid_post')]
-
     `resid_pre` of a block is `resid_post` of the one before, and ablating twice is ablating once. With `s` free of
     the direction, taking it out of `s + a` (`resid_mid`) is taking it out of `a` (`attn_out`), which saves reading
     `s`. Both hold up to rounding; anything but ablation of one direction is left as it is.
+
+    Examples
+    --------
+    >>> edits = ablation(torch.ones(4), STREAM_SITES, 2)
+    >>> [(*e.layers, e.site) for e in necessary_edits(edits)]        # doctest: +NORMALIZE_WHITESPACE
+    [(0, 'resid_pre'), (0, 'attn_out'), (0, 'resid_post'), (1, 'attn_out'), (1, 'resid_post')]
     """
     single = [replace(edit, layers=(layer,)) for edit in edits for layer in edit.layers]
     single.sort(key=lambda edit: (edit.layers, STREAM_SITES.index(edit.site)))

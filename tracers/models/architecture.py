@@ -121,10 +121,12 @@ class Architecture:
 def site_shape(config, site: str) -> tuple[int, int]:
     """How many values a site has per block and token, and how wide: the heads at `z`, else one of hidden size.
 
+    Heads are query heads, however many share keys and values; latent attention says how wide its values are.
+
+    Examples
+    --------
     >>> site_shape(model.config, "z")                           # doctest: +SKIP
     (4, 40)
-
-    Heads are query heads, however many share keys and values; latent attention says how wide its values are.
     """
     if not is_per_head(site):
         return 1, config.hidden_size
@@ -136,7 +138,10 @@ def site_shape(config, site: str) -> tuple[int, int]:
 def recognise(model) -> Architecture:
     """Find out how `model` (a transformers causal language model) spells its blocks.
 
-    Raises TracerError when it has no list of blocks that hand a stream on.
+    Raises
+    ------
+    TracerError
+        If it has no list of blocks that hand a stream on.
     """
     path, unembed = _block_list(model), _output(model)
     blocks = list(model.get_submodule(path))

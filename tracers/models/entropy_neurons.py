@@ -33,18 +33,24 @@ class NeuronWeights:
 def neuron_weights(model: str, neurons: Neurons, revision: str | None = None) -> NeuronWeights:
     """Norm and LogitVar of the neurons of one MLP, read straight from safetensors files.
 
-    >>> neuron_weights(folder, find_neurons(empty_model(folder))).norm.shape      # doctest: +SKIP
-    torch.Size([432])
-
-    `LogitVar(i) = Var_v(cos(w_out[i], W_U[v]))`, unbiased, with the final norm's scale folded into `W_U` and the
-    mean over the vocabulary taken out of it; where the final norm centres (LayerNorm), the mean over the
-    hidden dimension is taken out of `W_U` and `w_out` too. A norm after the MLP (Gemma 2, OLMo 2) is not
-    folded into `w_out`. These are TransformerLens's processed weights.
+    `LogitVar(i) = Var_v(cos(w_out[i], W_U[v]))`, unbiased, with the final norm's scale folded into `W_U` and the mean
+    over the vocabulary taken out of it; where the final norm centres (LayerNorm), the mean over the hidden dimension
+    is taken out of `W_U` and `w_out` too. A norm after the MLP (Gemma 2, OLMo 2) is not folded into `w_out`. These
+    are TransformerLens's processed weights.
 
     The variance of `u_v . w` over unit vectors `u_v` is `w' C w` with their covariance `C`: the vocabulary is gone
-    through twice in blocks of rows (mean, covariance), and there is no matrix of vocabulary x neurons. In
-    float64, as the candidates lie where C is smallest. Source: Gurnee et al. 2024; Stolfo et al. 2024; Du et al.
-    2025. Raises TracerError when the files lack a tensor or hold it in another shape.
+    through twice in blocks of rows (mean, covariance), and there is no matrix of vocabulary x neurons. In float64, as
+    the candidates lie where C is smallest. Source: Gurnee et al. 2024; Stolfo et al. 2024; Du et al. 2025.
+
+    Raises
+    ------
+    TracerError
+        If the files lack a tensor or hold it in another shape.
+
+    Examples
+    --------
+    >>> neuron_weights(folder, find_neurons(empty_model(folder))).norm.shape      # doctest: +SKIP
+    torch.Size([432])
     """
     checkpoint = Checkpoint(model, revision)
     unembed = checkpoint.tensor(*(s for name in neurons.unembed for s in neurons.spelled(name)))

@@ -25,9 +25,14 @@ STREAM = ("resid_pre", "resid_post")
 def check_sites(model) -> None:
     """Check shapes, the residual identity and the effect of a patch at every site, in one block of every kind.
 
-    >>> check_sites(open_model("path/to/checkpoint"))         # doctest: +SKIP
+    Raises
+    ------
+    TracerError
+        Naming the site and what it did.
 
-    Raises TracerError naming the site and what it did.
+    Examples
+    --------
+    >>> check_sites(open_model("path/to/checkpoint"))         # doctest: +SKIP
     """
     for site, what in misplaced(model).items():
         raise _failed(model, site, what)
@@ -36,10 +41,15 @@ def check_sites(model) -> None:
 def proven(model) -> Architecture:
     """What of a model's architecture holds: its sites without those that fail, and the level.
 
+    Raises
+    ------
+    TracerError
+        If the stream between blocks cannot be read and replaced.
+
+    Examples
+    --------
     >>> proven(open_model("path/to/checkpoint", check=False)).sites    # doctest: +SKIP
     ('resid_pre', 'attn_out', 'resid_mid', 'mlp_out', 'resid_post')
-
-    Raises TracerError when the stream between blocks cannot be read and replaced.
     """
     architecture, wrong = model.architecture, misplaced(model)
     for site in STREAM:
@@ -101,7 +111,8 @@ def _misplaced(model, ids, layer):
 
 def _read_block(model, ids, layer):
     """Values at the sites of a block, under `added` what its heads add to the stream once projected, under `next` the
-    stream that enters the block after it, under `later` the stream with another token at the end; and logits."""
+    stream that enters the block after it, under `later` the stream with another token at the end; and logits.
+    """
     nn, block, names = model.nn, model.nn.layers[layer], model.architecture.patchable
     other = ids.clone()
     other[0, -1] = 0

@@ -13,11 +13,13 @@ FILE = Path(__file__).with_name("verified.json")
 def verified() -> dict[str, dict[str, Any]]:
     """Architecture -> its class, level, why it is not at the full one, sites, and why neurons have no weights.
 
+    level: `full` or `whole passes` (see `tracers.models.architecture`); `why`: the reason for the latter. weights:
+    None where the weights-only part of `confidence` reads the last block's neurons.
+
+    Examples
+    --------
     >>> verified()["llama"]["level"], verified()["llama"]["sites"][1]
     ('full', 'z')
-
-    level: `full` or `whole passes` (see `tracers.models.architecture`); `why`: the reason for the latter. weights: None
-    where the weights-only part of `confidence` reads the last block's neurons.
     """
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
@@ -25,6 +27,8 @@ def verified() -> dict[str, dict[str, Any]]:
 def lines() -> Iterator[tuple[str, str]]:
     """(architecture, what it offers) of every architecture, for people.
 
+    Examples
+    --------
     >>> dict(lines())["falcon_mamba"]
     'whole passes; sites resid_pre, resid_post; its blocks also take cache_params; no neurons from files'
     """

@@ -13,6 +13,8 @@ from posttrace.tracers.errors import TracerError
 def tolerance(dtype: torch.dtype) -> float:
     """Rounding allowed between two orders of the same sums, relative to the largest value.
 
+    Examples
+    --------
     >>> tolerance(torch.float32), tolerance(torch.bfloat16)
     (0.0001, 0.05)
     """
@@ -22,6 +24,8 @@ def tolerance(dtype: torch.dtype) -> float:
 def sample_size(n: int, share: float, at_most: int | None = None) -> int:
     """How many of `n` results are checked: a share, at least one and at most `at_most`.
 
+    Examples
+    --------
     >>> sample_size(300, 0.01), sample_size(20_000, 0.01, at_most=8), sample_size(5, 0.01)
     (3, 8, 1)
     """
@@ -37,11 +41,20 @@ def sample(cells: Sequence, share: float, rng: random.Random, at_most: int | Non
 def compared(fast: float, naive: float, allowed: float, what: str) -> float:
     """How far an engine's value lies from the naive one.
 
+    Parameters
+    ----------
+    what
+        Names model and cell in the message.
+
+    Raises
+    ------
+    TracerError
+        If the two are more than `allowed` apart, or one is not a number.
+
+    Examples
+    --------
     >>> compared(1.5, 1.25, allowed=0.5, what="model m: prompt 3")
     0.25
-
-    what: names model and cell in the message. Raises TracerError when the two are more than `allowed` apart, or
-    one is not a number.
     """
     difference = abs(naive - fast)
     if not difference <= allowed:

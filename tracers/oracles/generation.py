@@ -30,6 +30,8 @@ def generate_naive(
 ) -> Completions:
     """What `generate` gives, without batch or cache, no edit left out.
 
+    Examples
+    --------
     >>> generate_naive(model, [[1, 7, 9]], [], openings, max_new_tokens=16).ids     # doctest: +SKIP
     ((12, 5, 2),)
     """
@@ -62,11 +64,17 @@ def check_log_odds(
 ) -> tuple[int, float]:
     """Compute a random share of the log-odds (at least one) the naive way: how many, and the largest difference.
 
+    Tokens are not compared: two that are equally likely up to rounding may swap, log-odds may not change.
+
+    Raises
+    ------
+    TracerError
+        If a value differs by more than rounding (see `tracers.oracles.patching.check_sample`).
+
+    Examples
+    --------
     >>> check_log_odds(model, prompts, [], openings, done.log_odds, share=0.1, rng=rng)  # doctest: +SKIP
     (2, 1.9e-06)
-
-    Tokens are not compared: two that are equally likely up to rounding may swap, log-odds may not change.
-    Raises TracerError when a value differs by more than rounding (see `tracers.oracles.patching.check_sample`).
     """
     chosen = sample(range(len(prompts)), share, rng)
     largest = 0.0

@@ -30,10 +30,15 @@ def check_ablation(
 ) -> tuple[int, float]:
     """Compute a random share of the effects (at least one) by whole forward passes: how many, the largest difference.
 
+    Raises
+    ------
+    TracerError
+        If one differs by more than rounding explains.
+
+    Examples
+    --------
     >>> check_ablation(model, rows, effects=found, share=0.01, rng=random.Random(0), **same)      # doctest: +SKIP
     (12, 4.1e-07)
-
-    Raises TracerError when one differs by more than rounding explains.
     """
     cells = [(a, row) for a in range(len(ablations)) for row in range(len(rows))]
     chosen = sample(cells, share, rng)

@@ -37,6 +37,8 @@ def patch_grid_naive(
 ) -> PatchGrid:
     """As `tracers.engines.patching.patch_grid`: no cache, no batch, no skipped block.
 
+    Examples
+    --------
     >>> patch_grid_naive(model, prompts, source, site="mlp_out", layers=[4], answers=(287, 288))  # doctest: +SKIP
     """
     patched = torch.full(source.shape[:4], torch.nan)
@@ -78,9 +80,11 @@ def naive_rows(
 ) -> torch.Tensor:
     """Logit differences (float32, nats) of prompts of one length, each with its own edit, in one pass; dims prompt.
 
-    >>> naive_rows(model, [prompt], [patch(prompt, 3, value, "z", Place(0, 2))], answers)   # doctest: +SKIP
-
     An ordinary batch of whole prompts: no cache, no padding, no mask, no block skipped.
+
+    Examples
+    --------
+    >>> naive_rows(model, [prompt], [patch(prompt, 3, value, "z", Place(0, 2))], answers)   # doctest: +SKIP
     """
     return _logit_diffs(model, prompts, [replace(edit, rows=row) for row, edit in enumerate(edits)], answers)
 
@@ -105,13 +109,23 @@ def check_sample(
 ) -> tuple[int, float]:
     """Compute some of a grid's cells the naive way, drawn at random: how many, and the largest difference.
 
+    Parameters
+    ----------
+    share
+        Of all cells, at least one and not more than `at_most`: more would add little, and each costs a whole forward
+        pass.
+
+    Raises
+    ------
+    TracerError
+        If a cell differs by more than rounding: 1e-4 of the grid's largest value in float32, 5 % of it in 16 bits,
+        where sums are rounded to three digits and other batches add in another order. Cells of prompts of equal
+        length share a pass (see `naive_rows`).
+
+    Examples
+    --------
     >>> check_sample(model, prompts, source, grid, share=0.01, rng=random.Random(0), **options)  # doctest: +SKIP
     (19, 2.4e-06)
-
-    share: of all cells, at least one and not more than `at_most`: more would add little, and each costs a whole forward
-    pass. Raises TracerError when a cell differs by more than rounding: 1e-4 of the grid's largest value in float32, 5 %
-    of it in 16 bits, where sums are rounded to three digits and other batches add in another order. Cells of prompts
-    of equal length share a pass (see `naive_rows`).
     """
     where = places(model.config, site, layers)
     cells = [
@@ -138,6 +152,8 @@ def check_sample(
 def checked_cells(n_cells: int, share: float, at_most: int = CHECKED) -> int:
     """How many of a grid's cells `check_sample` computes again.
 
+    Examples
+    --------
     >>> checked_cells(300, 0.01), checked_cells(20_000, 0.01)
     (3, 8)
     """

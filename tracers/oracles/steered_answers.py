@@ -26,6 +26,8 @@ def steered_answers_naive(
 ) -> torch.Tensor:
     """As `tracers.engines.steered_answers.steered_answers`; dims prompt x variant.
 
+    Examples
+    --------
     >>> steered_answers_naive(model, prompts, [[None, edit]] * len(prompts), answers=(287, 288))    # doctest: +SKIP
     """
     rows = [
@@ -54,9 +56,11 @@ def steered_completions(
 ) -> torch.Tensor:
     """Ids of the most probable continuation, token by token, after each edit; dims prompt x variant x token.
 
-    >>> steered_completions(model, prompts, [[None, edit]] * len(prompts), n_tokens=4)              # doctest: +SKIP
-
     Only tokens of the prompt are edited, not new ones. Every token is a whole forward pass: for a few samples.
+
+    Examples
+    --------
+    >>> steered_completions(model, prompts, [[None, edit]] * len(prompts), n_tokens=4)              # doctest: +SKIP
     """
     every = []
     for prompt, some in zip(prompts, variants, strict=True):
@@ -80,11 +84,21 @@ def check_steered_answers(
 ) -> tuple[int, float]:
     """Compute a random share of the answers (at least one) the naive way: how many, and the largest difference.
 
+    Parameters
+    ----------
+    fast
+        What `steered_answers` gave.
+
+    Raises
+    ------
+    TracerError
+        If an answer differs by more than rounding: 1e-3 in float32, 0.1 in 16 bits, where logits around 10 are
+        rounded to 1/16.
+
+    Examples
+    --------
     >>> check_steered_answers(model, prompts, variants, fast, answers=(287, 288), share=0.01, rng=rng)  # doctest: +SKIP
     (6, 3.1e-07)
-
-    fast: what `steered_answers` gave. Raises TracerError when an answer differs by more than rounding: 1e-3 in float32,
-    0.1 in 16 bits, where logits around 10 are rounded to 1/16.
     """
     cells = [(p, v) for p in range(fast.shape[0]) for v in range(fast.shape[1])]
     chosen = sample(cells, share, rng)

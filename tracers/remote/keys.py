@@ -27,11 +27,20 @@ RENAMED = {
 def model_key(model: str, revision: str | None = None, key: str | None = None) -> str:
     """A model's key, without asking a server.
 
+    Parameters
+    ----------
+    key
+        A hub id, or a whole key (`import.path.Class:{...}`), instead of what `model` says; needed for a folder.
+
+    Raises
+    ------
+    TracerError
+        A folder without one.
+
+    Examples
+    --------
     >>> model_key("gpt2", "main").partition(":")[2]
     '{"repo_id": "openai-community/gpt2", "revision": null, "task": "text-generation"}'
-
-    key: a hub id, or a whole key (`import.path.Class:{...}`), instead of what `model` says; needed for a folder.
-    Raises TracerError for a folder without one.
     """
     if key and ":{" in key:
         return key
@@ -48,6 +57,8 @@ def model_key(model: str, revision: str | None = None, key: str | None = None) -
 def same_model(key: str) -> tuple:
     """The parts of a key that identify a model: equal for every spelling of one model.
 
+    Examples
+    --------
     >>> same_model(model_key("gpt2")) == same_model(model_key("openai-community/GPT2", "main"))
     True
     """
@@ -63,6 +74,8 @@ def same_model(key: str) -> tuple:
 def deployments(status: Any, key: str) -> list[dict[str, Any]]:
     """Entries of a server's `/status` for a model, running ones first; empty if it is not listed.
 
+    Examples
+    --------
     >>> status = {"deployments": {"a": {"model_key": model_key("gpt2", "main"), "application_state": "RUNNING"}}}
     >>> len(deployments(status, model_key("openai-community/gpt2")))
     1

@@ -57,9 +57,14 @@ class RemoteModel:
     def run(self, engine, *arguments, **options):
         """Run an engine on the server: one request.
 
-        >>> model.run(read_statements, prompts, site="resid_post", layers=[3], answers=(1, 2))   # doctest: +SKIP
+        Raises
+        ------
+        TracerError
+            As the engine does, and JobFailed or Unavailable (see tracers.remote.errors).
 
-        Raises TracerError as the engine does, and JobFailed or Unavailable (see tracers.remote.errors).
+        Examples
+        --------
+        >>> model.run(read_statements, prompts, site="resid_post", layers=[3], answers=(1, 2))   # doctest: +SKIP
         """
         asked = request(
             self.view,
@@ -115,10 +120,17 @@ def open_remote(
 ) -> RemoteModel:
     """A model on a server, from its configuration and tokenizer; weights are neither needed nor read.
 
+    Parameters
+    ----------
+    model
+        A hub id, or a folder with config.json and tokenizer files.
+    key
+        How the server knows it (`model_key`).
+
+    Examples
+    --------
     >>> model = open_remote("meta-llama/Llama-3.1-8B", revision=None, key=None, dtype=torch.bfloat16,
     ...                     runner=runner)                             # doctest: +SKIP
-
-    model: a hub id, or a folder with config.json and tokenizer files. key: how the server knows it (`model_key`).
     """
     full = model_key(model, revision, key)
     try:

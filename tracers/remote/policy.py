@@ -13,6 +13,8 @@ from posttrace.tracers.remote.errors import Stopped
 class Policy:
     """Limits of one request; times in seconds.
 
+    Examples
+    --------
     >>> Policy(deadline=600).silence
     300.0
     """
@@ -50,6 +52,8 @@ class Policy:
 class ConcurrencyLimit:
     """Limits how many jobs a server has at a time; a server that answers "too many" halves the limit.
 
+    Examples
+    --------
     >>> concurrency = ConcurrencyLimit(4)
     >>> with concurrency:
     ...     concurrency.slow_down()

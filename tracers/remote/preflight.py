@@ -39,10 +39,12 @@ class Finding:
 def examine_server(server: Server) -> Iterator[Finding]:
     """Whether the server answers, accepts the key, and runs versions compatible with ours.
 
+    Ends after the first finding that makes the others meaningless.
+
+    Examples
+    --------
     >>> [f.verdict for f in examine_server(configured())]              # doctest: +SKIP
     ['ok', 'ok', 'ok']
-
-    Ends after the first finding that makes the others meaningless.
     """
     if not server.has_key:
         yield Finding("wrong", f"key: none; {KEY_HELP}")
@@ -64,11 +66,13 @@ def examine_model(
 ) -> Iterator[Finding]:
     """Whether the server has the model, and gives for one prompt what the weights here give (if they are here).
 
+    One small request. A cold model is not woken: its first request will wait until the server has loaded it.
+
+    Examples
+    --------
     >>> [f.verdict for f in examine_model(model, checkpoint="path/to/checkpoint", revision=None,
     ...                                   device="cpu")]               # doctest: +SKIP
     ['ok', 'ok']
-
-    One small request. A cold model is not woken: its first request will wait until the server has loaded it.
     """
     try:
         listed = deployments(_get(model.runner.server, "/status"), model.key)
@@ -127,7 +131,8 @@ def examine_model(
 
 def _state(listed: list[dict]) -> str:
     """The state of a model from a server's entries for it: RUNNING, DEPLOYING, WARM, ..., or COLD when it does not list
-    it."""
+    it.
+    """
     states = [
         str(one.get("application_state") or one.get("deployment_level") or "UNHEALTHY") for one in listed
     ]
@@ -144,10 +149,14 @@ _COLD = {
 def key_tags(server: Server) -> list[str] | None:
     """The tags of the key, as the server reports them; None where it has no record of the key.
 
+    Raises
+    ------
+    Trouble, Refused, Unavailable
+
+    Examples
+    --------
     >>> "trusted" in key_tags(configured())                            # doctest: +SKIP
     True
-
-    Raises Trouble, Refused, Unavailable.
     """
     known = _get(server, "/whoami")
     if not isinstance(known, dict) or not known.get("email"):

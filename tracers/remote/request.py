@@ -46,11 +46,22 @@ class Request:
 def request(view, engine, arguments: tuple, options: dict, *, dtype: str, check: bool = False) -> Request:
     """Ship `engine(view, *arguments, **options)`.
 
+    Parameters
+    ----------
+    view
+        The model without its weights.
+    dtype, check
+        See `tracers.remote.serving.answer`.
+
+    Raises
+    ------
+    TracerError
+        An engine or an argument that cannot travel.
+
+    Examples
+    --------
     >>> request(view, read_statements, (prompts,), options, dtype="torch.float32").operation   # doctest: +SKIP
     'read_statements'
-
-    view: the model without its weights. dtype, check: see `tracers.remote.serving.answer`. Raises TracerError for
-    an engine or an argument that cannot travel.
     """
     arguments, options = _compact(arguments), _compact(options)
     capture = _Capture()

@@ -29,7 +29,10 @@ class CorruptResult(Exception):
 def loaded(content: bytes, limit: int) -> dict[str, Any]:
     """The saved value in the bytes of a result, checked against its own checksum; raises CorruptResult.
 
-    limit: bytes that it may have when unpacked.
+    Parameters
+    ----------
+    limit
+        Bytes that it may have when unpacked.
     """
     try:
         with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)) as stream:

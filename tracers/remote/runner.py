@@ -81,6 +81,8 @@ class _Lost(Exception):
 class Runner:
     """Performs requests on one server, from any number of threads.
 
+    Examples
+    --------
     >>> runner = Runner(configured(), Policy(), ConcurrencyLimit(4))             # doctest: +SKIP
     """
 
@@ -99,8 +101,11 @@ class Runner:
     ) -> tuple[dict[str, Any], Facts]:
         """The outcome of a request (see `tracers.remote.serving.answer`), and what it took.
 
-        report: called with a line whenever there is something new. Raises JobFailed for this request alone,
-        Unavailable when the server cannot be used, Stopped when the run is being stopped.
+        Parameters
+        ----------
+        report
+            Called with a line whenever there is something new. Raises JobFailed for this request alone, Unavailable
+            when the server cannot be used, Stopped when the run is being stopped.
         """
         with self.concurrency:
             return RequestRun(self, request, model_key, env, note, report).run()

@@ -77,12 +77,17 @@ class Reply:
 class Server:
     """A server at a host, with a key that is never shown.
 
+    Raises
+    ------
+    Unavailable
+        A host that is not https (unless it is this machine itself).
+
+    Examples
+    --------
     >>> Server("http://example.org", "k")
     Traceback (most recent call last):
     ...
-    posttrace.tracers.remote.errors.Unavailable: host http://example.org: ... use https://
-
-    Raises Unavailable for a host that is not https (unless it is this machine itself).
+    posttrace.tracers.remote.errors.Unavailable: host http://example.org: ... use https://...
     """
 
     def __init__(self, host: str, key: str | None):
@@ -128,7 +133,10 @@ class Server:
     def knock(self) -> None:
         """Test the key with an empty request, which the server refuses only after accepting the key: nothing runs.
 
-        Raises Unavailable for a key that is refused, Trouble.
+        Raises
+        ------
+        Unavailable
+            A key that is refused, Trouble.
         """
         metadata = {"model_key": "", "session_id": "", "compress": True, "env": {}}
         try:
@@ -228,10 +236,12 @@ class Server:
 def configured() -> Server:
     """The server and key that nnsight is configured with (NDIF_HOST, NDIF_API_KEY, or its configuration file).
 
+    A job cannot name a host: a job from elsewhere must not decide where a key is sent.
+
+    Examples
+    --------
     >>> configured().host                                              # doctest: +SKIP
     'https://api.ndif.us'
-
-    A job cannot name a host: a job from elsewhere must not decide where a key is sent.
     """
     from nnsight import CONFIG
 

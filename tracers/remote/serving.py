@@ -18,12 +18,19 @@ from posttrace.tracers.models.validation import check_sites
 def answer(model, engine, arguments, options, dtype, check):
     """Run an engine on the server's model and give its result as plain data (see `packed`).
 
+    Parameters
+    ----------
+    dtype
+        What the model must have there.
+    check
+        First verify that the sites are where they should be. A TracerError comes back as text under `problem`, and
+        `whole_job` says whether the job's other requests would fail with it too; the server reports any other error
+        with its traceback.
+
+    Examples
+    --------
     >>> answer(model, naive_run, (prompt, (1, 2)), {}, "torch.float32", False)["problem"]    # doctest: +SKIP
     ''
-
-    dtype: what the model must have there. check: first verify that the sites are where they should be. A TracerError
-    comes back as text under `problem`, and `whole_job` says whether the job's other requests would fail with it too;
-    the server reports any other error with its traceback.
     """
     # Plain texts: torch.__version__ is of a class of its own, which a client that loads no classes refuses.
     versions = {"python": platform.python_version()}
@@ -47,10 +54,12 @@ def answer(model, engine, arguments, options, dtype, check):
 def held_dtype(nn):
     """The dtype in which a model is held where it runs: that of the stream, from a run of one token.
 
+    Modules are not asked: where a server runs untrusted code, they have the dtype of the configuration.
+
+    Examples
+    --------
     >>> held_dtype(open_model("path/to/checkpoint", dtype="float32").nn)        # doctest: +SKIP
     torch.float32
-
-    Modules are not asked: where a server runs untrusted code, they have the dtype of the configuration.
     """
     with torch.no_grad():
         return _stream(nn).dtype
@@ -65,10 +74,15 @@ def _stream(nn):
 def packed(result):
     """A result as `tensors` (own memory, on the CPU), their `structure` (JSON) and a `checksum` of both.
 
+    Raises
+    ------
+    TracerError
+        What is neither tensors nor plain data nor dataclasses, dicts, lists and tuples of them.
+
+    Examples
+    --------
     >>> packed({"n": 1, "x": torch.zeros(2)})["structure"]
     '{"dict": {"n": {"plain": 1}, "x": {"tensor": [[2], "torch.float32", 2]}}}'
-
-    Raises TracerError for what is neither tensors nor plain data nor dataclasses, dicts, lists and tuples of them.
     """
     tensors = []
     structure = json.dumps(_described(result, tensors))
@@ -86,6 +100,8 @@ def checksum(structure, tensors):
 def raw(tensor):
     """The bytes of a tensor on the CPU, its values in row order.
 
+    Examples
+    --------
     >>> raw(torch.ones(3, 1)[:1].as_strided((1, 1), (7, 7)))
     b'\\x00\\x00\\x80?'
     """

@@ -38,6 +38,8 @@ THERE = frozenset({"torch", "numpy", "transformers", "nnsight", "cloudpickle"})
 def is_ours(module: str | None) -> bool:
     """Whether what a module defines travels by value.
 
+    Examples
+    --------
     >>> is_ours("posttrace.tracers.sites"), is_ours("posttrace.stores"), is_ours(None)
     (True, False, False)
     """
@@ -47,6 +49,8 @@ def is_ours(module: str | None) -> bool:
 class Shipper(serialization.CustomCloudPickler):
     """nnsight's pickler, with `tracers` by value; `sources` holds what was shipped, name -> source.
 
+    Examples
+    --------
     >>> shipper = Shipper(io.BytesIO(), protocol=4)                    # doctest: +SKIP
     >>> shipper.dump(read_statements)                                  # doctest: +SKIP
     """
@@ -143,9 +147,14 @@ def code_hash(sources: dict[str, str]) -> str:
 def shipped(obj) -> tuple[bytes, dict[str, str]]:
     """An object as bytes that load without this project, and the sources in them by name.
 
-    >>> blob, sources = shipped(read_statements)                       # doctest: +SKIP
+    Raises
+    ------
+    TracerError
+        Naming what cannot be shipped and why.
 
-    Raises TracerError naming what cannot be shipped and why.
+    Examples
+    --------
+    >>> blob, sources = shipped(read_statements)                       # doctest: +SKIP
     """
     buffer = io.BytesIO()
     shipper = Shipper(buffer)
@@ -181,7 +190,8 @@ def _fill_class(cls, state):
 
 def _methods(cls) -> dict:
     """The parts of a pydantic class that travel: its fields' defaults and the public methods that this project
-    defines."""
+    defines.
+    """
     defaults = {name: field.default for name, field in cls.model_fields.items() if not field.is_required()}
     return {"__init__": _set_fields, "_defaults": defaults} | {
         name: value

@@ -48,6 +48,8 @@ class SimulatedModel(OpenModel):
 def simulated(model: OpenModel) -> SimulatedModel:
     """An open model, reached as a server's would be.
 
+    Examples
+    --------
     >>> simulated(open_model("path/to/checkpoint")).ships              # doctest: +SKIP
     True
     """

@@ -59,6 +59,8 @@ class View(OpenModel):
 def view_of(name: str, nn, tokenizer, architecture, dtype: torch.dtype) -> View:
     """A wrapped model as a view.
 
+    Examples
+    --------
     >>> view_of("someone/model", nn, tokenizer, architecture, torch.float32).config.hidden_size    # doctest: +SKIP
     160
     """
@@ -70,9 +72,19 @@ def view_of(name: str, nn, tokenizer, architecture, dtype: torch.dtype) -> View:
 def weightless(model: str, revision: str | None, key: str, dtype: torch.dtype) -> View:
     """A view of a model on a server, from configuration and tokenizer, without where its files lie here.
 
-    >>> weightless("path/to/checkpoint", None, model_key("path", key="someone/model"), torch.float32)  # doctest: +SKIP
+    Parameters
+    ----------
+    key
+        As `tracers.remote.keys.model_key` gives it.
 
-    key: as `tracers.remote.keys.model_key` gives it. Raises TracerError as `open_model` does.
+    Raises
+    ------
+    TracerError
+        As `open_model` does.
+
+    Examples
+    --------
+    >>> weightless("path/to/checkpoint", None, model_key("path", key="someone/model"), torch.float32)  # doctest: +SKIP
     """
     load_config(model, revision)
     if (wrapper := wrapper_class(model, revision)) is not None:

@@ -21,6 +21,8 @@ ANSWERS = ("logit_diff", "answer_mass", "entropy")
 def kinds(job: ConfidenceJob) -> list[str]:
     """What every ablation holds at its mean: all candidates, one of them, a random set, a random neuron.
 
+    Examples
+    --------
     >>> kinds(job)[:2]                                                # doctest: +SKIP
     ['candidates', 'candidate']
     """

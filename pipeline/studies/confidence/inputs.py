@@ -44,6 +44,8 @@ class ConfidenceInputs:
 def read_inputs(job: ConfidenceJob, stages: Stages) -> ConfidenceInputs:
     """Read the text and the sets of a job, and tokenise them for every stage.
 
+    Examples
+    --------
     >>> len(read_inputs(job, stages).documents)                        # doctest: +SKIP
     96
     """
@@ -59,11 +61,22 @@ def read_inputs(job: ConfidenceJob, stages: Stages) -> ConfidenceInputs:
 def ask(job: ConfidenceJob, spec: StatementSet, tokenizers: dict, room: int | None = None) -> AskedSet:
     """Read a set, draw its statements, and tokenise the prompts for every stage.
 
+    Parameters
+    ----------
+    room
+        Tokens that the models have positions for.
+
+    Raises
+    ------
+    JobError
+        A set that is too small, or has a prompt that is too long or has words that a tokenizer does not know.
+    TracerError
+        Answers that are no single tokens.
+
+    Examples
+    --------
     >>> len(ask(job, job.sets[0], {"base": tokenizer}).statements)     # doctest: +SKIP
     60
-
-    room: tokens that the models have positions for. Raises JobError for a set that is too small, or has a prompt that
-    is too long or has words that a tokenizer does not know; TracerError for answers that are no single tokens.
     """
     few_shot, statements = draw_examples(
         spec, read_set(spec), job.few_shot, job.suffix, job.answers, job.seed

@@ -13,6 +13,8 @@ from posttrace.pipeline.study import Work, blocks, make_work
 def planned(job: ConfidenceJob, inputs: ConfidenceInputs) -> Iterator[Work]:
     """What needs no model first, then everything of one stage after the other.
 
+    Examples
+    --------
     >>> next(planned(job, inputs)).unit.id                            # doctest: +SKIP
     'confidence/weights/base'
     """

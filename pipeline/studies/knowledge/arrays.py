@@ -15,6 +15,8 @@ from posttrace.stores import Array, Coord, Group
 def grid_arrays(job: KnowledgeJob) -> tuple[str, ...]:
     """Names of the arrays that a unit of the patch grid writes.
 
+    Examples
+    --------
     >>> grid_arrays(job)                                              # doctest: +SKIP
     ('logit_diff', 'logit_diff_corrupt')
     """
@@ -27,12 +29,20 @@ def knowledge_group(
 ) -> Group:
     """The group `knowledge/<set>`: arrays, coordinates and attributes (names that readers rely on).
 
+    Parameters
+    ----------
+    job
+        With its dtype resolved.
+    layers
+        Block numbers.
+    heads, width
+        Values per block and token, and components of each (see tracers.models.architecture.site_shape); at `z` the
+        dimension `head` follows `layer`. With `method: attribution` there is one more array.
+
+    Examples
+    --------
     >>> knowledge_group(job, pairs, range(8), 1, 160).path  # doctest: +SKIP
     'knowledge/cities'
-
-    job: with its dtype resolved. layers: block numbers. heads, width: values per block and token, and components of
-    each (see tracers.models.architecture.site_shape); at `z` the dimension `head` follows `layer`. With
-    `method: attribution` there is one more array.
     """
     stages = list(job.stage_names)
     prompts = pairs.prompts[stages[0]]

@@ -13,10 +13,15 @@ from posttrace.pipeline.study import Work, blocks, make_work
 def planned(job: KnowledgeJob, sets: Mapping[str, PairSet], n_places: int) -> Iterator[Work]:
     """Clean runs of every stage, then the grids, beginning with the stage whose model is still open.
 
+    Parameters
+    ----------
+    n_places
+        Layers, times heads at the site `z`, that are patched at each token.
+
+    Examples
+    --------
     >>> next(planned(job, sets, 8)).unit.id                           # doctest: +SKIP
     'knowledge/cities/clean/base/0000'
-
-    n_places: layers, times heads at the site `z`, that are patched at each token.
     """
     stages = job.stage_names
     for i, stage in enumerate(stages):

@@ -28,6 +28,8 @@ NATS = "log-odds, nats: log P(refusal opening) - log P(compliant opening) at the
 def direction_names(job: RefusalJob) -> tuple[str, ...]:
     """The direction axis: every stage's, then random ones.
 
+    Examples
+    --------
     >>> direction_names(job)[-1]                                      # doctest: +SKIP
     'random-9'
     """
@@ -37,10 +39,15 @@ def direction_names(job: RefusalJob) -> tuple[str, ...]:
 def refusal_group(job: RefusalJob, inputs: RefusalInputs, n_layers: int, hidden: int) -> Group:
     """The group `refusal`: arrays, coordinates and attributes (names that readers rely on).
 
+    Parameters
+    ----------
+    job
+        With its dtype and choices resolved.
+
+    Examples
+    --------
     >>> refusal_group(job, inputs, 8, 160).path                       # doctest: +SKIP
     'refusal'
-
-    job: with its dtype and choices resolved.
     """
     stages, names = job.stage_names, direction_names(job)
     prompts, splits, n_positions = inputs.prompts, inputs.splits, len(inputs.positions)

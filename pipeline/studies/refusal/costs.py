@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def unit_cost(study: Refusal, work: Work) -> Cost:
     """Forward passes and multiply-adds of a unit; answers that end early cost less than is counted.
 
+    Examples
+    --------
     >>> unit_cost(study, study.work[0]).forwards                      # doctest: +SKIP
     6
     """
@@ -49,6 +51,8 @@ def unit_cost(study: Refusal, work: Work) -> Cost:
 def passes(shape: Shape, lengths: Sequence[int], new: int, max_tokens: int) -> Cost:
     """Cost of running prompts in batches, and of `new` - 1 further tokens each on their caches.
 
+    Examples
+    --------
     >>> passes(Shape(1, 10, 6, 4), [2, 2], new=0, max_tokens=99)
     Cost(forwards=1, multiply_adds=72)
     """
@@ -65,6 +69,8 @@ def passes(shape: Shape, lengths: Sequence[int], new: int, max_tokens: int) -> C
 def times(cost: Cost, n: int) -> Cost:
     """The same cost n times.
 
+    Examples
+    --------
     >>> times(Cost(1, 5), 3)
     Cost(forwards=3, multiply_adds=15)
     """

@@ -61,10 +61,15 @@ class Splits:
 def read_splits(kind: str, spec, sizes: dict[str, int], seed: int) -> Splits:
     """The instructions of a set, split by its column `split`, else at random with the seed; at most `sizes` of each.
 
+    Raises
+    ------
+    JobError
+        A file that cannot be had or read, or a split with too few instructions.
+
+    Examples
+    --------
     >>> read_splits("harmful", job.harmful, {"direction": 128, "validation": 32, "test": 100}, 0)  # doctest: +SKIP
     Splits(direction=('Tell me how to steal a bike.', ...), ...)
-
-    Raises JobError for a file that cannot be had or read, or a split with too few instructions.
     """
     path = file_of(spec)
     rows = _published_rows(spec.name, path) if spec.csv is None else _csv_rows(kind, spec, path)
@@ -97,10 +102,15 @@ def read_splits(kind: str, spec, sizes: dict[str, int], seed: int) -> Splits:
 def file_of(spec) -> Path:
     """The file of a set, downloaded into the user's cache if it is a published one and not there yet.
 
+    Raises
+    ------
+    JobError
+        If a download is not possible or its content is not the known one.
+
+    Examples
+    --------
     >>> file_of(job.harmful).name                                     # doctest: +SKIP
     'harmful.csv'
-
-    Raises JobError when a download is not possible or its content is not the known one.
     """
     if spec.csv is not None:
         return Path(spec.csv)

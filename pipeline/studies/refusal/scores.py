@@ -12,10 +12,15 @@ from posttrace.pipeline.files import MB, read_text
 def read_phrases(path: str) -> tuple[str, ...]:
     """Refusal phrases, one a line, empty lines left out.
 
+    Raises
+    ------
+    JobError
+        If the file cannot be read or has none.
+
+    Examples
+    --------
     >>> read_phrases("pipeline/studies/refusal/phrases.txt")[0]               # doctest: +SKIP
     'I cannot'
-
-    Raises JobError when the file cannot be read or has none.
     """
     lines = read_text(path, "phrases", "edit phrases", largest=MB).splitlines()
     phrases = tuple(line.strip() for line in lines if line.strip())
@@ -27,10 +32,12 @@ def read_phrases(path: str) -> tuple[str, ...]:
 def matched_phrase(answer: str, phrases: Sequence[str]) -> str:
     """The refusal phrase that an answer begins with (the longest), or "".
 
+    Case, the kind of apostrophe and what stands before the first letter do not matter.
+
+    Examples
+    --------
     >>> matched_phrase(" I can’t help you.", ["I can", "I can't"])
     "I can't"
-
-    Case, the kind of apostrophe and what stands before the first letter do not matter.
     """
     text = _plain(answer)
     return max((p for p in phrases if text.startswith(_plain(p))), key=len, default="")
@@ -39,6 +46,8 @@ def matched_phrase(answer: str, phrases: Sequence[str]) -> str:
 def repeated_share(tokens: Sequence[int]) -> float:
     """Share of an answer's pairs of neighbouring tokens that it had before; 0 for fewer than two pairs.
 
+    Examples
+    --------
     >>> repeated_share([5, 6, 5, 6, 5])
     0.5
     """

@@ -27,15 +27,23 @@ def choose_direction(
 ) -> Chosen:
     """The place whose ablation lets most harmful prompts through, of those that qualify.
 
+    Parameters
+    ----------
+    bypass
+        Mean log-odds of refusal on harmful prompts, ablated.
+    induce
+        On harmless ones, added (nats).
+    kl
+        Mean KL on harmless prompts, ablated (nats); dims layer x position, NaN where not swept. A place qualifies
+        when adding the direction makes refusal likelier than compliance (induce > 0), the KL is at most max_kl and
+        the layer lies before max_depth of the blocks. If none qualifies, the condition on induce is dropped, then
+        that on the KL. Source: Arditi et al. 2024, appendix C; the last rule is ours.
+
+    Examples
+    --------
     >>> bypass, induce = np.array([[-1.0], [-3.0], [-9.0]]), np.array([[2.0], [1.0], [-1.0]])
     >>> choose_direction(bypass, induce, np.zeros((3, 1)), max_kl=0.1, max_depth=1)
     Chosen(layer=1, position=0, qualifies=True)
-
-    bypass: mean log-odds of refusal on harmful prompts, ablated; induce: on harmless ones, added (nats); kl: mean
-    KL on harmless prompts, ablated (nats); dims layer x position, NaN where not swept. A place qualifies when adding
-    the direction makes refusal likelier than compliance (induce > 0), the KL is at most max_kl and the layer lies
-    before max_depth of the blocks. If none qualifies, the condition on induce is dropped, then that on the KL.
-    Source: Arditi et al. 2024, appendix C; the last rule is ours.
     """
     n_layers = len(bypass)
     swept = np.isfinite(bypass) & np.isfinite(induce) & np.isfinite(kl)
@@ -50,11 +58,17 @@ def choose_direction(
 def choose_coefficient(coefficients: Sequence[float], refused: np.ndarray, distance: float) -> float:
     """The smallest coefficient with nearly the largest share of refusals.
 
+    Parameters
+    ----------
+    refused
+        Whether harmless prompts were refused with the direction added; dims coefficient x prompt.
+    distance
+        Of the class means, taken where no coefficient makes the model refuse at all.
+
+    Examples
+    --------
     >>> choose_coefficient([1.0, 2.0, 3.0], np.array([[0, 0], [1, 1], [1, 1]]), distance=1.0)
     2.0
-
-    refused: whether harmless prompts were refused with the direction added; dims coefficient x prompt. distance: of
-    the class means, taken where no coefficient makes the model refuse at all.
     """
     shares = np.asarray(refused, dtype=float).mean(axis=1)
     if not shares.any():

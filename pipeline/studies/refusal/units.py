@@ -22,6 +22,8 @@ from posttrace.pipeline.study import Work, blocks, make_work
 def planned(job: RefusalJob, splits: dict[str, Splits], n_layers: int, n_positions: int) -> Iterator[Work]:
     """Per stage its directions, sweep and choices; then the answers, beginning with the stage that is still open.
 
+    Examples
+    --------
     >>> [work.unit.id for work in planned(job, splits, 8, 4)][:2]     # doctest: +SKIP
     ['refusal/directions/base', 'refusal/sweep/base/000']
     """

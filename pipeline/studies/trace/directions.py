@@ -19,10 +19,15 @@ LARGEST = 1e9
 def load_direction(name: str, spec: Direction, hidden_size: int, n_layers: int) -> np.ndarray:
     """The vector, float32; dims hidden, or layer x hidden (one per block).
 
+    Raises
+    ------
+    JobError
+        If it is not there, not finite, zero, or of another size than the model.
+
+    Examples
+    --------
     >>> load_direction("mine", Direction(file="mine.npy"), 160, 8).shape          # doctest: +SKIP
     (160,)
-
-    Raises JobError when it is not there, not finite, zero, or of another size than the model.
     """
     shapes = ((hidden_size,), (n_layers, hidden_size))
 

@@ -15,10 +15,17 @@ KINDS = {"output": "next_token", "completion": "generate"}
 def planned(job: TraceJob, groups: Mapping[str, Group], order: tuple[str, ...]) -> Iterator[Work]:
     """Source runs first, then everything that may need them, stage by stage.
 
+    Parameters
+    ----------
+    groups
+        By path.
+    order
+        The stages whose checkpoints the job looks at.
+
+    Examples
+    --------
     >>> next(planned(job, groups, ("base", "sft"))).unit.id           # doctest: +SKIP
     'trace/source-0/source/base/0000'
-
-    groups: by path. order: the stages whose checkpoints the job looks at.
     """
     spans = blocks(len(job.prompts), job.prompts_per_unit)
     patches = sorted(enumerate(job.patches), key=lambda item: order.index(item[1].source))

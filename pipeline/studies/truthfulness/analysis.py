@@ -30,6 +30,8 @@ from posttrace.pipeline.tensors import from_stored
 def training_sets(sets: Mapping[str, StatementInputs], *left_out: str) -> list[str]:
     """Names of the sets whose topic is none of those left out.
 
+    Examples
+    --------
     >>> training_sets({"cities": None, "neg_cities": None, "facts": None}, "cities")
     ['facts']
     """
@@ -40,6 +42,8 @@ def training_sets(sets: Mapping[str, StatementInputs], *left_out: str) -> list[s
 def training_of(sets: Mapping[str, StatementInputs], *also: str) -> torch.Tensor:
     """Which sets train when each is left out (bool); dims held_out x set. also: further sets to leave out.
 
+    Examples
+    --------
     >>> training_of({"cities": None, "neg_cities": None, "facts": None})[2]
     tensor([ True,  True, False])
     """
@@ -52,11 +56,13 @@ def fit_layers(
 ) -> dict[str, np.ndarray]:
     """Directions and probes of a stage at some layers, without each of the sets in turn.
 
+    Returns direction, centre, sweep_accuracy, probe_truth, probe_polarity and probe_bias of one model. The
+    activations are read once, whatever the number of sets and probes.
+
+    Examples
+    --------
     >>> fit_layers(job, sets, 0, (0, 2), store)["direction"].shape    # doctest: +SKIP
     (1, 6, 2, 160)
-
-    Returns direction, centre, sweep_accuracy, probe_truth, probe_polarity and probe_bias of one model. The activations
-    are read once, whatever the number of sets and probes.
     """
     training = training_of(sets)
     arrays: dict[str, list] = {name: [] for name in ("direction", "centre", "sweep_accuracy")}
@@ -79,11 +85,13 @@ def learn(
 ) -> dict[str, np.ndarray]:
     """The layers of interventions without one set, and how alike the stages' directions are.
 
+    Returns cosine and probe_layer, with a `held_out` dim of one, and intervene_layer where it is given. The held-out
+    set is not looked at.
+
+    Examples
+    --------
     >>> learn(job, sets, "cities", store)["cosine"].shape             # doctest: +SKIP
     (3, 3, 1, 8)
-
-    Returns cosine and probe_layer, with a `held_out` dim of one, and intervene_layer where it is given. The
-    held-out set is not looked at.
     """
     h, training = list(sets).index(held_out), training_sets(sets, held_out)
     here = {"held_out": (h, h + 1)}
@@ -126,10 +134,12 @@ def _within(layer: Layer, sets: Mapping[str, StatementInputs]) -> torch.Tensor:
 def earliest_good(accuracy: np.ndarray, n: int, begin: int = 0) -> int:
     """The first layer, from `begin`, whose accuracy is not distinguishably worse than the best one's.
 
+    That is: within the best one's 95 % Wilson interval for n statements. Beyond that layer, which is best is chance.
+
+    Examples
+    --------
     >>> earliest_good(np.array([0.5, 0.96, 0.97]), n=500)
     1
-
-    That is: within the best one's 95 % Wilson interval for n statements. Beyond that layer, which is best is chance.
     """
     best = np.nanmax(accuracy[begin:])
     low, _ = wilson(best, n)
@@ -141,10 +151,12 @@ def try_probes(
 ) -> dict[str, np.ndarray]:
     """Test every probe that was trained without a set on that set, for every pair of stages.
 
+    Returns correct; dims probe x source x target x statement x layer.
+
+    Examples
+    --------
     >>> try_probes(job, sets, "cities", 8, store)["correct"].shape   # doctest: +SKIP
     (3, 3, 3, 260, 8)
-
-    Returns correct; dims probe x source x target x statement x layer.
     """
     h = list(sets).index(held_out)
     here = {"held_out": (h, h + 1)}
@@ -170,6 +182,8 @@ def try_probes(
 def accuracies(prepared: StatementInputs, store) -> dict[str, np.ndarray]:
     """Share of the held-out statements that a probe gets right; dims probe x source x target x 1 x layer.
 
+    Examples
+    --------
     >>> accuracies(sets["cities"], store)["accuracy"].shape           # doctest: +SKIP
     (3, 3, 3, 1, 8)
     """
@@ -180,6 +194,8 @@ def accuracies(prepared: StatementInputs, store) -> dict[str, np.ndarray]:
 def effects(job: TruthfulnessJob, prepared: StatementInputs, store) -> dict[str, np.ndarray]:
     """Effects of the interventions on one set; dims direction x target x 1.
 
+    Examples
+    --------
     >>> effects(job, sets["cities"], store)["effect"].shape           # doctest: +SKIP
     (24, 3, 1)
     """
@@ -208,6 +224,8 @@ def read_layers(
 ) -> Iterator[Layer]:
     """Layer by layer, the activations of some sets in one model.
 
+    Examples
+    --------
     >>> next(read_layers(job, sets, 0, (0, 8), store)).centred.shape   # doctest: +SKIP
     torch.Size([1480, 160])
     """

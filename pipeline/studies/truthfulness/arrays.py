@@ -20,6 +20,8 @@ SWEEP_RANDOM = 5
 def direction_names(job: TruthfulnessJob) -> list[str]:
     """What a run was steered along: `none`, each stage's direction, and the random ones.
 
+    Examples
+    --------
     >>> direction_names(job)[:3]                                      # doctest: +SKIP
     ['none', 'base', 'sft']
     """
@@ -29,6 +31,8 @@ def direction_names(job: TruthfulnessJob) -> list[str]:
 def shown_names(job: TruthfulnessJob) -> list[str]:
     """Those of `direction_names` after which sample completions are kept.
 
+    Examples
+    --------
     >>> shown_names(job)                                              # doctest: +SKIP
     ['none', 'base', 'sft', 'instruct', 'random-0']
     """
@@ -40,10 +44,17 @@ def set_group(
 ) -> Group:
     """The group `truthfulness/<set>`: what was read and answered, per statement.
 
+    Parameters
+    ----------
+    job
+        With its dtype resolved.
+    shown
+        Numbers of the statements whose completions are kept.
+
+    Examples
+    --------
     >>> set_group(job, prepared, [3, 8], 8, 160).path                 # doctest: +SKIP
     'truthfulness/cities'
-
-    job: with its dtype resolved. shown: numbers of the statements whose completions are kept.
     """
     stages, block = list(job.stage_names), job.statements_per_unit
     names = direction_names(job)
@@ -165,11 +176,17 @@ def summary_group(
 ) -> Group:
     """The group `truthfulness`: directions, accuracies and effects, per set that was left out.
 
+    Parameters
+    ----------
+    swept
+        Whether the first steered block is chosen by trying interventions on the training sets.
+    layers_at_once
+        Layers of a unit of fits.
+
+    Examples
+    --------
     >>> summary_group(job, sets, 8, 160, swept=True, layers_at_once=8).path   # doctest: +SKIP
     'truthfulness'
-
-    swept: whether the first steered block is chosen by trying interventions on the training sets. layers_at_once:
-    layers of a unit of fits.
     """
     stages, names = list(job.stage_names), direction_names(job)
     one, by_layer = {"held_out": 1}, {"model": 1, "layer": layers_at_once}

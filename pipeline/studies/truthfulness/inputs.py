@@ -63,12 +63,23 @@ def read_statement_set(
 ) -> StatementInputs:
     """Read a set, draw its examples and tokenise its statements for every stage.
 
+    Parameters
+    ----------
+    room
+        Tokens that the models have positions for.
+
+    Raises
+    ------
+    JobError
+        A set without true or without false statements, and for a statement that is too long or too short, or has
+        words that a tokenizer does not know.
+    TracerError
+        Answers that are no single tokens.
+
+    Examples
+    --------
     >>> len(read_statement_set(job, job.sets[0], {"base": tokenizer}, 512).bare["base"])      # doctest: +SKIP
     260
-
-    room: tokens that the models have positions for. Raises JobError for a set without true or without false
-    statements, and for a statement that is too long or too short, or has words that a tokenizer does not know;
-    TracerError for answers that are no single tokens.
     """
     rows = read_set(spec)
     labels = [row.label for row in rows]
@@ -137,6 +148,8 @@ class TruthfulnessInputs:
 def read_inputs(job: TruthfulnessJob, tokenizers: dict, room: int | None) -> TruthfulnessInputs:
     """Read every set of a job (see `read_statement_set`).
 
+    Examples
+    --------
     >>> list(read_inputs(job, tokenizers, room=512).sets)              # doctest: +SKIP
     ['cities', 'neg_cities', 'facts']
     """

@@ -24,6 +24,8 @@ from posttrace.tracers.oracles.steered_answers import check_steered_answers, ste
 def steered_layers(sets: Mapping[str, StatementInputs], held_out: str, store) -> range:
     """The blocks that are steered when a set is left out.
 
+    Examples
+    --------
     >>> steered_layers(sets, "cities", store)                          # doctest: +SKIP
     range(3, 6)
     """
@@ -37,10 +39,12 @@ def vectors(
 ) -> dict[str, torch.Tensor]:
     """Direction -> what is added: each stage's direction at its probe layer, and random ones as long as the target's.
 
+    The difference of the class means is the direction scaled to the class distance, so it is added as it is.
+
+    Examples
+    --------
     >>> list(vectors(job, sets, "cities", "sft", store))[:3]          # doctest: +SKIP
     ['base', 'sft', 'instruct']
-
-    The difference of the class means is the direction scaled to the class distance, so it is added as it is.
     """
     here = _place(sets, held_out)
     layer = int(store.read(SUMMARY, "probe_layer", here)[0])
@@ -57,6 +61,8 @@ def steered(
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Answers of a block of statements after every edit: p_diff (and p_diff_coefficient), and what was checked.
 
+    Examples
+    --------
     >>> steered(job, sets, "cities", "sft", (0, 32), model, store, unit)[0]["p_diff"].shape       # doctest: +SKIP
     (24, 1, 32)
     """
@@ -89,6 +95,8 @@ def completions(
 ) -> dict[str, np.ndarray]:
     """How a few prompts go on, before and after; dims shown x 1 x sample.
 
+    Examples
+    --------
     >>> completions(job, sets, "cities", "sft", [3, 8], model, store, tokenizer)["completion"]   # doctest: +SKIP
     array([[[' TRUE\\nThe city', ...
     """
@@ -115,12 +123,14 @@ def choose_first_layer(
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Try every first block on some training statements, with the first stage's own direction and random ones.
 
-    >>> choose_first_layer(job, sets, "cities", model, store, unit)[0]["intervene_layer"]         # doctest: +SKIP
-    array([3], dtype=int32)
-
     Chosen is the block from which the learned direction's effect is largest (the earliest of equals). The random ones
     play no part in the choice: they are stored to show how much of that effect any direction of that length has. The
     held-out set is not looked at.
+
+    Examples
+    --------
+    >>> choose_first_layer(job, sets, "cities", model, store, unit)[0]["intervene_layer"]         # doctest: +SKIP
+    array([3], dtype=int32)
     """
     target = job.stage_names[0]
     last = int(store.read(SUMMARY, "probe_layer", _place(sets, held_out))[0])

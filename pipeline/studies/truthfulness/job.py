@@ -118,6 +118,8 @@ class TruthfulnessJob(FamilyJob):
     ) -> Steer:
         """The operation of an intervention: false statements are steered towards true, true ones towards false.
 
+        Examples
+        --------
         >>> job.steer("base", (3, 4), (-6, -5), label=True, coefficient=1.0).mode      # doctest: +SKIP
         'subtract'
         """
@@ -134,6 +136,8 @@ class TruthfulnessJob(FamilyJob):
 def topic(name: str) -> str:
     """What a set and its negation have in common.
 
+    Examples
+    --------
     >>> topic("neg_cities")
     'cities'
     """

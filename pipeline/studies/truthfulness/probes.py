@@ -251,7 +251,12 @@ def _on_projections(layer: Layer, training: torch.Tensor, truth, polarity=None, 
 def _newton(features: torch.Tensor, label: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Unpenalised logistic regressions by Newton's method with halved steps; returns problem x (feature, 1).
 
-    Separable classes end at the tolerance, with the border between them. features: statement x problem x feature.
+    Separable classes end at the tolerance, with the border between them.
+
+    Parameters
+    ----------
+    features
+        Statement x problem x feature.
     """
     x = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
     n, target = mask.sum(0), label[:, None]
@@ -285,9 +290,16 @@ def _regressions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logistic regressions on whole vectors with an L2 penalty of strength 1, by L-BFGS with exact line search.
 
-    Every step costs two passes over the activations, whatever the number of problems. label: statement x problem.
-    scale: of each problem's activations. means: whether the sets' own means are part of the activations. Returns
-    weights (problem x hidden) and biases.
+    Every step costs two passes over the activations, whatever the number of problems.
+
+    Parameters
+    ----------
+    label
+        Statement x problem.
+    scale
+        Of each problem's activations.
+    means
+        Whether the sets' own means are part of the activations. Returns weights (problem x hidden) and biases.
     """
     scale = torch.where(scale > 0, scale, 1.0)
     mask = training.double().T[layer.of_set]

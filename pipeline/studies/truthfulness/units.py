@@ -31,11 +31,19 @@ def planned(
 ) -> Iterator[Work]:
     """Read every stage, the first one last, since it stays open; learn and probe; steer, beginning with that one.
 
+    Parameters
+    ----------
+    shown
+        Per set, numbers of the statements whose completions are kept.
+    tried
+        Per set that is left out, the runs of the sweep for its first block.
+    shape
+        Blocks of the models, and their hidden size.
+
+    Examples
+    --------
     >>> next(planned(job, sets, shown, tried, (8, 160))).unit.id                  # doctest: +SKIP
     'truthfulness/cities/read/instruct/0000'
-
-    shown: per set, numbers of the statements whose completions are kept. tried: per set that is left out, the runs of
-    the sweep for its first block. shape: blocks of the models, and their hidden size.
     """
     stages, swept = job.stage_names, job.layers_given[0] is None
     read: dict[str, list[str]] = {name: [] for name in sets}
@@ -135,6 +143,8 @@ def planned(
 def layer_blocks(sets: Mapping[str, StatementInputs], shape: tuple[int, int]) -> list[tuple[int, int]]:
     """The layers of each unit of fits. shape: blocks of the models, and their hidden size.
 
+    Examples
+    --------
     >>> layer_blocks(sets, (8, 160))                                   # doctest: +SKIP
     [(0, 8)]
     """
@@ -146,6 +156,8 @@ def layer_blocks(sets: Mapping[str, StatementInputs], shape: tuple[int, int]) ->
 def variants_of(job: TruthfulnessJob) -> int:
     """Answers that are kept of each statement: one for every direction and coefficient.
 
+    Examples
+    --------
     >>> variants_of(job)                                              # doctest: +SKIP
     24
     """
