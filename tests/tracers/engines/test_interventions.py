@@ -30,7 +30,7 @@ def plain(model, layer, site, to):
         if site == "resid_pre":
             handle = block.register_forward_pre_hook(lambda _, inputs, c=change: (c(inputs[0]), *inputs[1:]))
         else:
-            part = {"attn_out": names.attn_add or names.attn, "mlp_out": names.mlp_add or "mlp"}.get(site)
+            part = {"attn_out": names.attn_add, "mlp_out": names.mlp_add}.get(site, [None])[0]
             handle = (block.get_submodule(part) if part else block).register_forward_hook(after)
         kept = []
         last = model.nn._module.get_submodule(names.layers)[-1]
