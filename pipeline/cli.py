@@ -264,6 +264,8 @@ def _dry_run(job, url: str) -> None:
     for line in [columns, *([row[c] for c in columns] for row in rows)]:
         print("  ".join(f"{c:>14}" for c in map(_shown, line)))
     cells = sum(w.cells for w in study.work)
+    for note in study.notes():
+        print(f"note: {note}")
     print(f"{len(study.work)} units, {cells:,} cells, into {url}; stages: {', '.join(job.stage_names)}")
     if why := study.stages.shape.whole:
         print(f"every run is a whole forward pass, no prefix is shared: {why}")

@@ -129,7 +129,7 @@ def _resolve_paths(raw: dict, base: Path) -> None:
             if isinstance(value, str):
                 family["stages"][stage] = resolved(value, base)
             elif isinstance(value, dict) and isinstance(value.get("model"), str):
-                value["model"] = resolved(value["model"], base)
+                value["model"] = resolved(value["model"], base, hub=value.get("revision") is not None)
     sets = raw["sets"] if isinstance(raw.get("sets"), list) else []
     for i, value in enumerate(sets):
         if isinstance(value, str) and value.endswith(".csv"):

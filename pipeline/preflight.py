@@ -22,6 +22,7 @@ def examine(job: Job) -> Iterator[Finding]:
     study = prepare(job)
     n, stages = len(study.work), ", ".join(job.stage_names)
     yield Finding("ok", f"job: {job.study}, {n} units over {job.family.name} ({stages}) in {study.job.dtype}")
+    yield from (Finding("note", note) for note in study.notes())
     if job.execution.backend != "remote":
         yield Finding("ok", f"device: {resolve_device(job.execution.device)}")
         return

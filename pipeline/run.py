@@ -32,6 +32,8 @@ def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:
     say = say or (lambda line: print(f"{line}\n", end="", file=sys.stderr, flush=True))
     quiet_libraries()
     study = prepare(job)
+    for note in study.notes():
+        say(f"note: {note}")
     store = Store.create(
         url,
         study.groups,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date as calendar_date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -210,6 +211,58 @@ class FamilyJob(Spec):
         return declared
 
 
+RESERVED_VARIABLES = {
+    *("messages", "conversations", "chat_template", "strftime_now"),
+    *("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"),
+}
+"""What a chat template is given by us."""
+
+
+class ChatJob(FamilyJob):
+    """Common to studies whose prompts a chat template may write."""
+
+    system: str | None = None
+    """The system's message before every chat; absent: none is given, and a template may write one of its own. `""`: an
+    empty one."""
+    date: str | None = None
+    """YYYY-MM-DD, the day that chat templates take for today (and get as `date_string`), so that a run can go on after
+    midnight."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further variables of chat templates, e.g. `{enable_thinking: false}`; as in transformers and vLLM."""
+
+    @field_validator("date")
+    @classmethod
+    def _day(cls, value):
+        if value is not None:
+            try:
+                value = calendar_date.fromisoformat(value).isoformat()
+            except ValueError:
+                raise ValueError(f"{value!r} is no day; write YYYY-MM-DD in quotes") from None
+        return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _free_variables(cls, value):
+        taken = sorted(RESERVED_VARIABLES & set(value))
+        if taken:
+            raise ValueError(
+                f"{', '.join(taken)}: set by posttrace itself; name other variables of the template"
+            )
+        return value
+
+    @property
+    def chat_keys(self) -> list[str]:
+        """The keys about chats that the job sets."""
+        keys = ("system", "date", "chat_template_kwargs")
+        return [key for key in keys if getattr(self, key) not in (None, {})]
+
+    def identity(self, declared: dict[str, Any]) -> dict[str, Any]:
+        """Keys that are not set change nothing (see FamilyJob)."""
+        for key in {"system", "date", "chat_template_kwargs"} - set(self.chat_keys):
+            del declared[key]
+        return super().identity(declared)
+
+
 def families() -> dict[str, dict[str, str]]:
     """The families known by name: stage -> folder or hub id."""
     known = load_yaml((HERE / "families.yaml").read_text(encoding="utf-8"))
@@ -221,10 +274,14 @@ def datasets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(BUILT_IN_SETS.glob("*.csv"))}
 
 
-def resolved(text: str, base: Path) -> str:
-    """Absolute path of a folder that is there relative to `base`; a hub id, or what is not there, stays as it is."""
+def resolved(text: str, base: Path, hub: bool = False) -> str:
+    """Absolute path of a folder that is there relative to `base`, or missing from a folder that is there.
+
+    A hub id stays as it is. hub: whether what is not there is meant as one.
+    """
     path = absolute(text, base)
-    return str(path) if path.exists() else text
+    missing = "/" in text and path.parent.is_dir() and not hub
+    return str(path) if missing or path.exists() else text
 
 
 def check_names(names: dict):

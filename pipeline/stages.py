@@ -8,12 +8,19 @@ from typing import Any
 
 import torch
 
+from posttrace.pipeline.chat import end_tokens
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import Job
 from posttrace.tracers.cost import Shape, shape_of
 from posttrace.tracers.models.architecture import recognise
 from posttrace.tracers.models.identity import model_identity
-from posttrace.tracers.models.loading import empty_model, load_config, load_tokenizer, resolve_dtype
+from posttrace.tracers.models.loading import (
+    check_weights,
+    empty_model,
+    load_config,
+    load_tokenizer,
+    resolve_dtype,
+)
 
 SIZES = ("num_hidden_layers", "hidden_size")
 """Sizes that stages must share, for activations and directions of one to fit the other."""
@@ -51,6 +58,14 @@ class Stages:
         return self._each(load_tokenizer)
 
     @cached_property
+    def end_tokens(self) -> dict[str, tuple[int, ...]]:
+        """Stage -> token ids that end an answer."""
+        return {
+            name: end_tokens(one.model, one.revision, self.tokenizers[name])
+            for name, one in self.checkpoints.items()
+        }
+
+    @cached_property
     def structures(self) -> dict[str, Any]:
         """Stage -> its modules without weights."""
         return self._each(empty_model)
@@ -70,6 +85,11 @@ class Stages:
     def shape(self) -> Shape:
         """What costs are counted from."""
         return shape_of(self.structures[self.names[0]])
+
+    def check_weights(self) -> None:
+        """Raise TracerError for a stage whose weights are missing, damaged or cannot be opened; reads headers only."""
+        for one in self.checkpoints.values():
+            check_weights(one.model, one.revision, self._job.execution.device)
 
     @property
     def n_layers(self) -> int:

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from posttrace.pipeline.chat import reads_clock
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import Job
+from posttrace.pipeline.spec import ChatJob
 from posttrace.pipeline.stages import Stages, name_of
 from posttrace.pipeline.statements import file_hash
 from posttrace.stores import Group, Unit
@@ -62,6 +64,8 @@ class Study(ABC, Generic[JobT, InputsT]):
 
     def __init__(self, job: JobT):
         self.stages = Stages(job, self.stages_used(job))
+        if job.execution.backend != "remote":
+            self.stages.check_weights()
         self.check(job)
         self.job: JobT = job.model_copy(update=self.resolved(job))
         self.inputs: InputsT = self.read_inputs()
@@ -90,6 +94,22 @@ class Study(ABC, Generic[JobT, InputsT]):
     def input_content(self) -> dict[str, Any]:
         """Hashes of what was read, part of the fingerprint; by default of every statement set's file."""
         return {"sets": {spec.name: file_hash(spec.csv) for spec in getattr(self.job, "sets", ())}}
+
+    def notes(self) -> Iterator[str]:
+        """What a user should know before the job runs, a line each; by default that a template reads the clock."""
+        job = self.job
+        if not isinstance(job, ChatJob) or job.date is not None:
+            return
+        for stage in self.chats():
+            if reads_clock(self.stages.tokenizers[stage]):
+                yield (
+                    f"stage {stage}: its chat template writes the date of today: after midnight the job is another one "
+                    'and its store cannot go on; pin it with `date: "YYYY-MM-DD"`'
+                )
+
+    def chats(self) -> Iterable[str]:
+        """Stages whose prompts are written by their chat templates."""
+        return ()
 
     @abstractmethod
     def arrays(self) -> Iterable[Group]:

@@ -6,10 +6,11 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from posttrace.pipeline import interrupts
-from posttrace.pipeline.job import Job
 from posttrace.pipeline.record import recorded
 from posttrace.pipeline.study import Study, Work
 from posttrace.stores import Store
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.identity import model_identity
 from posttrace.tracers.models.loading import open_model
 
 
@@ -46,7 +47,7 @@ class InProcess:
         if work.stage is not None and work.stage != self._stage:
             self._model = None  # let go of the old model before the next one takes its memory
             with interrupts.noticed():
-                self._stage, self._model = work.stage, _open(self._study.job, work.stage)
+                self._stage, self._model = work.stage, _open(self._study, work.stage)
         return recorded(self._study, work, self._model if work.stage else None, self._store)
 
     def stored(self, work: Work) -> None:
@@ -56,8 +57,13 @@ class InProcess:
         self._model = None
 
 
-def _open(job: Job, stage: str):
-    checkpoint = job.family.stages[stage]
+def _open(study: Study, stage: str):
+    job, checkpoint = study.job, study.job.family.stages[stage]
+    if model_identity(checkpoint.model, checkpoint.revision) != study.stages.identities[stage]:
+        raise TracerError(
+            f"stage {stage}: the files of {checkpoint.model} changed while the job ran; what is in the store comes "
+            "from those before: give every version a folder of its own, and run the job on it into another store"
+        )
     model = open_model(
         checkpoint.model, revision=checkpoint.revision, device=job.execution.device, dtype=job.dtype
     )

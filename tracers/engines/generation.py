@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nnsight
 import torch
@@ -49,26 +49,31 @@ def generate(
     stop: Ids = (),
     max_tokens: int | None = None,
 ) -> Completions:
-    """Continue prompts greedily, the stream edited at every token.
+    """Continue prompts greedily, the stream edited.
 
     >>> generate(model, [[1, 7, 9], [1, 8]], [], openings, max_new_tokens=16).ids       # doctest: +SKIP
     ((12, 5, 2), (7, 7, 1))
 
     prompts: token ids, of unequal length as they are; they are padded on the left, positions and masks written out,
     so that a row gives what it would give alone, up to rounding (where blocks keep states, only prompts of one length
-    run together). edits: for every token, of the prompt and new. stop: tokens that end an answer. max_tokens: tokens
-    in one forward pass, by default `tokens_that_fit`, halved when memory runs out.
+    run together). edits: without columns, for every token, of the prompt and new; with columns, for those tokens of the
+    prompts (rows: numbers of prompts). stop: tokens that end an answer. max_tokens: tokens in one forward pass, by
+    default `tokens_that_fit`, halved when memory runs out.
     Raises TracerError for edits that do not fit the model.
     """
-    check_everywhere(model, edits)
-    edits = necessary_edits(edits)
+    # Cells name their prompts: one row for all of them would be prompt 0 alone.
+    everywhere = [edit for edit in edits if edit.columns is None or isinstance(edit.rows, int)]
+    check_everywhere(model, everywhere)
+    edits = necessary_edits(edits) if len(everywhere) == len(edits) else list(edits)
     ids: list[tuple[int, ...]] = [()] * len(prompts)
     log_odds, peak = torch.full((2, len(prompts)), torch.nan)
     lengths, at_once = [len(p) + max_new_tokens for p in prompts], max_tokens or tokens_that_fit(model)
     for rows in batches(lengths, at_once, one_length=bool(model.architecture.whole)):
 
         def some(rows):
-            return _generate_batch(model, [prompts[r] for r in rows], edits, openings, max_new_tokens, stop)
+            batch = [prompts[r] for r in rows]
+            here = edits_of_rows(edits, rows, [len(prompt) for prompt in batch])
+            return _generate_batch(model, batch, here, openings, max_new_tokens, stop)
 
         for part, (new, odds, highest) in in_halves(some, rows):
             log_odds[part], peak[part] = odds, highest
@@ -87,6 +92,44 @@ def check_everywhere(model, edits: Sequence[Edit]) -> None:
             )
         if not edit.values.any():
             raise TracerError(f"{edit.site}: the direction that is added must not be zero")
+
+
+def edits_of_rows(edits: Sequence[Edit], rows: Sequence[int], lengths: Sequence[int]) -> list[Edit]:
+    """Edits of some prompts, as they lie in a batch that is padded on the left.
+
+    >>> edit = Edit(site="resid_post", layers=(0,), mode="replace", values=torch.ones(2, 4), rows=torch.tensor([0, 1]),
+    ...             columns=torch.tensor([0, -1]))
+    >>> [(e.rows.tolist(), e.columns.tolist()) for e in edits_of_rows([edit], [1, 0], [5, 3])]
+    [([1, 0], [2, 4])]
+
+    rows: numbers of the prompts. lengths: their tokens.
+    """
+    width, place = max(lengths), {row: i for i, row in enumerate(rows)}
+    found = []
+    for edit in edits:
+        if edit.columns is None:
+            found.append(edit)
+            continue
+        n = len(edit.columns)
+        of_cell = torch.as_tensor(edit.rows).expand(n).tolist()
+        kept = [cell for cell in range(n) if of_cell[cell] in place]
+        if not kept:
+            continue
+        new_rows = [place[of_cell[cell]] for cell in kept]
+        columns = [
+            width + column - (lengths[row] if column >= 0 else 0)
+            for row, column in zip(new_rows, torch.as_tensor(edit.columns)[kept].tolist(), strict=True)
+        ]
+        found.append(
+            replace(
+                edit,
+                rows=torch.tensor(new_rows),
+                columns=torch.tensor(columns),
+                values=edit.values if edit.values.dim() == 1 else edit.values[kept],
+                head=edit.head if isinstance(edit.head, int) else edit.head[kept],
+            )
+        )
+    return found
 
 
 def batches(lengths: Sequence[int], max_tokens: int, one_length: bool = False) -> list[list[int]]:
@@ -125,6 +168,8 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
         new, peaks, log_odds = [], [], None
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
         for step in range(max_new_tokens):
+            if caching and step == 1:  # the prompt's tokens are in the cache
+                edits = [edit for edit in edits if edit.columns is None]
             if caching:
                 held = {} if cache is None else {name: cache}
                 logits, cache = _step(model.nn, dict(**inputs, **held, use_cache=True), name, edits)

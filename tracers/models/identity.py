@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 
 from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.files import check_folder, folder_of
+from posttrace.tracers.models.hashes import file_hashes
 
 FILES = {
     "config.json",
+    "generation_config.json",
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -22,8 +25,6 @@ FILES = {
     "chat_template.jinja",
 }
 """Files other than the weights that decide what a model computes."""
-SAMPLE = 64 * 1024
-"""Bytes of each tensor that are hashed, its whole header aside: an edited or merged tensor differs everywhere."""
 
 
 def model_identity(model: str, revision: str | None = None) -> str:
@@ -32,50 +33,23 @@ def model_identity(model: str, revision: str | None = None) -> str:
     >>> model_identity("path/to/checkpoint")                  # doctest: +SKIP
     'sha256:9c2e...'
 
-    A directory is identified by its configuration and tokenizer files, and by the header and the first 64 KiB of
-    every tensor of its safetensors files (which is all of a small one). A hub id is identified by its commit in
-    the local cache. Raises TracerError when `model` is neither a directory with a config.json nor a known hub id.
+    A directory is identified by the whole content of its configuration, tokenizer and safetensors files; the hash of a
+    large file is kept (see tracers.models.hashes). A hub id is identified by its commit in the local cache. Raises
+    TracerError when `model` is neither a directory with a config.json nor a known hub id.
     """
-    directory = Path(model).expanduser()
-    if directory.is_dir():
+    directory = folder_of(model, revision)
+    if directory is not None:
         return "sha256:" + _hash_directory(directory)
     return f"hub:{model}@{_commit(model, revision)}"
 
 
 def _hash_directory(directory: Path) -> str:
-    if not (directory / "config.json").is_file():
-        raise TracerError(
-            f"model {directory}: no config.json there; name the folder that holds a transformers checkpoint "
-            "(config.json, *.safetensors, tokenizer files)"
-        )
+    check_folder(str(directory))
+    files = [f for f in sorted(directory.iterdir()) if f.suffix == ".safetensors" or f.name in FILES]
     total = hashlib.sha256()
-    for file in sorted(directory.iterdir()):
-        if file.suffix == ".safetensors" or file.name in FILES:
-            digest = (
-                _hash_weights(file)
-                if file.suffix == ".safetensors"
-                else hashlib.sha256(file.read_bytes()).hexdigest()
-            )
-            total.update(json.dumps([file.name, file.stat().st_size, digest]).encode())
+    for file, digest in zip(files, file_hashes(files), strict=True):
+        total.update(json.dumps([file.name, file.stat().st_size, digest]).encode())
     return total.hexdigest()
-
-
-def _hash_weights(file: Path) -> str:
-    """Hash of the header (names, types, shapes, places) and of the beginning of every tensor."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:
-            raise TracerError(
-                f"model {file.parent}: {file.name} is no safetensors file, or was cut short; fetch it again"
-            )
-        header = stream.read(length)
-        digest = hashlib.sha256(header)
-        for name, tensor in sorted(json.loads(header).items()):
-            if name != "__metadata__":
-                begin, end = tensor["data_offsets"]
-                stream.seek(8 + length + begin)
-                digest.update(stream.read(min(SAMPLE, end - begin)))
-    return digest.hexdigest()
 
 
 def _commit(model: str, revision: str | None) -> str:

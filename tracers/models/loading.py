@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -14,11 +14,12 @@ from nnsight import TransformersModel
 from posttrace.tracers.batching.prefix_cache import give_each_kind_its_mask
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import Architecture, recognise
+from posttrace.tracers.models.files import check_folder, check_tokenizer, folder_of
+from posttrace.tracers.models.safetensors import Checkpoint
 from posttrace.tracers.sites import PLAIN
 
 MOST_LAYERS = 1000
 """Blocks of a model."""
-FILES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -204,7 +205,7 @@ def load_config(model: str, revision: str | None = None) -> transformers.Pretrai
 
     Of a multimodal checkpoint, what it says of the text model within. Raises TracerError when there is none.
     """
-    _check_files(model)
+    check_folder(model, revision)
     stored = _loaded(transformers.AutoConfig, model, revision)
     if getattr(stored, "is_encoder_decoder", False):
         raise TracerError(
@@ -282,12 +283,35 @@ def _text_model(wrapper, config, name: str) -> transformers.PreTrainedModel:
     return text
 
 
-def _check_files(model: str) -> None:
-    """Whether what stands for files in the folder of a checkpoint are files: a pipe or device would never end."""
-    folder = Path(model).expanduser()
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix in FILES and not path.is_file():
-            raise TracerError(f"model {model}: {path.name} is no regular file; fetch the checkpoint again")
+def check_weights(model: str, revision: str | None = None, device: str = "auto") -> None:
+    """Check, without reading a weight, what would stop a checkpoint from being opened.
+
+    >>> check_weights("path/to/checkpoint")                            # doctest: +SKIP
+
+    The weights of a folder must be safetensors files, all there and whole, as their headers and index say. A quantised
+    checkpoint must be one that transformers opens here. Raises TracerError naming what is wrong.
+    """
+    text, stored = load_config(model, revision), _loaded(transformers.AutoConfig, model, revision)
+    quantised = getattr(stored, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if quantised is not None:
+        _check_quantised(model, quantised, resolve_device(device))
+    if folder_of(model, revision) is not None:
+        Checkpoint(model, revision).check()
+
+
+def _check_quantised(model: str, quantised, device: str) -> None:
+    from transformers.quantizers import AutoHfQuantizer
+
+    named = quantised if isinstance(quantised, dict) else quantised.to_dict()
+    try:
+        quantizer = AutoHfQuantizer.from_config(deepcopy(quantised), pre_quantized=True)
+        quantizer.validate_environment(device_map=device, weights_only=True)
+    except Exception as error:  # of whatever library the method needs
+        raise TracerError(
+            f"model {model}: its weights are quantised ({named.get('quant_method')}), which transformers cannot open "
+            f"here ({' '.join(str(error).split())[:300]}); install what it asks for, or give a checkpoint that is not "
+            "quantised"
+        ) from error
 
 
 def empty_model(model: str, revision: str | None = None) -> transformers.PreTrainedModel:
@@ -311,6 +335,7 @@ def empty_model(model: str, revision: str | None = None) -> transformers.PreTrai
 
 def load_tokenizer(model: str, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, without its weights; raises TracerError when there is no fast one."""
+    check_tokenizer(model, revision)
     tokenizer = _loaded(transformers.AutoTokenizer, model, revision)
     if not tokenizer.is_fast:
         raise TracerError(
@@ -322,6 +347,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> transformers.PreT
             f"model {model}: its tokenizer has {tokenizer.vocab_size} tokens, the model only {known} (vocab_size); "
             "fetch both from the same checkpoint"
         )
+    tokenizer.embedded = known  # tracers.prompts looks at every id
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -336,14 +362,10 @@ def quiet_libraries() -> None:
 
 def _loaded(kind, model: str, revision: str | None, **kwargs):
     """Have transformers load something of a checkpoint; the checkpoint's own code is never run."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
-        raise TracerError(
-            f"model {model}: no such folder; give the folder of a transformers checkpoint, or a hub id"
-        )
+    folder = folder_of(model, revision)
     try:
         return kind.from_pretrained(
-            str(folder) if folder.is_dir() else model, revision=revision, trust_remote_code=False, **kwargs
+            model if folder is None else str(folder), revision=revision, trust_remote_code=False, **kwargs
         )
     except Exception as error:  # what a damaged or foreign checkpoint raises comes from many libraries
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"

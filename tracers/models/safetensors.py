@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.files import folder_of, hub_file, named_weights
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -90,14 +91,19 @@ class Checkpoint:
 
     def __init__(self, model: str, revision: str | None = None):
         self.model, self.revision = model, revision
-        index = self._file(INDEX)
-        if index is not None:
-            self._shard_of = self._weight_map(index)
-        else:
-            single = self._file(SINGLE)
-            if single is None:
-                raise self._no_weights()
-            self._shard_of = dict.fromkeys(_header(single)[0], SINGLE)
+        self._folder = folder_of(model, revision)
+        config = self._file("config.json")
+        named = None if config is None else named_weights(config)
+        if named is not None and Path(named).name != named:
+            raise TracerError(f"model {model}: config.json names weights elsewhere ({named}); do not use it")
+        # The first that is there, in transformers' order, so that both read the same weights.
+        for name in (SINGLE, INDEX) if named is None else (named,):
+            file = self._file(name)
+            if file is not None:
+                index = name.endswith(".index.json")
+                self._shard_of = self._weight_map(file) if index else dict.fromkeys(_header(file)[0], name)
+                return
+        raise self._no_weights()
 
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
@@ -115,12 +121,12 @@ class Checkpoint:
         file = self._file(shard)
         if file is None:
             raise TracerError(
-                f"model {self.model}: {INDEX} puts {name} in {shard}, which is not there; fetch that file"
+                f"model {self.model}: the index puts {name} in {shard}, which is not there; fetch that file"
             )
         header, data = _header(file)
         if name not in header:
             raise TracerError(
-                f"model {self.model}: {INDEX} puts {name} in {shard}, which lacks it; fetch index and shards again"
+                f"model {self.model}: the index puts {name} in {shard}, which lacks it; fetch index and shards again"
             )
         return self._stored(file, name, header[name], data)
 
@@ -142,43 +148,62 @@ class Checkpoint:
             plain = all(Path(shard).name == shard for shard in found.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TracerError(
-                f"model {self.model}: {INDEX} is not readable ({type(error).__name__}); fetch it again"
+                f"model {self.model}: {index.name} is not readable ({type(error).__name__}); fetch it again"
             ) from None
         if not plain:
             raise TracerError(
-                f"model {self.model}: {INDEX} names files outside the checkpoint; do not use it"
+                f"model {self.model}: {index.name} names files outside the checkpoint; do not use it"
             )
         return found
 
+    def check(self) -> None:
+        """Check that every file is there and whole, from their headers; reads no tensor.
+
+        >>> Checkpoint("path/to/checkpoint").check()                   # doctest: +SKIP
+
+        Raises TracerError naming the first file that is missing, cut short or lacks what the index puts there.
+        """
+        names: dict[str, list[str]] = {}
+        for name, shard in self._shard_of.items():
+            names.setdefault(shard, []).append(name)
+        for shard, wanted in names.items():
+            file = self._file(shard)
+            if file is None:
+                raise TracerError(
+                    f"model {self.model}: the index puts {wanted[0]} in {shard}, which is not there; fetch that file"
+                )
+            header, data = _header(file)
+            lacking = next((name for name in wanted if name not in header), None)
+            if lacking is not None:
+                raise TracerError(
+                    f"model {self.model}: the index puts {lacking} in {shard}, which lacks it; fetch index and shards "
+                    "again"
+                )
+            end = data + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            if file.stat().st_size != end:
+                raise TracerError(
+                    f"{file}: has {file.stat().st_size:,} bytes, its header says {end:,}: it was cut short or is "
+                    "damaged; fetch the file again"
+                )
+
     def _file(self, name: str) -> Path | None:
         """Path of a file of the checkpoint, fetched from the hub if need be; None where there is no such file."""
-        folder = Path(self.model).expanduser()
-        if folder.is_dir():
-            return folder / name if (folder / name).is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(self.model, name, revision=self.revision))
-        except (EntryNotFoundError, HFValidationError, OSError) as error:
-            absent = isinstance(error, EntryNotFoundError)
-            # Without a network nothing says whether there is an index; a model of one file has none.
-            if absent and (name == INDEX or not isinstance(error, LocalEntryNotFoundError)):
-                return None
-            raise TracerError(
-                f"model {self.model}: no such folder, and {name} is not to be had from the hub "
-                f"({type(error).__name__}); check the spelling, the network and your access to it"
-            ) from None
+        if self._folder is not None:
+            return self._folder / name if (self._folder / name).is_file() else None
+        return hub_file(self.model, name, self.revision)
 
     def _no_weights(self) -> TracerError:
-        folder = Path(self.model).expanduser()
-        pickles = (
-            sorted(p.name for pattern in PICKLES for p in folder.glob(pattern)) if folder.is_dir() else []
-        )
-        if pickles:
+        folder = self._folder
+        found = [p.name for pattern in PICKLES for p in folder.glob(pattern)] if folder else []
+        if found:
             return TracerError(
-                f"model {self.model}: its weights are pickled ({', '.join(pickles[:3])}), and reading those could run "
-                "any code; convert them to safetensors (transformers' save_pretrained does)"
+                f"model {self.model}: its weights are pickled ({', '.join(sorted(found)[:3])}), and reading those "
+                "could run any code; convert them to safetensors (transformers' save_pretrained does)"
+            )
+        if folder and any(folder.glob("*.gguf")):
+            return TracerError(
+                f"model {self.model}: its weights are a GGUF file; give a checkpoint in safetensors format "
+                "(from_pretrained(..., gguf_file=...) and save_pretrained write one)"
             )
         return TracerError(
             f"model {self.model}: neither {SINGLE} nor {INDEX} there; give a checkpoint in safetensors format"
@@ -189,7 +214,10 @@ def _header(file: Path) -> tuple[dict, int]:
     """Entry of every tensor, and the byte at which the data begin."""
     try:
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            first = stream.read(8)
+            if first == b"version ":
+                raise ValueError("a Git LFS pointer, `git lfs pull` fetches what it stands for")
+            length = int.from_bytes(first, "little")
             if 8 + length > file.stat().st_size:
                 raise ValueError("header beyond the end")
             header = json.loads(stream.read(length))

@@ -31,5 +31,6 @@ class TraceGroup(StageGroup):
     def _n_finished(self) -> int:
         if self.name == "activation":
             return 0
-        done = self.data.entropy.notnull() if self.name == "output" else self.data.completion != ""
-        return int(done.sum())
+        if self.name == "output":
+            return int(self.data.entropy.notnull().sum())
+        return int((self.data.completion_id[..., 0] >= 0).sum())

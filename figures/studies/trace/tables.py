@@ -51,16 +51,18 @@ def _side_by_side(data: xr.Dataset) -> Table:
             rows.append(Row(str(intervention), tuple(Cell(text or "–") for text in texts)))
         blocks.append(Block(_visible(str(prompt)), tuple(rows)))
     tidy = data.completion.to_dataframe().reset_index()
+    rows = data.completion_id.values.reshape(len(tidy), -1)
+    tidy["token_ids"] = [" ".join(str(i) for i in row if i >= 0) for row in rows]
     return Table(
         name="trace_completions",
         heading="Answers side by side",
         caption=(
-            "Greedy continuations of every prompt without intervention (none) and with the job's steers at every token "
-            f"(all); –: nothing, or not finished yet. Family: {data.attrs.get('family', '')}."
+            "Greedy continuations of every prompt without intervention (none) and with the job's patches and steers "
+            f"applied (all); –: nothing, or not finished yet. Family: {data.attrs.get('family', '')}."
         ),
         columns=tuple(map(str, data.model.values)),
         blocks=tuple(blocks),
-        tidy=tidy[["model", "intervention", "prompt", "prompt_text", "completion"]],
+        tidy=tidy[["model", "intervention", "prompt", "prompt_text", "completion", "token_ids"]],
         prose=True,
     )
 
@@ -79,9 +81,10 @@ def _table(output: xr.Dataset) -> Table:
                 if np.isnan(entropy):
                     continue  # this unit is not done yet
                 tokens = [str(token) for token in one.next_token.values]
+                ids = map(int, one.next_token_id.values)
                 probabilities = np.exp(one.logprob.values.astype("float64"))
-                shown = list(zip(tokens, probabilities, strict=True))
-                cells = [Cell(f"{_visible(token)} {number(float(q), 3)}") for token, q in shown[:SHOWN]]
+                shown = list(zip(tokens, ids, probabilities, strict=True))
+                cells = [Cell(f"{_visible(token)} {number(float(q), 3)}") for token, _, q in shown[:SHOWN]]
                 rows.append(Row(f"{model}, {intervention}", (*cells, Cell(number(entropy, 3)))))
                 tidy += [
                     {
@@ -92,10 +95,11 @@ def _table(output: xr.Dataset) -> Table:
                         "intervention": intervention,
                         "rank": rank,
                         "token": token,
+                        "token_id": token_id,
                         "probability": q,
                         "entropy_nats": entropy,
                     }
-                    for rank, (token, q) in enumerate(shown)
+                    for rank, (token, token_id, q) in enumerate(shown)
                 ]
         blocks.append(Block(_visible(prompt), tuple(rows)))
     count = min(SHOWN, output.sizes["rank"])

@@ -14,7 +14,6 @@ from posttrace.pipeline.studies.refusal.templates import (
     PROBES,
     encoder,
     openings_after,
-    stop_tokens,
     tail_length,
     template_of,
     written,
@@ -74,7 +73,7 @@ def read_inputs(job: RefusalJob, stages: Stages) -> RefusalInputs:
 
     def prepared(n_positions: int) -> dict[str, StagePrompts]:
         return {
-            name: prepare_stage(job, name, tokenizer, splits, texts[name], stages.rooms[name], n_positions)
+            name: prepare_stage(job, name, tokenizer, splits, texts[name], stages, n_positions)
             for name, tokenizer in stages.tokenizers.items()
         }
 
@@ -99,18 +98,18 @@ def prepare_stage(
     tokenizer,
     splits: Mapping[str, Splits],
     texts: dict[str, str],
-    room: int | None,
+    stages: Stages,
     n_positions: int = 0,
 ) -> StagePrompts:
     """Tokenise the prompts of one stage.
 
-    >>> prepare_stage(job, "base", tokenizer, splits, texts, room=512).tail       # doctest: +SKIP
+    >>> prepare_stage(job, "base", tokenizer, splits, texts, stages).tail         # doctest: +SKIP
     3
 
-    texts: instruction -> prompt, as `written` gives them. room: positions that the model has. n_positions: length of
-    the position axis, the template's tail if 0. Raises JobError for a prompt that the model has no room for.
+    texts: instruction -> prompt, as `written` gives them. n_positions: length of the position axis, the template's tail
+    if 0. Raises JobError for a prompt that the model has no room for.
     """
-    template = template_of(job, stage, tokenizer)
+    template, room = template_of(job, stage, tokenizer), stages.rooms[stage]
     encode = encoder(template, tokenizer)
     ids = {
         (kind, split): [encode(texts[text]) for text in getattr(splits[kind], split)]
@@ -137,7 +136,7 @@ def prepare_stage(
         tail=tail,
         ending=tuple(tokenizer.decode([token]) for token in ids["harmful", "test"][0][-shown:]),
         openings=openings_after(encode, texts[PROBES[0]], job.openings, stage),
-        stop=stop_tokens(job.family.stages[stage].model, job.family.stages[stage].revision, tokenizer),
+        stop=stages.end_tokens[stage],
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from posttrace.pipeline.plain_yaml import load_yaml
-from posttrace.pipeline.spec import FamilyJob, Spec
+from posttrace.pipeline.spec import ChatJob, Spec
 from posttrace.pipeline.studies.refusal.instructions import EMBEDDED, PUBLISHED
 from posttrace.tracers.operations import Length, Read, Steer
 
@@ -40,7 +40,7 @@ class InstructionSet(Spec):
     """Keep rows whose column has this value."""
 
 
-class RefusalJob(FamilyJob):
+class RefusalJob(ChatJob):
     """Directions of refusal, ablated and added while generating (Arditi et al. 2024; Du et al. 2025, section 5)."""
 
     reserved = ("none", RANDOM)
@@ -99,7 +99,16 @@ class RefusalJob(FamilyJob):
                 raise ValueError(
                     f"templates.{stage}: {template!r} is neither chat nor base nor a text with {{instruction}} once"
                 )
+        if self.chat_keys and "chat" not in map(self.template_name, self.stage_names):
+            key = self.chat_keys[0]
+            raise ValueError(
+                f"{key}: no stage's prompts are written by its chat template; edit templates or {key}"
+            )
         return self
+
+    def template_name(self, stage: str) -> str:
+        """`chat`, `base`, or a text with `{instruction}`."""
+        return self.templates.get(stage, "base" if stage == "base" else "chat")
 
     @property
     def choices(self) -> dict[str, Choice]:
@@ -124,7 +133,7 @@ class RefusalJob(FamilyJob):
         for kind in PUBLISHED:
             del declared[kind]["csv"]
         del declared["phrases"], declared["openings"]
-        return declared
+        return super().identity(declared)
 
 
 def instruction_set(kind: str, value: Any):

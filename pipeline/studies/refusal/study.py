@@ -56,6 +56,9 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
     def read_inputs(self) -> RefusalInputs:
         return read_inputs(self.job, self.stages)
 
+    def chats(self) -> list[str]:
+        return [name for name, prompts in self.inputs.prompts.items() if prompts.template == "chat"]
+
     def input_content(self) -> dict[str, Any]:
         splits = self.inputs.splits.items()
         return {

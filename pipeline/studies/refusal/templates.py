@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from posttrace.pipeline.chat import TemplateFails, render_chats
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import MB, read_text
 from posttrace.pipeline.plain_yaml import load_yaml
-from posttrace.pipeline.studies.refusal.chat import TemplateFails, render_chats
 from posttrace.pipeline.studies.refusal.job import BASE_TEMPLATE, RefusalJob
 from posttrace.tracers.engines.generation import Openings
-from posttrace.tracers.prompts import encode
+from posttrace.tracers.prompts import encode, text_ids
 
 PROBES = ("Go", "Write a poem about 7", "Why is the sky blue?")
 """Instructions that end in unlike ways, so that what prompts have in common is the template."""
@@ -27,7 +27,7 @@ def template_of(job: RefusalJob, stage: str, tokenizer) -> str:
 
     Raises JobError for a post-trained stage whose tokenizer has no chat template.
     """
-    chosen = job.templates.get(stage, "base" if stage == "base" else "chat")
+    chosen = job.template_name(stage)
     if chosen == "chat" and not tokenizer.chat_template:
         raise JobError(
             f"stage {stage}: the tokenizer of {job.family.stages[stage].model} has no chat template; give "
@@ -49,7 +49,10 @@ def written(job: RefusalJob, stage: str, tokenizer, instructions: Sequence[str])
     if template != "chat":
         return {text: template.replace("{instruction}", text) for text in texts}
     try:
-        return dict(zip(texts, render_chats(tokenizer, texts), strict=True))
+        system = [] if job.system is None else [{"role": "system", "content": job.system}]
+        chats = [[*system, {"role": "user", "content": text}] for text in texts]
+        written = render_chats(tokenizer, chats, date=job.date, variables=job.chat_template_kwargs)
+        return dict(zip(texts, written, strict=True))
     except TemplateFails as error:
         raise JobError(
             f"templates.{stage}: the chat template of {job.family.stages[stage].model} {shown(error, 300)}; give "
@@ -60,7 +63,7 @@ def written(job: RefusalJob, stage: str, tokenizer, instructions: Sequence[str])
 def encoder(template: str, tokenizer) -> Encode:
     """Text of a prompt (and what follows it) -> token ids; a chat template writes its special tokens itself."""
     if template == "chat":
-        return lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return lambda text: tuple(text_ids(tokenizer, text, special=False))
     return lambda text: encode(tokenizer, "", text).ids
 
 
@@ -119,23 +122,3 @@ def openings_after(encode: Encode, prompt: str, path: str, stage: str) -> Openin
     return Openings(
         refusal=tuple(sorted(found["refusal"] - both)), compliant=tuple(sorted(found["compliant"] - both))
     )
-
-
-def stop_tokens(model: str, revision: str | None, tokenizer) -> tuple[int, ...]:
-    """Token ids that end an answer: the tokenizer's, and those of the checkpoint's generation settings.
-
-    >>> stop_tokens("path/to/checkpoint", None, tokenizer)            # doctest: +SKIP
-    (1, 5)
-    """
-    from transformers import GenerationConfig
-
-    try:
-        found = GenerationConfig.from_pretrained(
-            model,
-            revision=revision,  # type: ignore[arg-type]  # None is the main one, which the signature does not tell
-        )
-        given = found.eos_token_id
-    except (OSError, ValueError):
-        given = None  # a checkpoint need not have any
-    ids = given if isinstance(given, list) else [given]
-    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))

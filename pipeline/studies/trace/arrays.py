@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posttrace.pipeline.studies.trace.job import TraceJob
+from posttrace.pipeline.studies.trace.job import TraceJob, as_text
 from posttrace.stores import Array, Coord, Group
 from posttrace.tracers.operations import Patch, Read
 
@@ -22,6 +22,14 @@ def output_group(job: TraceJob) -> Group:
     arrays = (
         Array("logprob", dims, "float32", "nats", "log probability of the next token of that rank", block),
         Array("next_token", dims, "string", "text", "that token", block),
+        Array(
+            "next_token_id",
+            dims,
+            "int32",
+            "token id",
+            "its id; texts of several tokens may be the same",
+            block,
+        ),
         Array("entropy", dims[:3], "float32", "nats", "entropy of the distribution of the next token", block),
     )
     sizes = {**_sizes(job), "rank": job.top}
@@ -35,15 +43,19 @@ def completion_group(job: TraceJob) -> Group:
     >>> completion_group(job).shape("completion")              # doctest: +SKIP
     (3, 2, 2)
     """
-    array = Array(
-        "completion",
-        ("model", "intervention", "prompt"),
-        "string",
-        "text",
-        f"greedy, at most {job.generate} new tokens",
-        {"model": 1, "prompt": job.prompts_per_unit},
+    dims, block = ("model", "intervention", "prompt"), {"model": 1, "prompt": job.prompts_per_unit}
+    text = f"greedy, at most {job.generate} new tokens, special ones left out"
+    ids = "its token ids, up to and with the one that ended it; -1 after that"
+    arrays = (
+        Array("completion", dims, "string", "text", text, block),
+        Array("completion_id", (*dims, "new_token"), "int32", "token id", ids, block),
     )
-    return Group("trace/completion", _sizes(job), (array,), _coords(job), _attrs(job))
+    sizes = {**_sizes(job), "new_token": job.generate}
+    coords = (
+        *_coords(job),
+        Coord("new_token", ("new_token",), np.arange(job.generate), "0: the first new one"),
+    )
+    return Group("trace/completion", sizes, arrays, coords, _attrs(job))
 
 
 def activation_group(
@@ -53,14 +65,16 @@ def activation_group(
     layers: Sequence[int],
     tokens: Sequence[int],
     texts: Sequence[Sequence[str]],
+    ids: Sequence[Sequence[int]],
     hidden_size: int,
 ) -> Group:
     """The group `trace/read-N` of a read, or `trace/source-N` of the runs that a patch takes its values from.
 
-    >>> activation_group(job, job.reads[0], 0, range(8), [-1], [[" in"]], 160).path        # doctest: +SKIP
+    >>> activation_group(job, job.reads[0], 0, range(8), [-1], [[" in"]], [[287]], 160).path # doctest: +SKIP
     'trace/read-0'
 
-    job: with its dtype resolved. tokens: positions, negative ones from the end. texts: per prompt, those tokens.
+    job: with its dtype resolved. tokens: positions, negative ones from the end. texts, ids: per
+    prompt, those tokens.
     """
     is_read = isinstance(operation, Read)
     models = (operation.source,) if isinstance(operation, Patch) else job.stage_names
@@ -74,6 +88,7 @@ def activation_group(
         {"model": 1, "prompt": job.prompts_per_unit},
         "activation",
     )
+    first = f", for stage {models[0]}"
     sizes = {
         **_sizes(job),
         "model": len(models),
@@ -86,7 +101,8 @@ def activation_group(
         *_coords(job, models, interventions),
         Coord("layer", ("layer",), np.array(layers), "block, from 0"),
         Coord("token", ("token",), np.array(tokens), "position, from 0, negative ones from the end"),
-        Coord("token_text", ("prompt", "token"), [list(t) for t in texts], "text of the token"),
+        Coord("token_text", ("prompt", "token"), [list(t) for t in texts], f"text of the token{first}"),
+        Coord("token_id", ("prompt", "token"), np.array(ids), f"its id{first}; -1 behind the end"),
     )
     attrs = {**_attrs(job), "site": operation.site, "operation": operation.model_dump(mode="json")}
     return Group(f"trace/{'read' if is_read else 'source'}-{number}", sizes, (array,), coords, attrs)
@@ -110,8 +126,13 @@ def _coords(job: TraceJob, models=None, interventions=None) -> tuple[Coord, ...]
             "none: the prompt as it is; all: every patch and steer of the job at work",
         ),
         Coord("prompt", ("prompt",), np.arange(len(job.prompts)), "number of the prompt"),
-        Coord("prompt_text", ("prompt",), [p.prompt for p in job.prompts], "text that is run"),
-        Coord("source_text", ("prompt",), [p.source or p.prompt for p in job.prompts], "source of patches"),
+        Coord(
+            "prompt_text",
+            ("prompt",),
+            [as_text(p.run) for p in job.prompts],
+            "text, or messages, that are run",
+        ),
+        Coord("source_text", ("prompt",), [as_text(p.source_run) for p in job.prompts], "source of patches"),
     )
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.chat import TemplateFails, render_chats
+from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.stages import Stages
 from posttrace.pipeline.studies.trace.directions import load_direction
-from posttrace.pipeline.studies.trace.job import TraceJob
+from posttrace.pipeline.studies.trace.job import Messages, TraceJob
 from posttrace.tracers.engines.activations import columns_of
 from posttrace.tracers.operations import Patch, Read, Tokens
 from posttrace.tracers.prompts import Prompt, encode
@@ -53,10 +54,8 @@ def read_inputs(job: TraceJob, stages: Stages) -> TraceInputs:
     """
     sources = {patch.source for patch in job.patches}
     inputs = TraceInputs(
-        prompts={name: _encoded(stages, name, [p.prompt for p in job.prompts]) for name in stages.names},
-        sources={
-            name: _encoded(stages, name, [p.source or p.prompt for p in job.prompts]) for name in sources
-        },
+        prompts={name: _encoded(job, stages, name, [p.run for p in job.prompts]) for name in stages.names},
+        sources={name: _encoded(job, stages, name, [p.source_run for p in job.prompts]) for name in sources},
         vectors={
             name: load_direction(name, spec, stages.hidden_size, stages.n_layers)
             for name, spec in job.directions.items()
@@ -76,8 +75,15 @@ def read_inputs(job: TraceJob, stages: Stages) -> TraceInputs:
     return inputs
 
 
-def _encoded(stages: Stages, stage: str, texts: list[str]) -> list[Prompt]:
-    prompts = [encode(stages.tokenizers[stage], "", text) for text in texts]
+def _encoded(job: TraceJob, stages: Stages, stage: str, runs: list[str | Messages]) -> list[Prompt]:
+    tokenizer = stages.tokenizers[stage]
+    chats = iter(_written(job, stages, stage, [run for run in runs if not isinstance(run, str)]))
+    prompts = [
+        encode(tokenizer, "", run)
+        if isinstance(run, str)
+        else encode(tokenizer, "", next(chats), special=False)
+        for run in runs
+    ]
     room = stages.rooms[stage]
     for i, prompt in enumerate(prompts):
         if room and len(prompt.ids) > room:
@@ -85,6 +91,27 @@ def _encoded(stages: Stages, stage: str, texts: list[str]) -> list[Prompt]:
                 f"prompts.{i}: {len(prompt.ids)} tokens, stage {stage} takes {room}; shorten the prompt"
             )
     return prompts
+
+
+def _written(job: TraceJob, stages: Stages, stage: str, chats: list[Messages]) -> list[str]:
+    """Chats as the stage's template writes them."""
+    if not chats:
+        return []
+    tokenizer, model = stages.tokenizers[stage], stages.checkpoints[stage].model
+    if not tokenizer.chat_template:
+        raise JobError(
+            f"prompts: stage {stage}: the tokenizer of {model} has no chat template to write messages with; name other "
+            "stages, or give texts (`prompt: ...`)"
+        )
+    system = [] if job.system is None else [{"role": "system", "content": job.system}]
+    messages = [[*system, *(message.model_dump() for message in chat)] for chat in chats]
+    try:
+        return render_chats(tokenizer, messages, date=job.date, variables=job.chat_template_kwargs)
+    except TemplateFails as error:
+        raise JobError(
+            f"prompts: stage {stage}: the chat template of {model} {shown(error, 300)}; edit messages, system or "
+            "chat_template_kwargs, or give texts (`prompt: ...`)"
+        ) from None
 
 
 def _check_positions(i: int, operation, stage: str, number: int, prompt: Prompt) -> None:

@@ -7,21 +7,58 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from posttrace.pipeline.rows import read_rows
-from posttrace.pipeline.spec import FamilyJob, Spec, check_names
+from posttrace.pipeline.spec import ChatJob, Spec, check_names
 from posttrace.tracers.operations import Patch, Read, Steer
 
 
-class TracePrompt(Spec):
-    """One text that is run as it is."""
+class Message(Spec):
+    """One message of a chat."""
 
-    prompt: str = Field(min_length=1)
-    source: str | None = None
-    """For `patch`: the text whose run the activations come from; the prompt itself if absent."""
+    role: str = Field(min_length=1)
+    content: str
+
+
+Messages = Annotated[tuple[Message, ...], Field(min_length=1)]
+"""A chat, written by the stage's own template. The assistant's turn is opened, or its last message gone on with."""
+
+
+class TracePrompt(Spec):
+    """One text that is run as it is, or a chat."""
+
+    prompt: str | None = Field(default=None, min_length=1)
+    messages: Messages | None = None
+    source: str | Messages | None = None
+    """For `patch`: the text (or chat) whose run the activations come from; the prompt itself if absent."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value):
         return {"prompt": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_of_both(self):
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either `prompt: TEXT` or `messages: [{role: user, content: ...}]`")
+        return self
+
+    @property
+    def run(self) -> str | Messages:
+        """What is run."""
+        return self.prompt if self.prompt is not None else self.messages or ()
+
+    @property
+    def source_run(self) -> str | Messages:
+        """What patches take their values from."""
+        return self.run if self.source is None else self.source
+
+
+def as_text(run: str | Messages) -> str:
+    """A prompt or a chat as a person reads it.
+
+    >>> as_text((Message(role="user", content="Go"),))
+    'user: Go'
+    """
+    return run if isinstance(run, str) else "\n".join(f"{one.role}: {one.content}" for one in run)
 
 
 class Direction(Spec):
@@ -46,19 +83,20 @@ class Direction(Spec):
 Operation = Annotated[Read | Patch | Steer, Field(discriminator="op")]
 
 
-class TraceJob(FamilyJob):
+class TraceJob(ChatJob):
     """Operations of one's own: every patch and steer acts in one run of each prompt, reads see what they left."""
 
     study: Literal["trace"]
     prompts: tuple[TracePrompt, ...] = Field(min_length=1)
-    """Texts, or `{csv: FILE}` with a column `prompt` and, where patches need it, `source`."""
+    """Texts, chats (`{messages: [...]}`), or `{csv: FILE}` with a column `prompt` and, for patches, `source`."""
     operations: tuple[Operation, ...] = ()
     directions: dict[str, Direction] = Field(default={})
     """The directions that `steer` operations name."""
     top: int = Field(default=10, ge=1, le=1000)
     """Most probable next tokens to keep of each run."""
     generate: int = Field(default=0, ge=0, le=4096)
-    """New tokens to generate greedily for each prompt, steered at every token (0: none)."""
+    """New tokens to generate greedily for each prompt (0: none). Patches, and steers at some tokens, act in the prompt;
+    steers at `all` tokens act in the new ones as well."""
     prompts_per_unit: int = Field(default=16, ge=1, le=64)
     """Prompts in one unit of work, the smallest piece that a rerun need not repeat."""
 
@@ -84,16 +122,16 @@ class TraceJob(FamilyJob):
                 )
         return self
 
+    @property
+    def has_chats(self) -> bool:
+        """Whether a chat template writes any of the prompts."""
+        return any(not isinstance(run, str) for p in self.prompts for run in (p.run, p.source_run))
+
     @model_validator(mode="after")
-    def _generation_is_steered_throughout(self):
-        for i, operation in enumerate(self.operations):
-            if self.generate and not isinstance(operation, Read) and operation.tokens != "all":
-                raise ValueError(
-                    f"operations.{i}: {operation.op} at tokens {operation.tokens!r}: while generating only `steer` "
-                    "with tokens: all has a meaning; set generate: 0, or change the operation"
-                )
-            if self.generate and isinstance(operation, Patch):
-                raise ValueError(f"operations.{i}: a patch has no meaning for new tokens; set generate: 0")
+    def _chats_have_a_use(self):
+        if self.chat_keys and not self.has_chats:
+            key = self.chat_keys[0]
+            raise ValueError(f"{key}: no prompt is a chat; give `messages`, or take {key} out")
         return self
 
     def identity(self, declared: dict) -> dict:

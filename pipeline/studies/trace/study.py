@@ -54,6 +54,9 @@ class Trace(Study[TraceJob, TraceInputs]):
     def read_inputs(self) -> TraceInputs:
         return read_inputs(self.job, self.stages)
 
+    def chats(self) -> tuple[str, ...]:
+        return self.stages.names if self.job.has_chats else ()
+
     def input_content(self) -> dict[str, Any]:
         vectors = self.inputs.vectors.items()
         return {"directions": {name: hashlib.sha256(v.tobytes()).hexdigest() for name, v in vectors}}
@@ -68,17 +71,15 @@ class Trace(Study[TraceJob, TraceInputs]):
             layers = self.layers[self.job.operations.index(operation)]
             tokens = self.inputs.token_axis(operation)
             stage, prompts = self.inputs.runs(operation, first)
-            texts = [self._texts(stage, operation, p, len(tokens)) for p in prompts]
+            found = [[p.ids[c] for c in columns_of(p, operation.tokens)] for p in prompts]
+            decode = self.stages.tokenizers[stage].decode
+            texts = [_widened([str(decode([i])) for i in row], len(tokens), "") for row in found]
+            ids = [_widened(row, len(tokens), -1) for row in found]
             hidden_size = self.stages.hidden_size
-            yield activation_group(self.job, operation, number, layers, tokens, texts, hidden_size)
+            yield activation_group(self.job, operation, number, layers, tokens, texts, ids, hidden_size)
 
     def units(self) -> Iterator[Work]:
         return planned(self.job, {group.path: group for group in self.groups}, self.stages.names)
-
-    def _texts(self, stage: str, operation, prompt: Prompt, width: int) -> list[str]:
-        tokenizer = self.stages.tokenizers[stage]
-        texts = [str(tokenizer.decode([prompt.ids[c]])) for c in columns_of(prompt, operation.tokens)]
-        return texts + [""] * (width - len(texts))
 
     def _prompts(self, work: Work) -> list[Prompt]:
         runs = self.inputs.sources if work.kind == "source" else self.inputs.prompts
@@ -97,33 +98,31 @@ class Trace(Study[TraceJob, TraceInputs]):
             "logprob": torch.stack([o.logprob for o in outcomes]).numpy()[None],
             "entropy": torch.stack([o.entropy for o in outcomes]).numpy()[None],
             "next_token": np.array(texts, dtype=object)[None],
+            "next_token_id": torch.stack([o.top for o in outcomes]).to(torch.int32).numpy()[None],
         }, {}
 
     def run_generate(self, work: Work, model, store) -> Result:
-        """How every prompt goes on, with and without the steers."""
+        """How every prompt goes on, with and without the patches and steers."""
         prompts = self._prompts(work)
         tokenizer = self.stages.tokenizers[work.open_stage]
-        ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-        texts = []
-        steered = [
-            edit
-            for operation, layers in zip(self.job.operations, self.layers.values(), strict=True)
-            if isinstance(operation, Steer)
-            for edit in self._steered(operation, layers, torch.float32)
-        ]
-        for edits in ([], steered)[: len(self.job.interventions)]:
+        texts, ids = [], []
+        for edits in self._edits(work, store, prompts, generating=True):
             found = model.run(
                 generate,
                 [p.ids for p in prompts],
                 edits,
                 None,
                 max_new_tokens=self.job.generate,
-                stop=ends,
+                stop=self.stages.end_tokens[work.open_stage],
                 max_tokens=self.job.execution.max_tokens,
             )
             check_finite(work.unit.id, self.job.dtype, {"logits": found.peak})
-            texts.append([tokenizer.decode(ids, skip_special_tokens=True) for ids in found.ids])
-        return {"completion": np.array(texts, dtype=object)[None]}, {}
+            texts.append([tokenizer.decode(row, skip_special_tokens=True) for row in found.ids])
+            ids.append([_widened(row, self.job.generate, -1) for row in found.ids])
+        return {
+            "completion": np.array(texts, dtype=object)[None],
+            "completion_id": np.array(ids, dtype="int32")[None],
+        }, {}
 
     def _steered(self, operation: Steer, layers: Sequence[int], dtype: torch.dtype) -> list[Edit]:
         """What a steer does to every token: an edit per layer, as each may have its own vector."""
@@ -171,13 +170,17 @@ class Trace(Study[TraceJob, TraceInputs]):
                 values[i, rows, k, places] = at_cells
         return {"activation": as_stored(values)[None]}, {}
 
-    def _edits(self, work, store, prompts) -> list[list[Edit]]:
-        """Per intervention of the job: what is changed in the run of these prompts."""
+    def _edits(self, work, store, prompts, generating: bool = False) -> list[list[Edit]]:
+        """Per intervention of the job: what is changed in the run of these prompts; while generating, steers at all
+        tokens are at work in the new ones, too."""
         edits: list[Edit] = []
         for i, operation in enumerate(self.job.operations):
             if isinstance(operation, Read):
                 continue
             rows, columns, places = _cells(operation, prompts)
+            if isinstance(operation, Steer) and generating and operation.tokens == "all":
+                edits += self._steered(operation, self.layers[i], torch.float32)
+                continue
             if isinstance(operation, Steer):
                 # The vector is rounded to the model's dtype first, then normalised.
                 edits += [
@@ -229,6 +232,11 @@ def _layers(job: TraceJob, i: int, stages: Stages) -> tuple[int, ...]:
         return job.operations[i].layers_of(stages.n_layers)
     except ValueError as error:
         raise JobError(f"operations.{i}: {error}") from None
+
+
+def _widened(values: Sequence, width: int, filler) -> list:
+    """Values, and fillers behind them up to a width."""
+    return [*values, *[filler] * (width - len(values))]
 
 
 def _cells(operation, prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -481,3 +481,23 @@ def test_the_embedded_instruct_stage_refuses_and_its_direction_decides(tmp_path)
     odds = found.log_odds.isel(direction=0).sel(intervention="none").values
     agree = (odds > 0) == found.refused.isel(direction=0).sel(intervention="none").values
     assert agree.mean() > 0.9, "the score without phrases says the same"
+
+
+def test_a_template_written_out_gives_the_prompts_of_the_chat_template(job_file):
+    """Its beginning-of-text token included, which the tokenizer would add as well."""
+    written = "<s><u>{instruction}\n<a>"
+    chat, text = (
+        prepare(load_job(str(job_file), [f"templates.instruct={json.dumps(t)}"])).inputs.prompts["instruct"]
+        for t in ("chat", written)
+    )
+    assert text.template == written and text.ids == chat.ids
+    assert text.openings == chat.openings and text.tail == chat.tail
+    assert all(list(ids[:2]).count(1) == 1 for some in text.ids.values() for ids in some)
+
+
+def test_a_system_prompt_goes_into_chats_alone(job_file):
+    study = prepare(load_job(str(job_file), ["system=w40 w41"]))
+    assert "<u>w40 w41\n<u>" in study.inputs.probes["instruct"]
+    assert "w40" not in study.inputs.probes["base"]
+    with pytest.raises(JobError, match="system: no stage's prompts are written by its chat template"):
+        load_job(str(job_file), ["system=w40", "templates.instruct=base"])

@@ -1,10 +1,14 @@
 """A free-form job: what it stores is what the plain models give, and its mistakes are said in one line."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrace.figures import render
@@ -14,7 +18,8 @@ from posttrace.pipeline.plan import fingerprint, prepare
 from posttrace.pipeline.run import run_job
 from posttrace.stores import Store, open_group, verify
 from tests.support.commands import posttrace
-from tests.support.jobs import write_csv
+from tests.support.jobs import WORDS, write_csv
+from tests.support.models import random_module, word_tokenizer
 
 PROMPTS = [
     {"prompt": "The city of w1 w2 is in", "source": "The city of w3 w4 is in"},
@@ -180,6 +185,133 @@ def test_generation_is_steered_at_every_token(tmp_path, trace_job, family):
     assert len(read) == 4 * len(PROMPTS)
 
 
+def test_patches_and_steers_at_some_tokens_act_in_the_prompt_alone(tmp_path, trace_job, family):
+    operations = [
+        {"op": "patch", "layers": [0], "tokens": [-2], "source": "base"},
+        {"op": "steer", "layers": [1], "tokens": [-1], "direction": "up", "coefficient": 3.0},
+        {"op": "steer", "layers": [2], "tokens": "all", "direction": "up", "coefficient": 2.0},
+    ]
+    url = str(tmp_path / "store")
+    job = load_job(str(trace_job(operations=operations, generate=6, prompts_per_unit=2)))
+    run_job(job, url, say=lambda line: None)
+    got = open_group(url, "trace/completion")
+    vectors = torch.from_numpy(np.load(tmp_path / "up.npy"))
+    base = AutoModelForCausalLM.from_pretrained(family / "base", dtype=torch.float32)
+    changed = 0
+    for stage in ("base", "instruct"):
+        model = AutoModelForCausalLM.from_pretrained(family / stage, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(family / stage)
+        for p, prompt in enumerate(PROMPTS):
+            ids = tokenizer(prompt["prompt"], return_tensors="pt")
+            source = tokenizer(prompt["source"], return_tensors="pt")
+            value = base(**source, output_hidden_states=True).hidden_states[1][0, -2].detach()
+
+            def edit(i, out, value=value):
+                out = out.clone()
+                if i == 0 and out.shape[1] > 1:
+                    out[0, -2] = value
+                if i == 1 and out.shape[1] > 1:
+                    out[0, -1] += 3.0 * vectors[1]
+                return out + 2.0 * vectors[2] if i == 2 else out
+
+            hooks = [
+                block.register_forward_hook(lambda _, inputs, out, i=i, edit=edit: edit(i, out))
+                for i, block in enumerate(model.model.layers)
+            ]
+            out = model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+            for hook in hooks:
+                hook.remove()
+            wanted = out[0, ids["input_ids"].shape[1] :].tolist()
+            here = got.sel(model=stage).isel(prompt=p)
+            found = [i for i in here.completion_id.sel(intervention="all").values if i >= 0]
+            assert found == wanted
+            changed += found != [i for i in here.completion_id.sel(intervention="none").values if i >= 0]
+    assert changed == 4, "the operations change every answer, or the test says nothing"
+
+
+def test_ids_stand_beside_texts(tmp_path, trace_job, family):
+    url = str(tmp_path / "store")
+    run_job(load_job(str(trace_job(generate=3))), url, say=lambda line: None)
+    tokenizer = AutoTokenizer.from_pretrained(family / "base")
+    output, read = open_group(url, "trace/output"), open_group(url, "trace/read-0")
+    ids = output.next_token_id.values
+    assert len(set(ids[0, 0, 0])) == 10, "ranks are different tokens"
+    texts = np.vectorize(lambda i: tokenizer.decode([i]), otypes=[object])(ids)
+    np.testing.assert_array_equal(texts, output.next_token.values.astype(object))
+    assert read.token_id.values[1].tolist()[2:] == [-1] * 5
+    assert tokenizer.convert_ids_to_tokens(read.token_id.values[1].tolist()[:2]) == ["w5", " is"]
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """A stage with a chat template, which writes its beginning-of-text token, what it is told and the date."""
+    random_module("llama", 1).save_pretrained(tmp_path / "chat")
+    tokenizer = word_tokenizer([*WORDS, "<", ">", "u", "a", "sys", "day", "26"])
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}{{ m.role }} {{ m.content }} </s>{% endfor %}"
+        "{% if mood %} {{ mood }}{% endif %} {{ strftime_now('%d') }}{% if add_generation_prompt %} a{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "chat")
+    return {"name": "x", "stages": {"chat": str(tmp_path / "chat")}}
+
+
+def test_a_chat_is_what_the_stages_own_template_writes(trace_job, chats):
+    plain = {"operations": [], "directions": {}, "family": chats, "date": "2024-07-26"}
+    ask = {"role": "user", "content": "w1 is"}
+
+    def prompt(messages, **keys):
+        job = load_job(str(trace_job(**plain, prompts=[{"messages": messages}], **keys)))
+        return prepare(job).inputs.prompts["chat"][0]
+
+    one = prompt([ask], system="w9", chat_template_kwargs={"mood": "w7"})
+    assert one.text == "<s>system w9 </s>user w1 is </s> w7 26 a"
+    tokenizer = AutoTokenizer.from_pretrained(chats["stages"]["chat"])
+    assert list(one.ids) == tokenizer(one.text, add_special_tokens=False)["input_ids"]
+    assert one.ids[:2].count(tokenizer.bos_token_id) == 1 and one.start == 1
+    assert (
+        prompt([ask, {"role": "assistant", "content": "of w2"}]).text == "<s>user w1 is </s>assistant of w2"
+    )
+
+
+def test_a_template_that_reads_the_clock_is_noted_and_can_be_pinned(trace_job, chats):
+    def study(**keys):
+        messages = [{"messages": [{"role": "user", "content": "w1"}]}]
+        job = trace_job(operations=[], directions={}, family=chats, prompts=messages, **keys)
+        return prepare(load_job(str(job)))
+
+    assert "pin it with `date:" in next(study().notes())
+    pinned = study(date="2024-07-26")
+    assert not list(pinned.notes()) and " 26 a" in pinned.inputs.prompts["chat"][0].text
+    assert fingerprint(pinned) != fingerprint(study(date="2024-07-27"))
+
+
+def test_an_answer_ends_where_only_the_template_or_the_generation_settings_say(tmp_path, trace_job, family):
+    """Whatever the model says first ends its answer as soon as one of the three names it."""
+    url = str(tmp_path / "first")
+    plain = dict(
+        operations=[], directions={}, prompts=["The city of w1 is in"], stages=["instruct"], generate=8
+    )
+    run_job(load_job(str(trace_job(**plain))), url, say=lambda line: None)
+    said = [int(i) for i in open_group(url, "trace/completion").completion_id.values.ravel()]
+    end = next(i for n, i in enumerate(said) if i not in said[:n] and n >= 2)
+    for where in ("generation", "template"):
+        folder = tmp_path / where
+        shutil.copytree(family / "instruct", folder)
+        if where == "generation":
+            (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, end]}))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            token = tokenizer.convert_ids_to_tokens(end)
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+            tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + token + "{% endfor %}"
+            tokenizer.save_pretrained(folder)
+        stages = {"instruct": str(folder)}
+        job = load_job(str(trace_job(**plain, family={"name": "x", "stages": stages})))
+        run_job(job, str(tmp_path / f"{where}-store"), say=lambda line: None)
+        got = open_group(str(tmp_path / f"{where}-store"), "trace/completion").completion_id.values.ravel()
+        assert [i for i in got if i >= 0] == said[: said.index(end) + 1], where
+
+
 def test_the_store_notes_of_every_unit_what_it_took(tmp_path, trace_job):
     run_job(load_job(str(trace_job())), str(tmp_path / "store"), say=lambda line: None)
     records = Store.open(str(tmp_path / "store")).records()
@@ -213,7 +345,14 @@ def test_the_store_notes_of_every_unit_what_it_took(tmp_path, trace_job):
             {"prompts": [{"prompt": "w1 is", "source": "w1"}]},
             r"prompt 0: its source has 2 tokens for base, the prompt itself 3",
         ),
-        ({"generate": 4}, r"operations.0: patch at tokens 'statement': while generating only `steer`"),
+        ({"prompts": [{"source": "w1"}]}, r"give either `prompt: TEXT` or `messages"),
+        (
+            {"prompts": [{"messages": [{"role": "user", "content": "w1"}]}]},
+            r"has no chat template to write mess",
+        ),
+        ({"system": "w1"}, r"system: no prompt is a chat; give `messages`"),
+        ({"date": "26 Jul"}, r"date: '26 Jul' is no day; write YYYY-MM-DD"),
+        ({"chat_template_kwargs": {"messages": []}}, r"messages: set by posttrace itself"),
         ({"study": "tracing"}, r"study: 'tracing' is none of knowledge, "),
     ],
 )

@@ -6,31 +6,51 @@ stops; here it has a bounded time and memory. This file is run by its path and i
 
 import json
 import sys
+from datetime import datetime
+from typing import Any
 
 MEMORY = 2**29
 """Bytes beyond what the process has when the template begins."""
 
 
+class Pinned:
+    """A clock that stands still, at the beginning of a day."""
+
+    def __init__(self, day: str):
+        self._begin = datetime.fromisoformat(day)
+
+    def now(self) -> datetime:
+        return self._begin
+
+
 def main() -> None:
     request = json.load(sys.stdin)
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
 
     _limit(request["seconds"])
     texts, room = [], request["characters"]
+    variables: dict[str, Any] = {**request["special_tokens"]}
+    if request["date"]:
+        clock = Pinned(request["date"])
+        vars(chat_template_utils)["datetime"] = clock  # what templates ask, in this process
+        variables["date_string"] = clock.now().strftime("%d %b %Y")
+    variables |= request["variables"]
     try:
-        for instruction in request["instructions"]:
-            found = render_jinja_template(
-                conversations=[[{"role": "user", "content": instruction}]],
+        for chat in request["chats"]:
+            goes_on = request["open_turn"] and chat[-1]["role"] == "assistant"
+            found = chat_template_utils.render_jinja_template(
+                conversations=[chat],
                 chat_template=request["template"],
-                add_generation_prompt=True,
-                **request["special_tokens"],
+                add_generation_prompt=request["open_turn"] and not goes_on,
+                continue_final_message=goes_on,
+                **variables,
             )[0][0]
             found.encode()
             texts.append(found)
             room -= len(found)
             if room < 0:
                 raise OverflowError(
-                    f"its prompts are longer than {request['characters']:,} characters together"
+                    f"its chats are longer than {request['characters']:,} characters together"
                 )
         answer: dict[str, str | list[str]] = {"texts": texts}
     except Exception as error:  # a template can raise anything
