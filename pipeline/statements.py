@@ -62,15 +62,18 @@ def read_set(spec: StatementSet) -> list[Statement]:
 
 
 def _ties(rows: list[Row]) -> list[str]:
-    """Per row, what ties it to the other half of its pair: the column `pair` or `id`, else its place in the file."""
+    """Per row, what ties it to the other half of its pair: two rows in a row, one true and one false, of one value in the
+    column `pair` or `id`, where that does more than number the rows. A row without other half is tied to none."""
+    same = [""] * len(rows)
     for column in (-2, -1):
         found = [cell for cell in (row.cells[column] for row in rows) if cell is not None]
-        # A column that merely numbers the rows ties none of them.
         if found and len(set(found)) < len(rows):
-            return found
+            same = found
+            break
+    # Several pairs may come from one source and share its `id`: their rows are not all tied to each other.
     ties, line = [f"line {i}" for i in range(len(rows))], 0
     while line + 1 < len(rows):
-        together = rows[line].cells[1] != rows[line + 1].cells[1]
+        together = rows[line].cells[1] != rows[line + 1].cells[1] and same[line] == same[line + 1]
         if together:
             ties[line + 1] = ties[line]
         line += 1 + together
