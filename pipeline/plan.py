@@ -52,6 +52,8 @@ def fingerprint(study: Study) -> str:
     # A file counts by its content, which the study keeps the hash of, not by where it lies.
     for one in declared.get("sets", ()):
         del one["csv"]
+        if one["like"] is None:
+            del one["like"]
     return canonical_hash(study.job.identity(declared))
 
 

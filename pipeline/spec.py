@@ -87,6 +87,9 @@ class StatementSet(Spec):
     pairs: Literal["template", "free"] = "template"
     """`template`: statements share a template, a true and a false one with the same last word make a pair;
     `free`: a pair stands in two consecutive rows, one true and one false."""
+    like: str | None = None
+    """With `pairs: template`: keep the statements whose tokens lie as this one's do; if absent, those of the pattern
+    that most share."""
     few_shot: tuple[str, ...] | None = None
     """Labelled lines to put before each statement (`... This statement is: TRUE`); drawn from the CSV if absent."""
 

@@ -62,8 +62,11 @@ def read_set(spec: StatementSet) -> list[Statement]:
 
 
 def _ties(rows: list[Row]) -> list[str]:
-    """Per row, what ties it to the other half of its pair: two rows in a row, one true and one false, of one value in the
-    column `pair` or `id`, where that does more than number the rows. A row without other half is tied to none."""
+    """Per row, what ties it to the other half of its pair, of which a row may have none.
+
+    Halves follow each other, one true and one false, with one value in the column `pair` or `id`, unless that just
+    numbers the rows.
+    """
     same = [""] * len(rows)
     for column in (-2, -1):
         found = [cell for cell in (row.cells[column] for row in rows) if cell is not None]
@@ -88,6 +91,21 @@ def _statement(spec: StatementSet, row: Row, tie: str) -> Statement:
             f"{shown(repr(label))}; the statement must have a text and the label be 1 (true) or 0 (false)"
         )
     return Statement(text=text, label=label == "1", pair=tie)
+
+
+def repeated_rows(spec: StatementSet) -> int:
+    """How many rows of a set say what an earlier one says; of ready-made pairs, how many stand in a repeated pair.
+
+    >>> repeated_rows(StatementSet(name="mine", csv="mine.csv"))       # doctest: +SKIP
+    0
+    """
+    rows = read_rows(
+        spec.csv, f"set {spec.name}", "edit sets", needed=("statement", "label"), where=spec.where, help=""
+    )
+    if spec.pairs == "free":
+        cells = [(rows[i].cells, rows[i + 1].cells) for i in range(0, len(rows) - 1, 2)]
+        return 2 * (len(cells) - len(set(cells)))
+    return len(rows) - len({row.cells for row in rows})
 
 
 def check_number(spec: StatementSet, statements: Sequence[Statement], key: str) -> None:

@@ -14,7 +14,7 @@ from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.spec import ChatJob
 from posttrace.pipeline.stages import Stages, name_of
-from posttrace.pipeline.statements import file_hash
+from posttrace.pipeline.statements import file_hash, repeated_rows
 from posttrace.stores import Group, Unit
 from posttrace.tracers.cost import Cost
 
@@ -96,8 +96,14 @@ class Study(ABC, Generic[JobT, InputsT]):
         return {"sets": {spec.name: file_hash(spec.csv) for spec in getattr(self.job, "sets", ())}}
 
     def notes(self) -> Iterator[str]:
-        """What a user should know before the job runs, a line each; by default that a template reads the clock."""
+        """What a user should know before the job runs, a line each: repeated rows, templates that read the clock."""
         job = self.job
+        for spec in getattr(job, "sets", ()):
+            if repeated := repeated_rows(spec):
+                yield (
+                    f"set {spec.name}: {repeated} rows repeat earlier ones and count again, so intervals come out too "
+                    "narrow; take them out of the file"
+                )
         if not isinstance(job, ChatJob) or job.date is not None:
             return
         for stage in self.chats():

@@ -64,8 +64,13 @@ def read_pairs(job: KnowledgeJob, spec: StatementSet, tokenizers: dict, room: in
         statements = drawn(spec, statements, job.seed)
     check_number(spec, statements, "max_pairs")
     few_shot, statements = draw_examples(spec, statements, job.few_shot, job.suffix, job.answers, job.seed)
-    pair_up = free_pairs if spec.pairs == "free" else template_pairs
-    aligned = pair_up(spec.name, statements, tokenizers[first], few_shot.context, job.suffix)
+    bare = few_shot.context if job.pair_by == "prompt" else ""
+    if spec.pairs == "free":
+        aligned = free_pairs(spec.name, statements, tokenizers[first], few_shot.context, job.suffix, bare)
+    else:
+        aligned = template_pairs(
+            spec.name, statements, tokenizers[first], few_shot.context, job.suffix, bare, spec.like
+        )
     aligned = sample(aligned, job.max_pairs, f"{job.seed}/{spec.name}/pairs")
     if spec.pairs == "free":
         # The sample may lack the longest pair, and the columns are as many as its longest pair has.

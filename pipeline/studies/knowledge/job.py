@@ -27,6 +27,9 @@ class KnowledgeJob(FamilyJob):
     """Pairs per set, drawn with the seed; all of them if absent."""
     few_shot: int = Field(default=4, ge=0, le=32, multiple_of=2)
     """Labelled examples before the statement, half of them true (0: none)."""
+    pair_by: Literal["prompt", "bare"] = "prompt"
+    """Which tokens decide on the pairs: `prompt`, those that statements have after the examples; `bare`, those that
+    they have alone, as in Du et al. 2025. For SentencePiece tokenizers the two differ."""
     suffix: str = " This statement is:"
     """What follows the statement and asks for the answer."""
     answers: tuple[str, str] = (" TRUE", " FALSE")
@@ -46,7 +49,9 @@ class KnowledgeJob(FamilyJob):
         return Patch(site=self.site, layers=self.layers, tokens="statement", source=source)
 
     def identity(self, declared: dict) -> dict:
-        """`method: exact` is what stores held before there was another (see FamilyJob)."""
+        """Keys that are as they were before there was a choice change nothing (see FamilyJob)."""
+        if self.pair_by == "prompt":
+            del declared["pair_by"]
         if self.method == "exact":
             del declared["method"], declared["exact_share"]
         return declared

@@ -35,24 +35,48 @@ class Aligned:
     """Per token column: subject, object, last or other."""
 
 
-def template_pairs(name: str, statements: list[Statement], tokenizer, context: str, suffix: str) -> Aligned:
+def template_pairs(
+    name: str,
+    statements: list[Statement],
+    tokenizer,
+    context: str,
+    suffix: str,
+    pair_context: str | None = None,
+    like: str | None = None,
+) -> Aligned:
     """Pair the statements that share the set's most common token pattern.
 
     >>> template_pairs("cities", statements, tokenizer, "\\n", " This statement is:").labels    # doctest: +SKIP
     ('The', 'city', 'of', '[s1]', '[s2]', 'is', 'in', '[o1]', '.', 'This', 'statement', 'is', ':')
 
-    context: text in front of the statement (the end of the few-shot block), since it can change the first
-    token. The pattern of a statement is its tokens with the subject's and the object's blanked out: statements
-    of one pattern have equal length and equal tokens at every template position. Each true statement gets a
-    false one with the same last word, from a pool that is used up until one is left per last word, which is
-    then used again. Raises JobError when no pair can be made.
+    The pattern of a statement is its tokens with the subject's and the object's blanked out: statements of one pattern
+    have equal length and equal tokens at every template position. Each true statement gets a false one with the same
+    last word, from a pool that is used up until one is left per last word, which is then used again.
+
+    Parameters
+    ----------
+    context: text in front of the statement (the end of the few-shot block), since it can change the first token.
+    pair_context: the same for the tokens that decide on the pairs, where they are others; pairs that then do not lie
+        side by side in `context` are left out (`available` counts them).
+    like: a statement that has the wanted pattern.
+
+    Raises
+    ------
+    JobError when no pair can be made.
     """
     common = _common_words(statements)
+    pair_context = context if pair_context is None else pair_context
+
+    def pattern_in(before: str, text: str) -> tuple[int, ...]:
+        return _pattern(encode(tokenizer, before, text + suffix), _segments(text, common))
+
     by_pattern: dict[tuple, list[Statement]] = defaultdict(list)
     for statement in statements:
-        prompt = encode(tokenizer, context, statement.text + suffix)
-        by_pattern[_pattern(prompt, _segments(statement.text, common))].append(statement)
+        by_pattern[pattern_in(pair_context, statement.text)].append(statement)
     pattern, kept = max(by_pattern.items(), key=lambda item: len(item[1]))
+    if like is not None:
+        pattern = pattern_in(pair_context, like)
+        kept = by_pattern.get(pattern, [])
     pool: dict[str, list[str]] = defaultdict(list)
     for statement in kept:
         if not statement.label:
@@ -63,36 +87,58 @@ def template_pairs(name: str, statements: list[Statement], tokenizer, context: s
         if candidates:
             pairs.append((statement.text, candidates.pop() if len(candidates) > 1 else candidates[0]))
     if not pairs:
+        which = "the most common token pattern" if like is None else f"the token pattern of {like!r}"
         raise JobError(
-            f"set {name}: no pair: among the {len(kept)} statements with the most common token pattern no true and "
-            "false one share their last word; add statements, or use `pairs: free` for a set of ready-made pairs"
+            f"set {name}: no pair: among the {len(kept)} statements with {which} no true and false one share their "
+            "last word; add statements, or use `pairs: free` for a set of ready-made pairs"
         )
+    available = len(pairs)
+    if pair_context != context:
+        # Patching goes token by token: what lay side by side alone has to do so in the prompt as well.
+        inside = [{pattern_in(context, text) for text in pair} for pair in pairs]
+        shared = Counter(next(iter(one)) for one in inside if len(one) == 1)
+        if not shared:
+            raise JobError(
+                f"set {name}: none of the {available} pairs of bare statements has equal tokens after the examples; "
+                "set pair_by: prompt"
+            )
+        pattern = shared.most_common(1)[0][0]
+        pairs = [pair for pair, patterns in zip(pairs, inside, strict=True) if patterns == {pattern}]
     first = encode(tokenizer, context, pairs[0][0] + suffix)
     labels, roles = _name_columns(pattern, first, pairs[0][0] + suffix)
-    return Aligned(pairs=tuple(pairs), available=len(pairs), labels=labels, roles=roles)
+    return Aligned(pairs=tuple(pairs), available=available, labels=labels, roles=roles)
 
 
-def free_pairs(name: str, statements: list[Statement], tokenizer, context: str, suffix: str) -> Aligned:
+def free_pairs(
+    name: str,
+    statements: list[Statement],
+    tokenizer,
+    context: str,
+    suffix: str,
+    pair_context: str | None = None,
+) -> Aligned:
     """Take consecutive true and false rows as pairs, and keep those of equal token length.
 
     >>> free_pairs("tulu_extracted", statements, tokenizer, "\\n", " This statement is:").available  # doctest: +SKIP
     41
 
-    Rows are tied by the file's `pair` (or `id`) column, unless that just numbers the rows. Raises JobError when
-    no pair has equal lengths.
+    Rows are tied by the file's `pair` (or `id`) column, unless that just numbers the rows. The arguments are those of
+    `template_pairs`. Raises JobError when no pair has equal lengths.
     """
-    pairs, lengths, i = [], [], 0
+    pairs, lengths, i, available = [], [], 0, 0
     while i + 1 < len(statements):
         first, second = statements[i], statements[i + 1]
         if first.label == second.label or first.pair != second.pair:
             i += 1
             continue
         i += 2
-        true, false = (first, second) if first.label else (second, first)
-        encoded = [encode(tokenizer, context, s.text + suffix) for s in (true, false)]
-        if len(encoded[0].statement) == len(encoded[1].statement):
-            pairs.append((true.text, false.text))
-            lengths.append(len(encoded[0].statement))
+        true, false = (first.text, second.text) if first.label else (second.text, first.text)
+        within = _lengths(tokenizer, context, suffix, true, false)
+        alone = within if pair_context is None else _lengths(tokenizer, pair_context, suffix, true, false)
+        available += len(set(alone)) == 1
+        if len(set(alone)) == len(set(within)) == 1:
+            pairs.append((true, false))
+            lengths.append(within[0])
     if not pairs:
         raise JobError(
             f"set {name}: no pair: no two consecutive rows are a true and a false statement of equal token length; "
@@ -100,7 +146,12 @@ def free_pairs(name: str, statements: list[Statement], tokenizer, context: str, 
         )
     longest = max(lengths)
     labels = tuple(str(column) for column in range(longest))
-    return Aligned(tuple(pairs), len(pairs), labels, ("other",) * (longest - 1) + ("last",))
+    return Aligned(tuple(pairs), available, labels, ("other",) * (longest - 1) + ("last",))
+
+
+def _lengths(tokenizer, context: str, suffix: str, *texts: str) -> list[int]:
+    """Statement tokens of each text."""
+    return [len(encode(tokenizer, context, text + suffix).statement) for text in texts]
 
 
 def sample(aligned: Aligned, n: int | None, seed: str) -> Aligned:

