@@ -1,4 +1,4 @@
-"""The command line: `posttrace run JOB`, `check JOB`, `figures STORE`, `report STORE`, `show`, `verify`, `ls`."""
+"""The command line: `posttrace run JOB`, `check JOB`, `fetch JOB`, `figures STORE`, `report`, `show`, `verify` ..."""
 
 from __future__ import annotations
 
@@ -93,6 +93,19 @@ def check(job: JobName, /, *, set_: Changes = None, backend: Backend = None) -> 
         wrong += finding.verdict == "wrong"
         print(f"{finding.verdict:6}{finding.text}", flush=True)
     return 1 if wrong else 0
+
+
+@_command(
+    "posttrace fetch knowledge --set family=olmo-2-1b",
+    "HF_HUB_OFFLINE=1 posttrace run knowledge --set family=olmo-2-1b",
+)
+def fetch(job: JobName, /, *, set_: Changes = None, backend: Backend = None) -> None:
+    """Download what a job needs (checkpoints, published sets), e.g. on a login node; then it runs without a network."""
+    from posttrace.pipeline.fetch import fetch as download
+    from posttrace.pipeline.job import load_job
+
+    download(load_job(job, _changes(set_, backend)), lambda line: print(line, flush=True))
+    print(f"next, also without a network: HF_HUB_OFFLINE=1 posttrace run {job}")
 
 
 def _changes(set_: list[str] | None, backend: str | None) -> list[str]:
@@ -236,8 +249,9 @@ def _listing(what: str):
     from posttrace.pipeline import job, spec
 
     if what == "models":
+        known = spec.about_families()
         return [
-            (family, ", ".join(f"{stage}: {model}" for stage, model in stages.items()))
+            (family, f"{', '.join(f'{stage}: {model}' for stage, model in stages.items())}; {known[family]}")
             for family, stages in spec.families().items()
         ]
     if what == "datasets":

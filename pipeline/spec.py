@@ -268,8 +268,29 @@ class ChatJob(FamilyJob):
 
 def families() -> dict[str, dict[str, str]]:
     """The families known by name: stage -> folder or hub id."""
-    known = load_yaml((HERE / "families.yaml").read_text(encoding="utf-8"))
-    return {name: {s: resolved(m, HERE) for s, m in stages.items()} for name, stages in known.items()}
+    return {
+        name: {stage: resolved(model, HERE) for stage, model in about["stages"].items()}
+        for name, about in _families().items()
+    }
+
+
+def about_families() -> dict[str, str]:
+    """Licence, access and peculiarities of the families known by name, in words.
+
+    >>> about_families()["llama-2-7b"]
+    'licence Llama 2; accept it on the hub first (base, instruct)'
+    """
+    found = {}
+    for name, about in _families().items():
+        parts = [f"licence {about['licence']}"]
+        if about.get("gated"):
+            parts.append(f"accept it on the hub first ({', '.join(about['gated'])})")
+        found[name] = "; ".join([*parts, *([about["note"]] if "note" in about else [])])
+    return found
+
+
+def _families() -> dict[str, dict[str, Any]]:
+    return load_yaml((HERE / "families.yaml").read_text(encoding="utf-8"))
 
 
 def datasets() -> dict[str, Path]:

@@ -1,0 +1,96 @@
+"""Download what a job needs, so that it runs where there is no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import Job
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.files import ADAPTER, folder_of
+from posttrace.tracers.models.safetensors import INDEX, SINGLE
+
+BESIDE = (".json", ".jinja", ".txt", ".model")
+"""Endings of the files beside the weights: configurations, tokenizers, templates."""
+GB = 1e9
+
+
+def fetch(job: Job, say: Callable[[str], None]) -> None:
+    """Download the checkpoints of a job's stages, and the published sets that it names, into the usual caches.
+
+    >>> fetch(load_job("knowledge"), print)                            # doctest: +SKIP
+    stage base: .../embedded/checkpoints/base is a folder
+
+    Of a checkpoint only the weights that are read (safetensors) and the files beside them are fetched; for a job that
+    runs on a server, no weights unless the study reads them. Raises JobError or TracerError for what cannot be had.
+    """
+    sources = [patch.source for patch in getattr(job, "patches", ())]
+    weights = job.execution.backend != "remote" or job.study == "confidence"
+    for name, stage in job.family.stages.items():
+        if name not in job.stage_names and name not in sources:
+            continue
+        if folder_of(stage.model, stage.revision) is not None:
+            say(f"stage {name}: {stage.model} is a folder")
+        else:
+            say(f"stage {name}: {_fetch_checkpoint(stage.model, stage.revision, weights, say)}")
+    for kind in ("harmful", "harmless"):
+        spec = getattr(job, kind, None)
+        if spec is not None and spec.csv is None:
+            from posttrace.pipeline.studies.refusal.instructions import file_of
+
+            say(f"{kind}: {file_of(spec)}")
+
+
+def wanted(names: Iterable[str], weights: bool, read_index: Callable[[], Mapping[str, str]]) -> list[str]:
+    """Of a repository's files, those that a job reads.
+
+    >>> wanted(["config.json", "model.safetensors", "original/params.json", "README.md"], True, dict)
+    ['config.json', 'model.safetensors']
+
+    read_index: gives the index of a checkpoint in shards, tensor -> file.
+    """
+    top = [name for name in names if "/" not in name or name.startswith("additional_chat_templates/")]
+    found = [name for name in top if name.endswith(BESIDE) and name != INDEX]
+    if weights and SINGLE in top:
+        found.append(SINGLE)
+    elif weights and INDEX in top:
+        found += [INDEX, *sorted(set(read_index().values()))]
+    return found
+
+
+def _fetch_checkpoint(model: str, revision: str | None, weights: bool, say: Callable[[str], None]) -> str:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+
+    def read_index() -> Mapping[str, str]:
+        text = Path(hf_hub_download(model, INDEX, revision=revision)).read_text(encoding="utf-8")
+        return json.loads(text)["weight_map"]
+
+    try:
+        about = HfApi().model_info(model, revision=revision, files_metadata=True)
+        sizes = {one.rfilename: one.size or 0 for one in about.siblings or ()}
+        names = wanted(sizes, weights, read_index)
+        if ADAPTER in names:
+            raise TracerError(
+                f"model {model}: a PEFT adapter; merge it into its base model and name that folder"
+            )
+        if weights and not any(name.endswith(".safetensors") for name in names):
+            raise TracerError(
+                f"model {model}: no safetensors weights; convert them in a folder and name that"
+            )
+        say(f"{model}: {len(names)} files, {sum(sizes.get(n, 0) for n in names) / GB:.2f} GB")
+        # Names have no wildcards: each pattern is one file.
+        folder = snapshot_download(model, revision=revision, allow_patterns=names)
+    except GatedRepoError:
+        raise JobError(
+            f"model {model}: access is restricted: accept its licence at https://huggingface.co/{model}, log in with "
+            "`hf auth login` (or set HF_TOKEN), and run this again"
+        ) from None
+    except (HFValidationError, HfHubHTTPError, OSError, ValueError, KeyError) as error:
+        raise JobError(
+            f"model {model}: not to be had from the hub ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); check the spelling, the network and your access to it"
+        ) from None
+    return folder
