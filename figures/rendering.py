@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,7 +134,7 @@ def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Drawing | Tab
         drawn = drawn or bool(groups)
         if groups:
             for figure in figures:
-                yield from resolve_name(figure.function)(groups)
+                yield from map(_legible, resolve_name(figure.function)(groups))
     if drawn:
         return
     if planned:
@@ -146,6 +147,17 @@ def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Drawing | Tab
         f"{source.url}: no group to draw; it holds {', '.join(studies)}, wanted are figures of "
         f"{', '.join(dict.fromkeys(figure.name.split('/')[0] for figure in wanted))}"
     )
+
+
+def _legible(product: Drawing | Table) -> Drawing | Table:
+    """A drawing whose texts our font can show, and a caption that says so where it had to be made so."""
+    from posttrace.figures import theme
+    from posttrace.figures.drawing import Drawing
+
+    if isinstance(product, Drawing) and theme.spell_out(product.figure):
+        said = "Characters that the font of figures lacks are written as their codes (U+4F4D)."
+        return replace(product, caption=f"{product.caption} {said}")
+    return product
 
 
 def encoded(product: Drawing | Table, formats: Sequence[str] | None = None) -> dict[str, bytes]:

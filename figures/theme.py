@@ -12,6 +12,7 @@ import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +137,44 @@ def whole_numbers(axis: Axis, **options: int) -> None:
 def heading(figure: Figure, text: str) -> None:
     """Write the line above a figure, flush left."""
     figure.suptitle(text, x=0.008, ha="left", fontsize=8, color=INK)
+
+
+def spelled_out(text: str) -> str:
+    """Return a text with every character that our font lacks written as its code.
+
+    Example
+    -------
+    >>> spelled_out("city 位")
+    'city U+4F4D'
+    """
+    known = _characters()
+    return "".join(c if ord(c) in known or c.isspace() else f"U+{ord(c):04X}" for c in text)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont(LOOK["font.family"])).get_charmap())
+
+
+def spell_out(figure: Figure) -> bool:
+    """Write characters that our font lacks as their codes, wherever they stand in a figure; whether there were any."""
+    from matplotlib.text import Text
+
+    found = False
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [label.get_text() for label in axis.get_majorticklabels()]
+            if any(spelled_out(label) != label for label in labels):
+                axis.set_ticks(axis.get_majorticklocs(), labels=[spelled_out(label) for label in labels])
+                found = True
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if spelled_out(text.get_text()) != text.get_text():
+            text.set_text(spelled_out(text.get_text()))
+            found = True
+    return found
 
 
 def key(**style: Any) -> Line2D:

@@ -33,7 +33,7 @@ from tests.support.models import random_model, word_tokenizer
 from tests.support.remote import unfit
 from tests.support.remote.asked import asked_of, some_prompts
 
-NOT_ENGINES = {"posttrace.tracers.models.loading", "posttrace.tracers.models.validation"}
+NOT_ENGINES = {f"posttrace.tracers.models.{name}" for name in ("loading", "validation", "files", "identity")}
 
 
 def engines():
