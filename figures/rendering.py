@@ -150,7 +150,7 @@ def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Drawing | Tab
 
 
 def _legible(product: Drawing | Table) -> Drawing | Table:
-    """A drawing whose texts our font can show, and a caption that says so where it had to be made so."""
+    """Return a drawing whose texts our font can show; where that took a change, its caption says so."""
     from posttrace.figures import theme
     from posttrace.figures.drawing import Drawing
 

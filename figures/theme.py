@@ -35,10 +35,13 @@ KEY = "#8a3a00"
 STAGE_COLOURS = ("#3b4252", "#d1752b", "#2a7fa8", "#7a4fa3", "#3f8f5b", "#b2456e")
 """Stages in the store's order; they differ in lightness as well as hue."""
 
+FONT = "DejaVu Sans"
+"""Comes with matplotlib: the same glyphs on every machine."""
+
 LOOK = {
     "figure.facecolor": "white",
     "figure.dpi": DPI,
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.family": FONT,
     "font.size": 7,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7,
@@ -155,7 +158,7 @@ def spelled_out(text: str) -> str:
 def _characters() -> frozenset[int]:
     from matplotlib.font_manager import findfont, get_font
 
-    return frozenset(get_font(findfont(LOOK["font.family"])).get_charmap())
+    return frozenset(get_font(findfont(FONT)).get_charmap())
 
 
 def spell_out(figure: Figure) -> bool:

@@ -4,13 +4,19 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from matplotlib.text import Text
 
 from posttrace.figures import FigureError, figures, render
 from posttrace.figures.files import write_whole
+from posttrace.figures.registry import chosen
+from posttrace.figures.rendering import products
+from posttrace.figures.store_reader import open_source
 from posttrace.stores import StoreError
+from tests.support.figures import knowledge as synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("heatmaps", "heatmaps_raw", "differences", "differences_raw", "recovery")
@@ -152,3 +158,25 @@ def test_drawing_never_imports_a_model_library(finished_store, tmp_path):
         "assert not {'torch', 'transformers', 'nnsight', 'posttrace.tracers', 'posttrace.pipeline'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_labels_that_the_font_cannot_show_are_spelled_out_and_the_caption_says_so(tmp_path):
+    """Boxes on the axis, and warnings of matplotlib, are no labels."""
+    group = synthetic.template_group("cities", stages=("base", "instruct"), pairs=4)
+    labels = ["位于", *group.token_label.values[1:]]
+    store = synthetic.write_store(tmp_path / "store", [group.assign_coords(token_label=("token", labels))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawings = [d for d in products(open_source(store), chosen("knowledge/heatmaps"))]
+        render(store, tmp_path / "out", only="knowledge/heatmaps")
+    (drawing,) = drawings
+    shown = [text.get_text() for text in drawing.figure.findobj(Text)]
+    assert "U+4F4DU+4E8E" in shown and "位于" not in shown
+    assert "lacks are written as their codes (U+4F4D)" in drawing.caption
+    assert "written as their codes" in (tmp_path / "out/knowledge/cities/heatmaps.txt").read_text()
+
+
+def test_labels_that_the_font_can_show_are_left_alone(finished_store):
+    for drawing in products(open_source(finished_store), chosen("knowledge/heatmaps")):
+        assert "codes" not in drawing.caption
+        assert not any("U+" in text.get_text() for text in drawing.figure.findobj(Text))

@@ -11,8 +11,8 @@ GUIDE = (
     ),
     (
         "Answers side by side",
-        "Greedy continuations of every prompt by every stage, without intervention (none) and with the job's patches and "
-        "steers applied (all): in the prompt, and at every new token where a steer says so.",
+        "Greedy continuations of every prompt by every stage, without intervention (none) and with the job's patches "
+        "and steers applied (all): in the prompt, and at every new token where a steer says so.",
     ),
 )
 """How to read the tables: heading and text."""
