@@ -10,7 +10,7 @@ from posttrace.pipeline.fetch import wanted
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.spec import about_families, families
 from posttrace.stores import summary
-from tests.support.commands import posttrace
+from tests.support.commands import posttrace, posttrace_anew
 from tests.support.hub import hub
 
 
@@ -51,24 +51,26 @@ def job(tmp_path):
 
 
 def variables(tmp_path, address):
+    """Read by the hub's library when it is imported, so that commands must run anew."""
     return {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
 
 
+@pytest.mark.slow
 def test_a_fetched_job_runs_without_a_network(tmp_path, repositories, job):
     with hub(repositories) as (address, asked):
         online = {**variables(tmp_path, address), "HF_HUB_OFFLINE": "0"}
-        done = posttrace("fetch", job, env=online)
+        done = posttrace_anew("fetch", job, env=online)
         assert done.returncode == 0, done.stderr
     got = {path for method, path in asked if method == "GET" and "/resolve/" in path}
     assert not [path for path in got if path.endswith((".md", ".bin")) or "original" in path]
     assert re.search(r"lab/base: \d+ files, 0\.00 GB", done.stdout)
     offline = {**variables(tmp_path, "http://127.0.0.1:9"), "HF_HUB_OFFLINE": "1"}
-    done = posttrace("check", job, env=offline)
+    done = posttrace_anew("check", job, env=offline)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = posttrace("run", job, "--store", tmp_path / "store", env=offline)
+    done = posttrace_anew("run", job, "--store", tmp_path / "store", env=offline)
     assert done.returncode == 0, done.stderr
     assert summary(str(tmp_path / "store"))["complete"]
-    weights = posttrace(
+    weights = posttrace_anew(
         *("run", "confidence", "--store", tmp_path / "weights", "--set", "text=null", "--set", "sets=[]"),
         *("--set", "family={name: lab, stages: {base: lab/base, instruct: lab/instruct}}"),
         *("--set", "candidates=2", "--set", "top_share=0.5", "--set", "execution.device=cpu"),
@@ -77,18 +79,19 @@ def test_a_fetched_job_runs_without_a_network(tmp_path, repositories, job):
     assert weights.returncode == 0, weights.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fetched_says_why(tmp_path, repositories, job):
     with hub(repositories, gated=["lab/base"]) as (address, _):
         online = {**variables(tmp_path, address), "HF_HUB_OFFLINE": "0"}
-        done = posttrace("fetch", job, env=online)
+        done = posttrace_anew("fetch", job, env=online)
         assert done.returncode == 2 and "accept its licence at https://huggingface.co/lab/base" in done.stderr
-        done = posttrace("fetch", job, "--set", "family.stages.base=lab/bsae", env=online)
+        done = posttrace_anew("fetch", job, "--set", "family.stages.base=lab/bsae", env=online)
         assert done.returncode == 2 and "model lab/bsae: not to be had from the hub" in done.stderr
         (repositories / "lab/instruct/adapter_config.json").write_text("{}")
-        done = posttrace("fetch", job, "--set", "stages=[instruct]", env=online)
+        done = posttrace_anew("fetch", job, "--set", "stages=[instruct]", env=online)
         assert done.returncode == 2 and "a PEFT adapter" in done.stderr
         assert not list((tmp_path / "home").rglob("*.safetensors"))
-        done = posttrace("check", job, "--set", "stages=[instruct]", env=online)
+        done = posttrace_anew("check", job, "--set", "stages=[instruct]", env=online)
         assert done.returncode == 2 and "a PEFT adapter" in done.stderr
 
 

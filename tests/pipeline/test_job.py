@@ -64,7 +64,7 @@ def test_paths_in_a_file_are_relative_to_it_and_on_the_command_line_to_the_worki
         ("site=residual", "site", "'resid_pre', 'z', 'attn_out', 'resid_mid'"),
         ("layers=[3, 1]", "layers", "increasing order"),
         ("few_shot=3", "few_shot", "multiple of 2"),
-        ("family=llama-9", "family", "embedded, llama-3.1-8b"),
+        ("family=llama-9", "family", "embedded, smollm2-135m"),
         ("sets=[citys]", "sets.0", "cities"),
         ("sets=[cities, cities]", "sets", "named twice"),
         ("sets=[]", "sets", "at least 1"),
