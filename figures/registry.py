@@ -13,6 +13,7 @@ STUDIES: dict[str, str] = {
     "knowledge": "posttrace.figures.studies.knowledge",
     "confidence": "posttrace.figures.studies.confidence",
     "refusal": "posttrace.figures.studies.refusal",
+    "difference": "posttrace.figures.studies.difference",
     "trace": "posttrace.figures.studies.trace",
     "stages": "posttrace.figures.studies.stages",
     "truthfulness": "posttrace.figures.studies.truthfulness",

@@ -137,6 +137,14 @@ def whole_numbers(axis: Axis, **options: int) -> None:
     locator.set_params(integer=True, **options)
 
 
+def plain_numbers(axis: Axis) -> None:
+    """Label the ticks of a logarithmic axis with plain numbers, as mathematical notation is switched off."""
+    from matplotlib.ticker import NullFormatter
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def heading(figure: Figure, text: str) -> None:
     """Write the line above a figure, flush left."""
     figure.suptitle(text, x=0.008, ha="left", fontsize=8, color=INK)

@@ -117,7 +117,7 @@ def _override(raw: dict, override: str) -> None:
     place[last] = branch[last]
 
 
-FILES = ("csv", "file", "store", "phrases", "openings")
+FILES = ("csv", "file", "messages", "store", "phrases", "openings")
 """Keys of a job, in whatever depth, whose values are paths."""
 
 

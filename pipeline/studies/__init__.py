@@ -10,6 +10,7 @@ STUDIES: dict[str, str] = {
     "truthfulness": "posttrace.pipeline.studies.truthfulness",
     "confidence": "posttrace.pipeline.studies.confidence",
     "refusal": "posttrace.pipeline.studies.refusal",
+    "difference": "posttrace.pipeline.studies.difference",
     "trace": "posttrace.pipeline.studies.trace",
     "stages": "posttrace.pipeline.studies.stages",
 }

@@ -56,5 +56,6 @@ def inputs(tmp_path_factory, statements):
     rows = [(f"w{i} w{i + 1}", ("direction", "validation", "test")[i % 3]) for i in range(24)]
     write_csv(folder / "harmful.csv", rows, ("instruction", "split"))
     write_csv(folder / "harmless.csv", [(f"{t} w3", s) for t, s in rows], ("instruction", "split"))
+    (folder / "text.txt").write_text("\n".join(text for text, _ in statements[:16]), encoding="utf-8")
     (folder / "openings.yaml").write_text("refusal: [I cannot]\ncompliant: [Sure]\n")
     return folder

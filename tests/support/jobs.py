@@ -17,6 +17,11 @@ def good_job(study, inputs):
         "knowledge": {"sets": [cities], "max_pairs": 7},
         "truthfulness": {"sets": [cities, other], "intervene_layer": 1, "probe_layer": 1},
         "confidence": {"sets": [], "candidates": 2, "top_share": 0.5, "controls": 50},
+        "difference": {
+            "texts": [{"name": "mine", "file": str(inputs / "text.txt"), "documents": 4, "tokens": 12}],
+            "samples": 16,
+            "steering": {"documents": 1, "layers": [1], "random": 2, "prompts": 1, "new_tokens": 2},
+        },
         "norms": {"sets": [cities], "statements_per_unit": 20},
         "refusal": {
             "harmful": str(inputs / "harmful.csv"),

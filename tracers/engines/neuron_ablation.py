@@ -149,7 +149,7 @@ def text_batches(model, rows, neurons: Neurons):
 def _trace_text(nn, ids, following, neurons: Neurons):
     with nn.trace(input_ids=ids, use_cache=False):
         hidden = nnsight.save(_child(nn.layers[neurons.layer], neurons.down).input)
-        scores = nnsight.save(_scores(nn.output.logits, following))
+        scores = nnsight.save(token_scores(nn.output.logits, following))
     return hidden, scores
 
 
@@ -206,7 +206,9 @@ def _trace_end(model, run: UnablatedRun, shift, tokens, following, neurons: Neur
             sites.skip(nn.layers[block], both)
         norm = _child(nn, neurons.norm)
         norm.output = torch.cat([norm.output[:half], both[half:].to(norm.output)])
-        scores = nnsight.save(_scores(nn.output.logits, torch.cat([following, following])[:, None])[:, :, 0])
+        scores = nnsight.save(
+            token_scores(nn.output.logits, torch.cat([following, following])[:, None])[:, :, 0]
+        )
     return torch.cat([scores[:, :half], scores[:, half:]])
 
 
@@ -248,7 +250,7 @@ def trace_ablated(
             norm.output = frozen_norm(
                 run.gain, run.bias, neurons.form.centres, run.before_norm, run.after_norm, norm.input
             )
-        scores = nnsight.save(_scores(nn.output.logits, batch.following))
+        scores = nnsight.save(token_scores(nn.output.logits, batch.following))
     return scores
 
 
@@ -299,7 +301,7 @@ def frozen_norm(gain, bias, centres: bool, before, after, changed) -> torch.Tens
     return (after.float() + change * gain * inverse).to(after)
 
 
-def _scores(logits, following):
+def token_scores(logits, following):
     """Entropy and loss of every token, nats, float32; dims 2 x row x token.
 
     On a CPU a few tokens at a time, so that intermediate values stay in its caches.

@@ -31,30 +31,20 @@ class NormForm:
 
 
 @dataclass(frozen=True)
-class Neurons:
-    """The neurons of one block's MLP, and the way from them to the logits."""
+class Head:
+    """The way from the stream to the logits: final norm and unembedding."""
 
-    layer: int
-    n_neurons: int
     hidden_size: int
     vocabulary: int
-    down: str
-    """Path of the MLP's last projection, relative to the block."""
-    rows: bool
-    """Whether its weight has a row for each neuron (Conv1D), not a column (Linear)."""
     norm: str
     """Path of the final norm."""
     form: NormForm
-    block: str
-    """Path of the block."""
     unembed: tuple[str, ...]
     """Name of the unembedding's weight in a file; more than one where it is tied to the embedding's."""
+    biased: bool
+    """Whether the unembedding adds a bias."""
     prefix: str
     """What files may leave out at the beginning of names."""
-
-    @property
-    def down_weight(self) -> str:
-        return f"{self.block}.{self.down}.weight"
 
     @property
     def norm_weight(self) -> str | None:
@@ -63,6 +53,51 @@ class Neurons:
     def spelled(self, name: str) -> tuple[str, ...]:
         """How a file may spell the name of a tensor."""
         return spellings(name, self.prefix)
+
+
+@dataclass(frozen=True)
+class Neurons(Head):
+    """The neurons of one block's MLP, and the way from them to the logits."""
+
+    layer: int
+    n_neurons: int
+    down: str
+    """Path of the MLP's last projection, relative to the block."""
+    rows: bool
+    """Whether its weight has a row for each neuron (Conv1D), not a column (Linear)."""
+    block: str
+    """Path of the block."""
+
+    @property
+    def down_weight(self) -> str:
+        return f"{self.block}.{self.down}.weight"
+
+
+def find_head(model) -> Head:
+    """The final norm and the unembedding of a transformers model, weights or none.
+
+    >>> find_head(empty_model("path/to/checkpoint")).vocabulary       # doctest: +SKIP
+    2048
+
+    Raises TracerError for an architecture whose final norm is unknown.
+    """
+    architecture = recognise(model)
+    unembed = model.get_output_embeddings()
+    norm, module = _final_norm(model, architecture.layers.rpartition(".")[0])
+    # GPT-NeoX's files say embed_out for what transformers 5 calls lm_head.
+    names = list(dict.fromkeys(f"{name}.weight" for name in (architecture.unembed, "lm_head", "embed_out")))
+    if unembed.weight is model.get_input_embeddings().weight or model.config.tie_word_embeddings:
+        embedding = model.get_input_embeddings()
+        names.insert(0, next(f"{path}.weight" for path, m in model.named_modules() if m is embedding))
+    return Head(
+        hidden_size=model.config.hidden_size,
+        vocabulary=unembed.weight.shape[0],
+        norm=norm,
+        form=norm_form(module, model.config.hidden_size),
+        unembed=tuple(names),
+        biased=getattr(unembed, "bias", None) is not None,
+        prefix=model.base_model_prefix,
+    )
 
 
 def find_neurons(model, layer: int | None = None) -> Neurons:
@@ -81,31 +116,19 @@ def find_neurons(model, layer: int | None = None) -> Neurons:
         raise TracerError(
             f"layer: {layer} is not in 0-{len(blocks) - 1} (the model has {len(blocks)} blocks); edit layer"
         )
-    unembed, hidden = model.get_output_embeddings(), model.config.hidden_size
+    hidden = model.config.hidden_size
     down = _last_projection(blocks[layer], hidden)
     if down is None:
         raise _no_neurons(model, blocks, layer)
     projection = blocks[layer].get_submodule(down)
     rows = type(projection).__name__ == "Conv1D"
-    stem = architecture.layers.rpartition(".")[0]
-    norm, module = _final_norm(model, stem)
-    # GPT-NeoX's files say embed_out for what transformers 5 calls lm_head.
-    names = list(dict.fromkeys(f"{name}.weight" for name in (architecture.unembed, "lm_head", "embed_out")))
-    if unembed.weight is model.get_input_embeddings().weight or model.config.tie_word_embeddings:
-        embedding = model.get_input_embeddings()
-        names.insert(0, next(f"{path}.weight" for path, m in model.named_modules() if m is embedding))
     return Neurons(
+        **vars(find_head(model)),
         layer=layer,
         n_neurons=projection.weight.shape[0 if rows else 1],
-        hidden_size=hidden,
-        vocabulary=unembed.weight.shape[0],
         down=down,
         rows=rows,
-        norm=norm,
-        form=norm_form(module, hidden),
         block=f"{architecture.layers}.{layer}",
-        unembed=tuple(names),
-        prefix=model.base_model_prefix,
     )
 
 

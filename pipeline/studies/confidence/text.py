@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Iterator
 from itertools import islice
 
 from posttrace.pipeline.embedded import corpus
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import read_text
 from posttrace.pipeline.studies.confidence.job import Text
+from posttrace.pipeline.text_pieces import CHARACTERS_PER_TOKEN, cut
 from posttrace.tracers.prompts import encode
 
 CORPUS = corpus.Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
 """Kinds of documents of the embedded family's base stage, which the later stages have all seen too."""
-SPACES = re.compile(r"\s*")
-CHARACTERS_PER_TOKEN = 4
-"""Of a text file, from which documents are cut for all tokenizers alike."""
 
 
 def read_documents(text: Text, seed: int) -> list[str]:
@@ -43,25 +39,6 @@ def read_documents(text: Text, seed: int) -> list[str]:
             "over documents need two; give more text, or lower text.tokens"
         )
     return documents
-
-
-def cut(content: str, size: int) -> Iterator[str]:
-    """Pieces of at most `size` characters, cut at ends of lines where there are any, else of words.
-
-    >>> list(cut("one two three\\nfour\\nfive", 10))
-    ['one two', 'three\\nfour', 'five']
-    """
-    content = content.strip()
-    begin = 0
-    while len(content) - begin > size:
-        head = content[begin : begin + size + 1]
-        end = next((at for at in (head.rfind("\n"), head.rfind(" ")) if at > 0), size)
-        yield head[:end].strip()
-        rest = SPACES.match(content, begin + end)
-        assert rest is not None  # it matches no space, too
-        begin = rest.end()
-    if content[begin:]:
-        yield content[begin:]
 
 
 def encode_documents(

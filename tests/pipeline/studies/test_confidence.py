@@ -14,7 +14,8 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
 from posttrace.pipeline.studies.confidence.job import Text
-from posttrace.pipeline.studies.confidence.text import cut, read_documents
+from posttrace.pipeline.studies.confidence.text import read_documents
+from posttrace.pipeline.text_pieces import cut
 from posttrace.stores import FingerprintMismatch, Store, open_group
 from posttrace.tracers.engines.neuron_ablation import ablate_neurons
 from posttrace.tracers.errors import TracerError

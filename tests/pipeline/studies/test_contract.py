@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from posttrace.figures import registry
@@ -31,6 +32,18 @@ class TestRefusal(StudyContract):
 
     def left_out(self):
         return {"search_coefficient", "search_refused", "search_log_odds"}
+
+
+class TestDifference(StudyContract):
+    study = "difference"
+
+    def test_one_checkpoint_twice_differs_exactly_nowhere(self, whole):
+        for name in ("kl", "js", "norm_difference", "token_sum", "squared_difference_sum", "rise_logprob"):
+            values = whole.read("difference/mine", name)
+            if name == "token_sum":
+                values = values[:, :, 1]
+            assert not np.nan_to_num(values).any(), name
+        assert np.nanmin(whole.read("difference/mine", "cosine")) == 1
 
 
 class TestTrace(StudyContract):

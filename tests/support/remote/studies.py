@@ -21,6 +21,10 @@ SMALL = {
     "confidence": [
         *("sets=[cities]", "max_statements=6", "text={documents: 4, tokens: 24}", "controls=50"),
     ],
+    "difference": [
+        *("texts=[{name: plain, documents: 4, tokens: 24}]", "samples=16"),
+        "steering={documents: 1, layers: [3], random: 2, prompts: 1, new_tokens: 2}",
+    ],
     "trace": [],
 }  # fmt: skip
 

@@ -1,0 +1,240 @@
+"""Lines by layer: CKA and R², recovered divergence, and spectra of the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from posttrace.figures import theme
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.measures.intervals import SEED, percentile_interval, resampled_counts
+from posttrace.figures.studies.difference.data import Difference, Pair
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PREDICTORS = {"identity": "as it is", "shift": "mean shift", "linear": "linear map"}
+GREY = "#9aa1ab"
+
+
+def maps(groups: Sequence[Difference]) -> Iterator[Drawing]:
+    """Yield the figure of CKA and R² by layer, for each set.
+
+    Example
+    -------
+    >>> [drawing.name for drawing in maps(groups)]                    # doctest: +SKIP
+    ['difference/plain/maps', 'difference/chat/maps']
+    """
+    for one in groups:
+        cka, r2 = one.values("cka"), one.values("r2")
+        if not np.isfinite(cka).any():
+            continue
+        layers = one.data["sampled_layer"].values
+        names = [str(name) for name in one.data["predictor"].values]
+
+        def panel(ax: Axes, pair: Pair, cka=cka, r2=r2, layers=layers, names=names) -> None:
+            ax.plot(layers, cka[pair.number], color=theme.INK, marker="o", markersize=2, label="CKA")
+            for k, name in enumerate(names):
+                colour = theme.STAGE_COLOURS[(k + 1) % len(theme.STAGE_COLOURS)]
+                ax.plot(
+                    layers, r2[pair.number, k], color=colour, marker="o", markersize=2, label=PREDICTORS[name]
+                )
+            ax.set_ylim(min(-0.05, max(-1.0, float(np.nanmin(r2)) - 0.05)), 1.05)
+            theme.whole_numbers(ax.xaxis)
+
+        yield Drawing(
+            name=f"difference/{one.name}/maps",
+            heading="CKA and R² by layer",
+            caption=(
+                f"{one.data.sizes['sample']} tokens drawn from {one.n}. Linear CKA of the two stages' streams "
+                "(resid_post), and R² of the target's stream on held-out documents, predicted from the source's as it "
+                "is, with the mean shift, and with a linear map, ridge-penalised towards no change. R² below -1 is "
+                f"cut. {one.control_note}"
+            ),
+            alt="Lines of CKA and three R² by layer, a panel for each pair.",
+            figure=_panels(one, panel, "layer", "CKA, R²"),
+            complete=one.complete,
+        )
+
+
+def steering(groups: Sequence[Difference]) -> Iterator[Drawing]:
+    """Yield the figure of recovered divergence by layer, for each set whose sources were steered.
+
+    Example
+    -------
+    >>> [drawing.name for drawing in steering(groups)]                # doctest: +SKIP
+    ['difference/plain/steering', 'difference/chat/steering']
+    """
+    for one in groups:
+        if "js_steered" not in one.data or not np.isfinite(one.values("js_steered")).any():
+            continue
+        steered, plain = one.values("js_steered"), one.values("js_unsteered")
+        names = [str(name) for name in one.data["direction"].values]
+        layers, amounts = one.data["steered_layer"].values, one.data["coefficient"].values
+        random = [d for d, name in enumerate(names) if name.startswith("random-")]
+
+        def panel(
+            ax: Axes,
+            pair: Pair,
+            steered=steered,
+            plain=plain,
+            names=names,
+            layers=layers,
+            amounts=amounts,
+            random=random,
+        ) -> None:
+            i = pair.number
+            ax.axhline(0, color="#c3c8cf", linewidth=0.7)
+            for a, amount in enumerate(amounts):
+                null = np.array(
+                    [[recovery(steered[i, d, a, k], plain[i])[0] for k in range(len(layers))] for d in random]
+                )
+                if a == len(amounts) - 1 and np.isfinite(null).all():
+                    ax.fill_between(
+                        layers, *percentile_interval(null), color=GREY, alpha=0.5, linewidth=0, label="random"
+                    )
+                for name, colour in (("other", theme.STAGE_COLOURS[2]), ("control", theme.STAGE_COLOURS[3])):
+                    values = [
+                        recovery(steered[i, names.index(name), a, k], plain[i])[0] for k in range(len(layers))
+                    ]
+                    if np.isfinite(values).any() and a == len(amounts) - 1:
+                        ax.plot(
+                            layers,
+                            values,
+                            color=colour,
+                            linewidth=1,
+                            marker="o",
+                            markersize=2,
+                            label=f"{name} pair",
+                        )
+                found = np.array(
+                    [recovery(steered[i, names.index("mean"), a, k], plain[i]) for k in range(len(layers))]
+                )
+                label = "mean difference" if len(amounts) == 1 else f"{amount:g} x mean difference"
+                width = 1.6 if a == len(amounts) - 1 else 0.8
+                ax.plot(
+                    layers,
+                    found[:, 0],
+                    color=theme.STAGE_COLOURS[1],
+                    linewidth=width,
+                    marker="o",
+                    markersize=2.5,
+                    label=label,
+                )
+                ax.vlines(layers, found[:, 1], found[:, 2], color=theme.STAGE_COLOURS[1], linewidth=0.8)
+            ax.set_xticks(layers)
+
+        n = one.data.sizes["steered_document"]
+        yield Drawing(
+            name=f"difference/{one.name}/steering",
+            heading="What the mean difference recovers",
+            caption=(
+                f"n = {n} held-out documents of {one.name}. Share of JS(target, source) that goes when the mean "
+                "difference of the other documents is added to every token but the first of the source's stream after "
+                "one block: 1 - JS(target, steered) / JS(target, source), sums over documents, bars: 95 % bootstrap "
+                "intervals over documents. Grey: middle 95 % of random directions of the same length; other and "
+                f"control pair: their mean differences at that length. {one.control_note}"
+            ),
+            alt="Lines of the recovered share by layer, with random directions as a band, a panel for each pair.",
+            figure=_panels(one, panel, "layer", "recovered share of JS"),
+            complete=bool(np.isfinite(plain).all()),
+        )
+
+
+def recovery(steered: np.ndarray, plain: np.ndarray) -> tuple[float, float, float]:
+    """Return the recovered share over all documents with its bootstrap interval; NaN where nothing differs.
+
+    Example
+    -------
+    >>> recovery(np.array([0.1, 0.1]), np.array([0.2, 0.2]))
+    (0.5, 0.5, 0.5)
+
+    Arguments
+    ---------
+    steered, plain: JS to the target of the steered and the unsteered source, dims document.
+    """
+    if not (np.isfinite(steered).all() and np.isfinite(plain).all() and plain.sum() > 0):
+        return (np.nan, np.nan, np.nan)
+    value = float(1 - steered.sum() / plain.sum())
+    if len(plain) < 2:
+        return (value, np.nan, np.nan)
+    draws = [
+        1 - (counts @ steered) / np.maximum(counts @ plain, 1e-300)
+        for counts in resampled_counts(len(plain), np.random.default_rng(SEED))
+    ]
+    low, high = map(float, percentile_interval(np.concatenate(draws)))
+    return (value, low, high)
+
+
+def spectra(groups: Sequence[Difference]) -> Iterator[Drawing]:
+    """Yield the figure of variance explained by component, for each set.
+
+    Example
+    -------
+    >>> [drawing.name for drawing in spectra(groups)]                 # doctest: +SKIP
+    ['difference/plain/spectra', 'difference/chat/spectra']
+    """
+    for one in groups:
+        share, null = one.values("variance_share"), one.values("variance_null")
+        if not np.isfinite(share).any():
+            continue
+        layers = one.data["sampled_layer"].values
+        chosen = sorted({0, len(layers) // 2, len(layers) - 1})
+        above, ratio = one.data["n_above_null"].values, one.values("participation")
+
+        def panel(
+            ax: Axes,
+            pair: Pair,
+            share=share,
+            null=null,
+            layers=layers,
+            chosen=chosen,
+            above=above,
+            ratio=ratio,
+        ) -> None:
+            i, numbers = pair.number, np.arange(1, share.shape[-1] + 1)
+            for place, k in enumerate(chosen):
+                if not np.isfinite(share[i, k]).all() or share[i, k, 0] == 0:
+                    continue
+                colour = theme.STAGE_COLOURS[place]
+                label = f"{layers[k]}: {above[i, k]}, {ratio[i, k]:.1f}"
+                ax.plot(numbers, np.maximum(share[i, k], 1e-9), color=colour, linewidth=1.2, label=label)
+                ax.plot(numbers, null[i, k], color=colour, linewidth=0.8, linestyle="--")
+            ax.set(xscale="log", yscale="log")
+            for axis in (ax.xaxis, ax.yaxis):
+                theme.plain_numbers(axis)
+            ax.legend(fontsize=5, loc="lower left")
+
+        yield Drawing(
+            name=f"difference/{one.name}/spectra",
+            heading="Principal components of the difference",
+            caption=(
+                f"{one.data.sizes['sample']} tokens drawn from {one.n}. Share of the variance of target - source "
+                "(resid_post, centred) that each principal component explains; dashed: 95th percentile of 20 shuffles "
+                "of every column. Legend: layer: components above it, participation ratio. The mean difference is "
+                f"left out; its share of the squared difference is in the store (mean_share). {one.control_note}"
+            ),
+            alt="Lines of the variance explained by each component, shuffled columns dashed, a panel for each pair.",
+            figure=_panels(one, panel, "component", "share of variance", legend=False),
+            complete=one.complete,
+        )
+
+
+def _panels(one: Difference, panel, x: str, y: str, legend: bool = True) -> Figure:
+    """A panel for each pair, sharing axes."""
+    with theme.look():
+        figure = theme.new_figure(0.5 + 1.9 * len(one.forward), 2.3)
+        axes = figure.subplots(1, len(one.forward), sharex=True, sharey=True, squeeze=False)[0]
+        for ax, pair in zip(axes, one.forward, strict=True):
+            panel(ax, pair)
+            ax.set_title(pair.label)
+            ax.set_xlabel(x)
+        axes[0].set_ylabel(y)
+        figure.suptitle(f"{one.family}  ·  {one.name}", x=0.008, ha="left", fontsize=8)
+        handles, labels = axes[0].get_legend_handles_labels()
+        if legend and handles:
+            figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure

@@ -1,0 +1,303 @@
+"""Tables of the difference study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from posttrace.figures.measures.intervals import bootstrap_mean
+from posttrace.figures.measures.token_mining import Mined, mined, share_of_top
+from posttrace.figures.studies.difference.data import Difference, Pair, strings, visible
+from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
+
+TOP_SHARES = (0.01, 0.05, 0.10)
+SHOWN, LISTED = 12, 100
+"""Tokens of an ordering in the table as read, and in the CSV."""
+LENS_SHOWN = 4
+FEWEST = 5
+"""Occurrences of a token below which nothing is said of its loss."""
+
+
+def divergence(groups: Sequence[Difference]) -> Iterator[Table]:
+    """Yield the table of divergences by pair and role.
+
+    Example
+    -------
+    >>> [table.name for table in divergence(groups)]                  # doctest: +SKIP
+    ['difference_divergence']
+    """
+    blocks, tidy = [], []
+    for one in groups:
+        entropy, loss = one.values("entropy"), one.values("loss")
+        for pair in one.pairs:
+            rows = []
+            s, t = (one.stages.index(stage) for stage in (pair.source, pair.target))
+            change = {
+                "JS": one.js[pair.number],
+                "KL": one.values("kl")[pair.number],
+                "entropy": entropy[t] - entropy[s],
+                "loss": loss[t] - loss[s],
+            }
+            for role in (None, *one.roles):
+                found = {name: bootstrap_mean(one.by_document(v, role)) for name, v in change.items()}
+                here = np.isfinite(change["JS"]) & (True if role is None else one.role == role)
+                if not here.any():
+                    continue
+                tops = [share_of_top(change["JS"][here], share) for share in TOP_SHARES]
+                cells = [cell(e.value, e.low, e.high, 4) for e in found.values()]
+                rows.append(Row(role or "all", (*cells, *(Cell(number(100 * top, 0)) for top in tops))))
+                for name, e in found.items():
+                    tidy.append(
+                        {"set": one.name, "source": pair.source, "target": pair.target, "role": role or "all",
+                         "measure": name, "value": e.value, "low": e.low, "high": e.high, "n": e.n}
+                    )  # fmt: skip
+            if pair in one.forward and rows:
+                blocks.append(Block(f"{one.name}: {pair.label}", tuple(rows)))
+    if not blocks:
+        return
+    yield Table(
+        name="difference_divergence",
+        heading="Divergence of the next-token distributions",
+        caption=(
+            f"{'; '.join(one.n for one in groups)}. JS: Jensen-Shannon divergence, nats, at most 0.693; KL of the "
+            "target from the source; change of entropy and of loss (-log P of the next token of the text), target "
+            "minus source, nats. Means over documents of each one's mean over tokens of a role, with 95 % bootstrap "
+            "intervals over documents. Last columns: share of the sum of JS, in %, that the 1, 5 and 10 % of tokens "
+            f"with the largest JS hold. {groups[0].control_note}"
+        ),
+        columns=("JS", "KL", "entropy", "loss", "top 1 %", "top 5 %", "top 10 %"),
+        blocks=tuple(blocks),
+        tidy=pd.DataFrame(tidy),
+    )
+
+
+def worse_than_chance(groups: Sequence[Difference]) -> Iterator[Table]:
+    """Yield the table of tokens that a stage predicts worse than a uniform guess; none where there are none.
+
+    Example
+    -------
+    >>> [table.name for table in worse_than_chance(groups)]           # doctest: +SKIP
+    ['difference_worse_than_chance']
+    """
+    blocks, tidy = [], []
+    for one in groups:
+        following = one.data["token_id"].values[:, 1:]
+        loss = one.values("loss")[:, :, :-1]
+        chance = np.log(len(one.vocabulary))
+        for s, stage in enumerate(one.stages):
+            here = np.isfinite(loss[s]) & (following >= 0)
+            ids, count = np.unique(following[here], return_counts=True)
+            means = [float(loss[s][here & (following == i)].mean()) for i in ids[count >= FEWEST]]
+            bad = [
+                (mean, i, n)
+                for mean, i, n in zip(means, ids[count >= FEWEST], count[count >= FEWEST], strict=True)
+                if mean > chance
+            ]
+            for mean, i, n in bad:
+                tidy.append(
+                    {"set": one.name, "stage": stage, "token": one.vocabulary[i], "loss": mean, "n": int(n)}
+                )
+            rows = [
+                Row(visible(one.vocabulary[i]), (Cell(number(mean, 2)), Cell(str(n))))
+                for mean, i, n in sorted(bad, reverse=True)[:SHOWN]
+            ]
+            if rows:
+                blocks.append(Block(f"{one.name}: {stage} (chance: {chance:.2f} nats)", tuple(rows)))
+    if blocks:
+        yield Table(
+            name="difference_worse_than_chance",
+            heading="Tokens predicted worse than chance",
+            caption=(
+                f"Tokens that a stage never learned to predict: mean -log P, nats, above that of a uniform guess, of "
+                f"tokens that occur at least {FEWEST} times; at most {SHOWN} of each stage. What differs around them "
+                "tells of the format more than of anything else."
+            ),
+            columns=("mean loss", "n"),
+            blocks=tuple(blocks),
+            tidy=pd.DataFrame(tidy),
+        )
+
+
+def tokens(groups: Sequence[Difference]) -> Iterator[Table]:
+    """Yield the table of tokens that became more probable, in both orderings.
+
+    Example
+    -------
+    >>> [table.name for table in tokens(groups)]                      # doctest: +SKIP
+    ['difference_tokens']
+    """
+    blocks, tidy = [], []
+    for one in groups:
+        sums = one.values("token_sum")
+        measures = [str(m) for m in one.data["measure"].values]
+        for pair in one.pairs:
+            control = one.control(pair)
+            found = {name: _mined(one, sums[:, :, m], pair, control) for m, name in enumerate(measures)}
+            for name, some in found.items():
+                for rank, token in enumerate(some.token):
+                    tidy.append(
+                        {"set": one.name, "source": pair.source, "target": pair.target, "ordering": name,
+                         "rank": rank + 1, "token": one.vocabulary[token], "token_id": int(token),
+                         "value": some.value[rank], "low": some.low[rank], "high": some.high[rank],
+                         "control_rank": int(some.control_rank[rank])}
+                    )  # fmt: skip
+            if pair in one.forward:
+                rows = [
+                    Row(
+                        str(rank + 1),
+                        tuple(c for name, some in found.items() for c in _cells(one, name, some, rank)),
+                    )
+                    for rank in range(min(SHOWN, len(one.vocabulary)))
+                ]
+                blocks.append(Block(f"{one.name}: {pair.label}", tuple(rows)))
+    if not blocks:
+        return
+    yield Table(
+        name="difference_tokens",
+        heading="Tokens that became more probable",
+        caption=(
+            f"{'; '.join(one.n for one in groups)}. occurring: share of positions at which the token is among the 20 "
+            "whose log probability rises most, in %; KL by token: mean of q log(q/p), millinats, whose sum over the "
+            "vocabulary is KL. 95 % bootstrap intervals over blocks of documents; control: the token's rank in the "
+            f"same ordering of the control pair, –: none. {groups[0].control_note}"
+        ),
+        columns=("occurring", "%", "control", "KL by token", "millinats", "control"),
+        blocks=tuple(blocks),
+        tidy=pd.DataFrame(tidy),
+    )
+
+
+def _mined(one: Difference, sums: np.ndarray, pair: Pair, control: Pair | None) -> Mined:
+    done = one.finished_units
+    other = None if control is None else sums[control.number][done]
+    return mined(sums[pair.number][done], one.unit_tokens[done], other, LISTED)
+
+
+UNITS = {"occurring": (100, 1), "kl_by_token": (1000, 2)}
+"""Ordering -> factor (%, millinats) and digits of its values."""
+
+
+def _cells(one: Difference, ordering: str, some: Mined, rank: int) -> tuple[Cell, Cell, Cell]:
+    scale, digits = UNITS[ordering]
+    control = int(some.control_rank[rank])
+    value = cell(scale * some.value[rank], scale * some.low[rank], scale * some.high[rank], digits)
+    return Cell(visible(one.vocabulary[some.token[rank]])), value, Cell(str(control) if control else "–")
+
+
+def lens(groups: Sequence[Difference]) -> Iterator[Table]:
+    """Yield a table for each set: what mean differences point to, by layer and slot.
+
+    Example
+    -------
+    >>> [table.name for table in lens(groups)]                        # doctest: +SKIP
+    ['difference_lens_plain', 'difference_lens_chat']
+    """
+    for one in groups:
+        token, z = one.data["lens_token"].values, one.values("lens_z")
+        bound, shared = one.values("lens_bound"), one.values("shared")
+        if not np.isfinite(bound).all():
+            continue
+        slots = [str(slot) for slot in one.data["slot"].values]
+        used = [s for s in range(len(slots)) if np.isfinite(z[:, :, s, 0]).any()]
+        if not used:
+            continue
+        blocks, tidy = [], []
+        for pair in one.pairs:
+            i, control = pair.number, one.control(pair)
+            rows = []
+            for k, layer in enumerate(one.data["layer"].values):
+                cells = []
+                for s in used:
+                    above = [
+                        (one.vocabulary[t], v)
+                        for t, v in zip(token[i, k, s], z[i, k, s], strict=True)
+                        if v > bound[i]
+                    ]
+                    cells.append(Cell(" ".join(visible(text) for text, _ in above[:LENS_SHOWN])))
+                    tidy += [
+                        {"set": one.name, "source": pair.source, "target": pair.target, "layer": int(layer),
+                         "slot": slots[s], "token": text, "z": v, "bound": bound[i], "shared": shared[i, k, s],
+                         "control_z": np.nan if control is None else z[control.number, k, s, 0]}
+                        for text, v in above
+                    ]  # fmt: skip
+                rows.append(Row(f"layer {layer}", tuple(cells)))
+            if pair in one.forward:
+                blocks.append(Block(f"{pair.label} (bound: z = {bound[i]:.1f})", tuple(rows)))
+        yield Table(
+            name=f"difference_lens_{one.name}",
+            heading=f"What the mean difference points to, {one.name}",
+            caption=(
+                f"{one.n}. Up to {LENS_SHOWN} tokens with the largest z = cos(unembedding row, mean difference) times "
+                "the square root of the hidden size, by layer and slot (all: every token but the first; 1 to 5: those "
+                "tokens; then those beyond, before and of the first answer). Blank: none above the bound, below which "
+                "95 % of 200 random directions stay. The CSV has the share of the squared difference that halves of "
+                f"the documents share, and the control pair's largest z. {one.control_note}"
+            ),
+            columns=tuple(slots[s] for s in used),
+            blocks=tuple(blocks),
+            tidy=pd.DataFrame(
+                tidy,
+                columns=[
+                    "set",
+                    "source",
+                    "target",
+                    "layer",
+                    "slot",
+                    "token",
+                    "z",
+                    "bound",
+                    "shared",
+                    "control_z",
+                ],
+            ),
+            prose=True,
+        )
+
+
+def completions(groups: Sequence[Difference]) -> Iterator[Table]:
+    """Yield the table of what steered sources say.
+
+    Example
+    -------
+    >>> [table.name for table in completions(groups)]                 # doctest: +SKIP
+    ['difference_completions']
+    """
+    blocks, tidy = [], []
+    for one in groups:
+        if "completion" not in one.data:
+            continue
+        told = strings(one.data["completion"].values)
+        kinds = [str(kind) for kind in one.data["completed"].values]
+        layers, amounts = one.data["steered_layer"].values, one.data["coefficient"].values
+        for pair in one.pairs:
+            for p, document in enumerate(one.data["prompt_document"].values):
+                rows = []
+                for a, amount in enumerate(amounts):
+                    for c, kind in enumerate(kinds):
+                        texts = [told[pair.number, c, a, k, p] for k in range(len(layers))]
+                        tidy += [
+                            {"set": one.name, "source": pair.source, "target": pair.target, "direction": kind,
+                             "coefficient": amount, "layer": int(layer), "document": int(document), "completion": text}
+                            for layer, text in zip(layers, texts, strict=True)
+                        ]  # fmt: skip
+                        label = kind if kind == "none" else f"{amount:g} x {kind}"
+                        rows.append(Row(label, tuple(Cell(" ".join(text.split()) or "–") for text in texts)))
+                if pair in one.forward and p == 0 and any(told[pair.number].ravel()):
+                    blocks.append(Block(f"{one.name}: {pair.label}, document {document}", tuple(rows)))
+    if blocks:
+        yield Table(
+            name="difference_completions",
+            heading="What a steered source says",
+            caption=(
+                "Greedy continuations, by the source, of held-out documents up to their first answer (half of a text "
+                "without one), with a multiple of the mean difference, of the control pair's or of a random direction "
+                "of its length added to every token's stream after one block; none: unsteered. –: nothing, or not "
+                f"finished. {groups[0].control_note}"
+            ),
+            columns=tuple(f"layer {layer}" for layer in groups[0].data["steered_layer"].values),
+            blocks=tuple(blocks),
+            tidy=pd.DataFrame(tidy),
+            prose=True,
+        )

@@ -1,0 +1,189 @@
+"""Run text once and keep what stages are compared by: streams, final states, entropies, losses and sums over slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nnsight
+import torch
+
+from posttrace.tracers import sites
+from posttrace.tracers.batching.padding import right_padded
+from posttrace.tracers.engines.neuron_ablation import MAX_VALUES, token_scores
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of each row besides its entropies and losses."""
+
+    places: tuple[tuple[int, ...], ...]
+    """Per row, the tokens that count, in increasing order; a *place* is an index into them."""
+    slots: tuple[tuple[int, int, int], ...]
+    """(row, place, slot): which tokens are summed into which slot."""
+    n_slots: int
+    samples: tuple[tuple[int, int], ...]
+    """(row, place) of tokens whose streams are kept as they are."""
+    sampled_layers: tuple[int, ...]
+    stream_dtype: str
+    """Name of the torch dtype of `TextStreams.stream`."""
+    projection: tuple[int, int] | None = None
+    """(dims, seed) of a random projection that `TextStreams.stream` is put through; None: streams as they are."""
+
+
+@dataclass(frozen=True)
+class TextStreams:
+    """What a run of some rows gave; NaN at places that a row does not have."""
+
+    stream: torch.Tensor
+    """`resid_post` of every block, projected if asked for; dims row x layer x place x kept."""
+    norm: torch.Tensor
+    """Its length before any projection (float32); dims row x layer x place."""
+    final: torch.Tensor
+    """What enters the unembedding, in the model's dtype; dims row x place x hidden."""
+    entropy: torch.Tensor
+    """Entropy of the next token's distribution, nats (float32); dims row x place."""
+    loss: torch.Tensor
+    """-log P(next token), nats (float32), NaN where no known token follows; dims row x place."""
+    slot_sum: torch.Tensor
+    """Sum of `resid_post` over each slot's tokens (float64); dims layer x slot x hidden."""
+    sampled: torch.Tensor
+    """`resid_post` of the samples in the model's dtype; dims sample x layer x hidden."""
+
+
+def read_streams(model, rows: Sequence[Sequence[int]], *, kept: Kept, vocabulary: int) -> TextStreams:
+    """Run rows of token ids once, and keep what `kept` names.
+
+    >>> read_streams(model, [[1, 17, 4, 90]], kept=kept, vocabulary=300).entropy.shape     # doctest: +SKIP
+    torch.Size([1, 4])
+
+    vocabulary: the distributions are over its first so many tokens. Rows are padded on the right, where causal
+    attention makes padding harmless.
+    """
+    width, hidden = max(map(len, kept.places)), model.hidden_size
+    dims = kept.projection[0] if kept.projection else hidden
+    matrix = projection(hidden, *kept.projection) if kept.projection else None
+    n, layers = len(rows), model.n_layers
+    norm = torch.full((n, layers, width), torch.nan)
+    entropy, loss = torch.full((2, n, width), torch.nan)
+    slot_sum = torch.zeros(layers, kept.n_slots, hidden, dtype=torch.float64)
+    streams, finals, samples = [], [], []
+    size = max(1, MAX_VALUES // (vocabulary * max(map(len, rows))))
+    with torch.no_grad():
+        for begin in range(0, n, size):
+            end = min(begin + size, n)
+            row, place, token = _cells(kept.places[begin:end])
+            ids, _ = right_padded(rows[begin:end])
+            following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
+            scored = following < vocabulary
+            scored[row, torch.tensor([len(r) - 1 for r in rows[begin:end]])[row]] = False
+            following = following.clamp(max=vocabulary - 1)
+            values, final, scores = _trace(model.nn, ids, following, vocabulary, model.n_layers)
+            scores = scores.cpu()
+            entropy[begin + row, place] = scores[0][row, token]
+            loss[begin + row, place] = scores[1].where(scored, torch.nan)[row, token]
+            stream = torch.full(
+                (end - begin, layers, width, dims), torch.nan, dtype=_dtype(kept.stream_dtype)
+            )
+            where = torch.tensor(
+                [(r - begin, p, s) for r, p, s in kept.slots if begin <= r < end], dtype=torch.long
+            ).reshape(-1, 3)
+            wanted = torch.tensor(
+                [(r - begin, p) for r, p in kept.samples if begin <= r < end], dtype=torch.long
+            ).reshape(-1, 2)
+            sampled = []
+            for layer, value in enumerate(values):
+                cells = sites.at(value, row, token).cpu()
+                norm[begin + row, layer, place] = cells.float().norm(dim=-1)
+                kept_cells = cells.float() @ matrix if matrix is not None else cells
+                stream[row, layer, place] = kept_cells.to(stream.dtype)
+                grid = cells.new_zeros(end - begin, width, hidden)
+                grid[row, place] = cells
+                slot_sum[layer].index_add_(0, where[:, 2], grid[where[:, 0], where[:, 1]].double())
+                if layer in kept.sampled_layers:
+                    sampled.append(grid[wanted[:, 0], wanted[:, 1]])
+            grid = final.new_full((end - begin, width, hidden), torch.nan, device="cpu")
+            grid[row, place] = sites.at(final, row, token).cpu()
+            streams.append(stream)
+            finals.append(grid)
+            samples.append(torch.stack(sampled, dim=1))
+    return TextStreams(
+        stream=torch.cat(streams),
+        norm=norm,
+        final=torch.cat(finals),
+        entropy=entropy,
+        loss=loss,
+        slot_sum=slot_sum,
+        sampled=torch.cat(samples),
+    )
+
+
+def steered_finals(
+    model, rows: Sequence[Sequence[int]], vectors: torch.Tensor, *, layer: int, max_tokens: int = 4096
+) -> torch.Tensor:
+    """What enters the unembedding when a vector is added to the stream that leaves a block, one vector at a time.
+
+    >>> steered_finals(model, [[1, 17, 4]], torch.zeros(2, 32), layer=1).shape      # doctest: +SKIP
+    torch.Size([2, 1, 3, 32])
+
+    vectors: dims variant x hidden, added to every token but the first. max_tokens: of one forward pass. The blocks up
+    to `layer` are run once, and skipped for each variant. Returns dims variant x row x token x hidden in the model's
+    dtype, anything at padding.
+    """
+    ids, _ = right_padded(rows)
+    with torch.no_grad():
+        stream = _trace_stream(model.nn, ids, layer)
+        size = max(1, max_tokens // ids.numel())
+        parts = []
+        for some in vectors.split(size):
+            moved = stream.repeat(len(some), 1, 1)
+            added = some.repeat_interleave(len(ids), dim=0).to(moved)
+            moved[:, 1:] = moved[:, 1:] + added[:, None]
+            final = _trace_from(model.nn, ids.repeat(len(some), 1), moved, layer)
+            parts.append(final.cpu().unflatten(0, (len(some), len(ids))))
+    return torch.cat(parts)
+
+
+def projection(hidden: int, dims: int, seed: int) -> torch.Tensor:
+    """A Gaussian projection that keeps squared lengths on average, the same for every stage; dims hidden x dims.
+
+    >>> projection(160, 64, seed=0).shape
+    torch.Size([160, 64])
+    """
+    drawn = torch.randn(hidden, dims, generator=torch.Generator().manual_seed(seed))
+    return drawn / dims**0.5
+
+
+def _dtype(name: str) -> torch.dtype:
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def _cells(places) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row, place and token of every token that counts; dims cell."""
+    cells = [(r, p, token) for r, some in enumerate(places) for p, token in enumerate(some)]
+    row, place, token = torch.tensor(cells, dtype=torch.long).T
+    return row, place, token
+
+
+def _trace(nn, ids, following, vocabulary, n_layers):
+    with nn.trace(input_ids=ids, use_cache=False):
+        values = nnsight.save([])
+        for layer in range(n_layers):
+            values.append(sites.get(nn.layers[layer], "resid_post"))
+        final = nnsight.save(nn.unembed.input)
+        scores = nnsight.save(token_scores(nn.output.logits[..., :vocabulary], following))
+    return values, final, scores
+
+
+def _trace_stream(nn, ids, layer):
+    with nn.trace(input_ids=ids, use_cache=False):
+        stream = nnsight.save(sites.get(nn.layers[layer], "resid_post"))
+    return stream
+
+
+def _trace_from(nn, ids, stream, layer):
+    with nn.trace(input_ids=ids, use_cache=False):
+        for earlier in range(layer + 1):
+            nn.layers[earlier].skip(stream)
+        final = nnsight.save(nn.unembed.input)
+    return final

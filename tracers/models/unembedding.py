@@ -1,0 +1,131 @@
+"""The unembedding of a checkpoint, from its files alone: next-token distributions of final states, and lenses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.mlp_neurons import Head, find_head
+from posttrace.tracers.models.safetensors import Checkpoint
+
+BLOCK_VALUES = 2**22
+"""Of a block of rows in float32: 16 MiB."""
+BOUND = 0.95
+"""Share of random directions whose most aligned token lies below the bound of a lens."""
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """What turns the stream's final state into logits."""
+
+    weight: torch.Tensor
+    """In the file's dtype; dims token x hidden."""
+    bias: torch.Tensor | None
+    """Float32; dims token."""
+    softcap: float | None
+    """Logits are softcap * tanh(logits / softcap) (Gemma 2)."""
+    scale: torch.Tensor
+    """What the final norm multiplies by (float32); dims hidden."""
+    centres: bool
+    """Whether the final norm subtracts the mean over the hidden dimension."""
+
+    def log_probabilities(self, final: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """Log probabilities of the next token (float32) among the first `vocabulary` tokens.
+
+        >>> unembedding.log_probabilities(torch.zeros(2, 160), 2048).exp().sum(-1)      # doctest: +SKIP
+        tensor([1.0000, 1.0000])
+
+        final: what enters the unembedding, dims token x hidden.
+        """
+        logits = torch.cat([final.float() @ rows.T for rows in self._blocks(vocabulary)], dim=-1)
+        if self.bias is not None:
+            logits += self.bias[:vocabulary]
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits.log_softmax(-1)
+
+    def _blocks(self, vocabulary: int) -> Iterator[torch.Tensor]:
+        size = max(1, BLOCK_VALUES // self.weight.shape[1])
+        for begin in range(0, vocabulary, size):
+            yield self.weight[begin : min(begin + size, vocabulary)].float()
+
+    def _folded(self, vocabulary: int) -> Iterator[torch.Tensor]:
+        """Rows times the final norm's scale."""
+        for rows in self._blocks(vocabulary):
+            rows = rows * self.scale
+            yield rows - rows.mean(1, keepdim=True) if self.centres else rows
+
+    def lens(self, vectors: torch.Tensor, vocabulary: int, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens that directions of the stream point to: ids and z, the largest first; dims direction x rank.
+
+        >>> unembedding.lens(torch.randn(3, 160), 2048, top=10)[0].shape                # doctest: +SKIP
+        torch.Size([3, 10])
+
+        `z_v = cos(w_v, direction) sqrt(hidden)` with `w_v` the unembedding's row times the final norm's scale, its
+        mean over the vocabulary taken out. vectors: dims direction x hidden, none of them zero.
+        """
+        mean = sum(rows.sum(0, dtype=torch.float64) for rows in self._folded(vocabulary)) / vocabulary
+        assert isinstance(mean, torch.Tensor), "a vocabulary has tokens"
+        units = vectors.float() / vectors.float().norm(dim=1, keepdim=True)
+        best = torch.full((len(vectors), top), -torch.inf)
+        which = torch.zeros((len(vectors), top), dtype=torch.long)
+        begin = 0
+        for rows in self._folded(vocabulary):
+            rows = rows - mean.float()
+            rows /= rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            z = torch.cat([best, units @ rows.T * rows.shape[1] ** 0.5], dim=1)
+            ids = torch.cat([which, torch.arange(begin, begin + len(rows)).expand(len(units), -1)], dim=1)
+            best, order = z.topk(top, dim=1)
+            which = ids.gather(1, order)
+            begin += len(rows)
+        return which, best
+
+    def lens_bound(self, vocabulary: int, *, directions: int = 200, seed: int = 0) -> float:
+        """The z that the most aligned token of a random direction stays below, for 95 % of them.
+
+        >>> unembedding.lens_bound(2048)                                                # doctest: +SKIP
+        3.8
+        """
+        drawn = torch.randn(directions, self.weight.shape[1], generator=torch.Generator().manual_seed(seed))
+        return float(self.lens(drawn, vocabulary, top=1)[1][:, 0].quantile(BOUND))
+
+
+def read_unembedding(model: str, structure, revision: str | None = None) -> Unembedding:
+    """The unembedding of a checkpoint, straight from its safetensors files.
+
+    >>> read_unembedding(folder, empty_model(folder)).weight.shape                      # doctest: +SKIP
+    torch.Size([2048, 160])
+
+    structure: the modules without weights (`loading.empty_model`). Raises TracerError when the files lack a tensor or
+    hold it in another shape, and for an architecture whose final norm is unknown.
+    """
+    head = find_head(structure)
+    checkpoint = Checkpoint(model, revision)
+    stored = checkpoint.tensor(*(s for name in head.unembed for s in head.spelled(name)))
+    if stored.shape != (head.vocabulary, head.hidden_size):
+        raise TracerError(
+            f"model {model}: {stored.name} has shape {stored.shape}, its config.json asks for "
+            f"{(head.vocabulary, head.hidden_size)}; the files do not belong together, fetch them again"
+        )
+    return Unembedding(
+        weight=stored.read(),
+        bias=_bias(checkpoint, head) if head.biased else None,
+        softcap=getattr(structure.config, "final_logit_softcapping", None),
+        scale=_scale(checkpoint, head),
+        centres=head.form.centres,
+    )
+
+
+def _bias(checkpoint: Checkpoint, head: Head) -> torch.Tensor:
+    names = [name.removesuffix("weight") + "bias" for name in head.unembed]
+    return checkpoint.tensor(*(s for name in names for s in head.spelled(name))).read().float()
+
+
+def _scale(checkpoint: Checkpoint, head: Head) -> torch.Tensor:
+    if head.norm_weight is None:
+        return torch.ones(head.hidden_size)
+    assert head.form.offset is not None, "a norm with a weight has an offset"
+    return checkpoint.tensor(*head.spelled(head.norm_weight)).read().float() + head.form.offset
