@@ -27,8 +27,8 @@ class Mined:
 def ranks(values: np.ndarray) -> np.ndarray:
     """Return the rank of every value, 1 for the highest; equal ones share the best rank.
 
-    Example
-    -------
+    Examples
+    --------
     >>> ranks(np.array([0.5, 2.0, 0.5])).tolist()
     [2, 1, 2]
     """
@@ -39,14 +39,14 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def mined(sums: np.ndarray, n_tokens: np.ndarray, control: np.ndarray | None, top: int) -> Mined:
     """Return the `top` tokens of the vocabulary with the highest means.
 
-    Example
-    -------
+    Examples
+    --------
     >>> found = mined(np.array([[1.0, 4.0], [1.0, 6.0]]), np.array([10, 10]), None, top=1)
     >>> found.token.tolist(), found.value.tolist()
     ([1], [0.5])
 
-    Arguments
-    ---------
+    Parameters
+    ----------
     sums: of each block of documents and token of the vocabulary, dims block x vocabulary.
     n_tokens: tokens of the text in each block.
     control: as `sums`, of the control pair.
@@ -68,8 +68,8 @@ def mined(sums: np.ndarray, n_tokens: np.ndarray, control: np.ndarray | None, to
 def share_of_top(values: np.ndarray, share: float) -> float:
     """Return what share of a sum its largest values hold; NaN where the sum is 0.
 
-    Example
-    -------
+    Examples
+    --------
     >>> share_of_top(np.array([8.0, 1.0, 1.0, 0.0]), 0.25)
     0.8
     """

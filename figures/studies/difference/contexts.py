@@ -21,13 +21,7 @@ LETTER = 0.052
 
 
 def contexts(groups: Sequence[Difference]) -> Iterator[Drawing]:
-    """Yield a figure for each set and pair.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in contexts(groups)][0]             # doctest: +SKIP
-    'difference/plain/contexts_base_sft'
-    """
+    """Yield a figure for each set and pair."""
     for one in groups:
         for pair in one.forward:
             found = _largest(one.js[pair.number])

@@ -39,13 +39,7 @@ class Difference:
 
     @classmethod
     def from_dataset(cls, data: xr.Dataset) -> Difference:
-        """Read one group.
-
-        Example
-        -------
-        >>> Difference.from_dataset(dataset).name                     # doctest: +SKIP
-        'plain'
-        """
+        """Read one group."""
         require(data, ["js", "kl", "entropy", "loss"], place=str(data.attrs.get("set")), study="difference")
         return cls(data)
 
@@ -74,7 +68,7 @@ class Difference:
         return [p for p in self.pairs if place(p.source) <= place(p.target)]
 
     def control(self, pair: Pair) -> Pair | None:
-        """The control pair, unless it is the pair itself or its reverse."""
+        """Return the control pair, unless it is the pair itself or its reverse."""
         ends = list(self.data.attrs.get("control") or [])
         if not ends or set(ends) == {pair.source, pair.target}:
             return None
@@ -89,7 +83,7 @@ class Difference:
         return f"Training control: {ends[0]} → {ends[1]}."
 
     def values(self, name: str) -> np.ndarray:
-        """An array in its declared order, float64."""
+        """Return an array in its declared order, float64."""
         return self.data[name].values.astype(np.float64)
 
     @cached_property
@@ -152,7 +146,7 @@ class Difference:
         return f"n = {int(self.finished.sum())} documents{missing}, {tokens:,} tokens of {self.name}"
 
     def by_document(self, values: np.ndarray, role: str | None = None) -> np.ndarray:
-        """Means of values (dims document x token) over the tokens of a role, of every document that has one."""
+        """Return means of values (dims document x token) over the tokens of a role, of every document that has one."""
         here = np.isfinite(values) & (True if role is None else self.role == role)
         count = here.sum(axis=1)
         return np.where(here, values, 0.0).sum(axis=1)[count > 0] / count[count > 0]
@@ -161,8 +155,8 @@ class Difference:
 def strings(values: np.ndarray) -> np.ndarray:
     """Return texts as NumPy compares them fastest, whatever kind of string a store gave.
 
-    Example
-    -------
+    Examples
+    --------
     >>> strings(np.array(["a", "b"], dtype=object)).dtype
     dtype('<U1')
     """
@@ -170,11 +164,11 @@ def strings(values: np.ndarray) -> np.ndarray:
 
 
 def visible(text: str) -> str:
-    """A token as tables show it: line breaks and outer spaces made visible.
+    r"""Return a token as tables show it: line breaks and outer spaces made visible.
 
-    Example
-    -------
-    >>> visible(" the"), visible("\\n")
+    Examples
+    --------
+    >>> visible(" the"), visible("\n")
     ('␣the', '⏎')
     """
     text = text.replace("\n", "⏎").replace("\t", "⇥")

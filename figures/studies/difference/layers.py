@@ -21,13 +21,7 @@ GREY = "#9aa1ab"
 
 
 def maps(groups: Sequence[Difference]) -> Iterator[Drawing]:
-    """Yield the figure of CKA and R² by layer, for each set.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in maps(groups)]                    # doctest: +SKIP
-    ['difference/plain/maps', 'difference/chat/maps']
-    """
+    """Yield the figure of CKA and R² by layer, for each set."""
     for one in groups:
         cka, r2 = one.values("cka"), one.values("r2")
         if not np.isfinite(cka).any():
@@ -61,13 +55,7 @@ def maps(groups: Sequence[Difference]) -> Iterator[Drawing]:
 
 
 def steering(groups: Sequence[Difference]) -> Iterator[Drawing]:
-    """Yield the figure of recovered divergence by layer, for each set whose sources were steered.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in steering(groups)]                # doctest: +SKIP
-    ['difference/plain/steering', 'difference/chat/steering']
-    """
+    """Yield the figure of recovered divergence by layer, for each set whose sources were steered."""
     for one in groups:
         if "js_steered" not in one.data or not np.isfinite(one.values("js_steered")).any():
             continue
@@ -147,13 +135,13 @@ def steering(groups: Sequence[Difference]) -> Iterator[Drawing]:
 def recovery(steered: np.ndarray, plain: np.ndarray) -> tuple[float, float, float]:
     """Return the recovered share over all documents with its bootstrap interval; NaN where nothing differs.
 
-    Example
-    -------
+    Examples
+    --------
     >>> recovery(np.array([0.1, 0.1]), np.array([0.2, 0.2]))
     (0.5, 0.5, 0.5)
 
-    Arguments
-    ---------
+    Parameters
+    ----------
     steered, plain: JS to the target of the steered and the unsteered source, dims document.
     """
     if not (np.isfinite(steered).all() and np.isfinite(plain).all() and plain.sum() > 0):
@@ -170,13 +158,7 @@ def recovery(steered: np.ndarray, plain: np.ndarray) -> tuple[float, float, floa
 
 
 def spectra(groups: Sequence[Difference]) -> Iterator[Drawing]:
-    """Yield the figure of variance explained by component, for each set.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in spectra(groups)]                 # doctest: +SKIP
-    ['difference/plain/spectra', 'difference/chat/spectra']
-    """
+    """Yield the figure of variance explained by component, for each set."""
     for one in groups:
         share, null = one.values("variance_share"), one.values("variance_null")
         if not np.isfinite(share).any():
@@ -224,7 +206,7 @@ def spectra(groups: Sequence[Difference]) -> Iterator[Drawing]:
 
 
 def _panels(one: Difference, panel, x: str, y: str, legend: bool = True) -> Figure:
-    """A panel for each pair, sharing axes."""
+    """Draw a panel for each pair, sharing axes."""
     with theme.look():
         figure = theme.new_figure(0.5 + 1.9 * len(one.forward), 2.3)
         axes = figure.subplots(1, len(one.forward), sharex=True, sharey=True, squeeze=False)[0]
@@ -233,7 +215,7 @@ def _panels(one: Difference, panel, x: str, y: str, legend: bool = True) -> Figu
             ax.set_title(pair.label)
             ax.set_xlabel(x)
         axes[0].set_ylabel(y)
-        figure.suptitle(f"{one.family}  ·  {one.name}", x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, f"{one.family}  ·  {one.name}")
         handles, labels = axes[0].get_legend_handles_labels()
         if legend and handles:
             figure.legend(handles, labels, loc="outside lower center", ncols=5)

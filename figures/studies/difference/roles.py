@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 def roles(groups: Sequence[Difference]) -> Iterator[Drawing]:
-    """Yield the figure of JS by role and pair, for each set.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in roles(groups)]                   # doctest: +SKIP
-    ['difference/plain/roles', 'difference/chat/roles']
-    """
+    """Yield the figure of JS by role and pair, for each set."""
     for one in groups:
         yield Drawing(
             name=f"difference/{one.name}/roles",
@@ -63,6 +57,6 @@ def _draw(one: Difference) -> Figure:
         ax.set_yticks(range(len(names)), names)
         ax.invert_yaxis()
         ax.set_xlabel("JS, nats")
-        figure.suptitle(f"{one.family}  ·  {one.name}", x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, f"{one.family}  ·  {one.name}")
         figure.legend(loc="outside lower center", ncols=3)
     return figure

@@ -20,13 +20,7 @@ FLOOR = 0.05
 
 
 def streams(groups: Sequence[Difference]) -> Iterator[Drawing]:
-    """Yield two figures for each set: relative length, and cosine.
-
-    Example
-    -------
-    >>> [drawing.name for drawing in streams(groups)][0]              # doctest: +SKIP
-    'difference/plain/lengths'
-    """
+    """Yield two figures for each set: relative length, and cosine."""
     for one in groups:
         if not one.any_finished:
             continue
@@ -90,13 +84,7 @@ def _by_role(one: Difference, values: np.ndarray, pair: Pair) -> np.ndarray:
 
 
 def floor(one: Difference, pair: Pair) -> np.ndarray:
-    """Return rounding error over difference, by layer, over all tokens but the first; NaN where nothing differs.
-
-    Example
-    -------
-    >>> floor(one, one.pairs[0]).shape                                # doctest: +SKIP
-    (8,)
-    """
+    """Return rounding error over difference, by layer, over all tokens but the first; NaN where nothing differs."""
     slot = [str(s) for s in one.data["slot"].values].index("all")
     done = one.finished_units
     rounding = one.values("rounding_sum")[:, done, :, slot].sum(axis=1)

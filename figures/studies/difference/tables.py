@@ -21,13 +21,7 @@ FEWEST = 5
 
 
 def divergence(groups: Sequence[Difference]) -> Iterator[Table]:
-    """Yield the table of divergences by pair and role.
-
-    Example
-    -------
-    >>> [table.name for table in divergence(groups)]                  # doctest: +SKIP
-    ['difference_divergence']
-    """
+    """Yield the table of divergences by pair and role."""
     blocks, tidy = [], []
     for one in groups:
         entropy, loss = one.values("entropy"), one.values("loss")
@@ -74,13 +68,7 @@ def divergence(groups: Sequence[Difference]) -> Iterator[Table]:
 
 
 def worse_than_chance(groups: Sequence[Difference]) -> Iterator[Table]:
-    """Yield the table of tokens that a stage predicts worse than a uniform guess; none where there are none.
-
-    Example
-    -------
-    >>> [table.name for table in worse_than_chance(groups)]           # doctest: +SKIP
-    ['difference_worse_than_chance']
-    """
+    """Yield the table of tokens that a stage predicts worse than a uniform guess; none where there are none."""
     blocks, tidy = [], []
     for one in groups:
         following = one.data["token_id"].values[:, 1:]
@@ -121,13 +109,7 @@ def worse_than_chance(groups: Sequence[Difference]) -> Iterator[Table]:
 
 
 def tokens(groups: Sequence[Difference]) -> Iterator[Table]:
-    """Yield the table of tokens that became more probable, in both orderings.
-
-    Example
-    -------
-    >>> [table.name for table in tokens(groups)]                      # doctest: +SKIP
-    ['difference_tokens']
-    """
+    """Yield the table of tokens that became more probable, in both orderings."""
     blocks, tidy = [], []
     for one in groups:
         sums = one.values("token_sum")
@@ -187,13 +169,7 @@ def _cells(one: Difference, ordering: str, some: Mined, rank: int) -> tuple[Cell
 
 
 def lens(groups: Sequence[Difference]) -> Iterator[Table]:
-    """Yield a table for each set: what mean differences point to, by layer and slot.
-
-    Example
-    -------
-    >>> [table.name for table in lens(groups)]                        # doctest: +SKIP
-    ['difference_lens_plain', 'difference_lens_chat']
-    """
+    """Yield a table for each set: what mean differences point to, by layer and slot."""
     for one in groups:
         token, z = one.data["lens_token"].values, one.values("lens_z")
         bound, shared = one.values("lens_bound"), one.values("shared")
@@ -257,13 +233,7 @@ def lens(groups: Sequence[Difference]) -> Iterator[Table]:
 
 
 def completions(groups: Sequence[Difference]) -> Iterator[Table]:
-    """Yield the table of what steered sources say.
-
-    Example
-    -------
-    >>> [table.name for table in completions(groups)]                 # doctest: +SKIP
-    ['difference_completions']
-    """
+    """Yield the table of what steered sources say."""
     blocks, tidy = [], []
     for one in groups:
         if "completion" not in one.data:
