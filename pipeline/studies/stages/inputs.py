@@ -6,13 +6,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from posttrace.pipeline.chat import TemplateFails, render_chats
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.few_shot import check_prompt, draw_examples
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.stages import Stages
 from posttrace.pipeline.statements import check_number, read_set
 from posttrace.pipeline.studies.confidence.text import encode_documents, read_documents
-from posttrace.pipeline.studies.refusal.chat import TemplateFails, render_chats
 from posttrace.pipeline.studies.refusal.instructions import PUBLISHED, read_splits
 from posttrace.pipeline.studies.refusal.templates import encoder, openings_after
 from posttrace.pipeline.studies.stages.job import OF_SETS, OF_TEXT, Behaviour, StagesJob
