@@ -41,7 +41,7 @@ def js(lp: torch.Tensor, lq: torch.Tensor) -> torch.Tensor:
     # log(m / p) = log((1 + e^x) / 2) and log(m / q), without overflow and exactly 0 where x is.
     half = torch.log1p(torch.expm1(-x.abs()) / 2)
     terms = lp.exp() * (half + x.clamp(min=0)) + lq.exp() * (half - x.clamp(max=0))
-    return -terms.sum(-1, dtype=torch.float64) / 2
+    return 0.0 - terms.sum(-1, dtype=torch.float64) / 2
 
 
 @dataclass(frozen=True)
