@@ -90,7 +90,8 @@ def text_ids(tokenizer, text: str, special: bool = True) -> list[int]:
 
 def _tokens(tokenizer, text: str, special: bool = True) -> tuple[list[int], list[tuple[int, int]], int]:
     """Ids and character offsets of a text that is to be continued, without an end-of-text token; and how many of the
-    ids begin the text."""
+    ids begin the text.
+    """
     encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
     known = set(tokenizer.all_special_ids)

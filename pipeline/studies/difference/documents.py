@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from posttrace.pipeline.chat import Message, TemplateFails, render_conversations
+from posttrace.pipeline.chat import Chat, TemplateFails, render_chats
 from posttrace.pipeline.embedded import corpus
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import read_text
 from posttrace.pipeline.rows import read_rows
-from posttrace.pipeline.studies.difference.job import Texts
+from posttrace.pipeline.studies.difference.job import DifferenceJob, Texts
 from posttrace.pipeline.text_pieces import CHARACTERS_PER_TOKEN, cut
 
 PLAIN = corpus.Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
@@ -24,8 +24,6 @@ MARK = "\ue000{}\ue001"
 """What stands for a message's content where a template's own text is found; from the private use area."""
 FALLBACK = {"user": "User: {}\n", "system": "{}\n", "assistant": "Assistant: {}\n"}
 """How `own` renders messages for a stage without a chat template."""
-
-Conversation = Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Rendered:
     """Whether the text writes its special tokens itself."""
 
 
-def read_documents(texts: Texts, seed: int) -> tuple[list[str], list[Conversation]]:
+def read_documents(texts: Texts, seed: int) -> tuple[list[str], list[Chat]]:
     """The documents of a set, texts or conversations; the other list is empty.
 
     >>> [len(some) for some in read_documents(Texts(name="plain", documents=3), seed=0)]
@@ -48,7 +46,7 @@ def read_documents(texts: Texts, seed: int) -> tuple[list[str], list[Conversatio
     Raises JobError for a file that cannot be read, or has fewer than two documents.
     """
     found: list[str] = []
-    conversations: list[Conversation] = []
+    conversations: list[Chat] = []
     if texts.messages is not None:
         conversations = list(islice(_conversations(texts), texts.documents))
     elif texts.file is not None:
@@ -80,12 +78,12 @@ def _generators(texts: Texts, seed: int) -> Iterator[random.Random]:
         yield random.Random(f"difference/{seed}/{texts.name}/{i}")
 
 
-def _exchange(rng: random.Random) -> Conversation:
+def _exchange(rng: random.Random) -> Chat:
     asked, answer = corpus.chat_exchange(rng, CHAT)
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
-def _conversations(texts: Texts) -> Iterator[Conversation]:
+def _conversations(texts: Texts) -> Iterator[Chat]:
     path = str(texts.messages)
     place = f"texts {texts.name}: {shown(path)}"
     for number, line in enumerate(read_text(path, f"texts {texts.name}", "edit texts").splitlines(), 1):
@@ -107,21 +105,29 @@ def _conversations(texts: Texts) -> Iterator[Conversation]:
         yield [{"role": m["role"], "content": m["content"].strip()} for m in messages]
 
 
-def render(name: str, stage: str, tokenizer, conversations: Sequence[Conversation]) -> list[Rendered]:
+def render(
+    job: DifferenceJob, name: str, stage: str, tokenizer, conversations: Sequence[Chat]
+) -> list[Rendered]:
     """Conversations in a stage's chat template, with the characters of each message.
 
-    >>> render("chat", "sft", tokenizer, [[{"role": "user", "content": "Go"}]])[0].spans      # doctest: +SKIP
+    >>> render(job, "chat", "sft", tokenizer, [[{"role": "user", "content": "Go"}]])[0].spans      # doctest: +SKIP
     ((28, 30, 'user'),)
 
-    A template's own text is what it writes around marks that stand for the contents; that it writes the same around
-    the contents is checked. Raises JobError for a template that fails or does not write every message as it is.
+    The job's system message comes before each that has none. A template's own text is what it writes around marks that
+    stand for the contents; that it writes the same around the contents is checked. Raises JobError for a template that
+    fails or does not write every message as it is.
     """
+    if job.system is not None:
+        system = {"role": "system", "content": job.system}
+        conversations = [one if one[0]["role"] == "system" else [system, *one] for one in conversations]
     marked = [
         [{"role": m["role"], "content": MARK.format(i)} for i, m in enumerate(one)] for one in conversations
     ]
     try:
-        frames = render_conversations(tokenizer, marked)
-        texts = render_conversations(tokenizer, conversations)
+        frames, texts = (
+            render_chats(tokenizer, some, date=job.date, variables=job.chat_template_kwargs, open_turn=False)
+            for some in (marked, conversations)
+        )
     except TemplateFails as error:
         raise JobError(
             f"texts {name}: the chat template of stage {stage} {shown(error, 300)}; choose another `template`"
@@ -138,7 +144,7 @@ def render(name: str, stage: str, tokenizer, conversations: Sequence[Conversatio
     return found
 
 
-def render_plainly(conversations: Sequence[Conversation]) -> list[Rendered]:
+def render_plainly(conversations: Sequence[Chat]) -> list[Rendered]:
     """Conversations as "User: ...", "Assistant: ...", for a stage without a chat template.
 
     >>> render_plainly([[{"role": "user", "content": "Go"}]])[0]
@@ -153,7 +159,7 @@ def render_plainly(conversations: Sequence[Conversation]) -> list[Rendered]:
     return found
 
 
-def _filled(conversation: Conversation, frame: str) -> Rendered | None:
+def _filled(conversation: Chat, frame: str) -> Rendered | None:
     """A frame with contents in the place of their marks; None if a mark is missing or not in order."""
     text, spans, at = "", [], 0
     for i, message in enumerate(conversation):

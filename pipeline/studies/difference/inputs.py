@@ -15,6 +15,7 @@ from posttrace.pipeline.studies.difference.documents import (
 )
 from posttrace.pipeline.studies.difference.job import DifferenceJob, Texts
 from posttrace.pipeline.study import blocks
+from posttrace.tracers.prompts import encode
 
 UNITS = 32
 """Blocks of documents of a set, about: the units of work, and of the bootstrap."""
@@ -120,10 +121,10 @@ def read_set(job: DifferenceJob, spec: Texts, stages: Stages) -> TextSet:
         documents = [_same(spec, Rendered(text), stages.names[0], stages) for text in texts]
     elif job.render == "same":
         stage = _template_stage(job, spec, stages)
-        rendered = render(spec.name, stage, stages.tokenizers[stage], conversations)
+        rendered = render(job, spec.name, stage, stages.tokenizers[stage], conversations)
         documents = [_same(spec, one, stage, stages) for one in rendered]
     else:
-        documents = _own(spec, conversations, stages)
+        documents = _own(job, spec, conversations, stages)
     units = blocks(len(documents), -(-len(documents) // UNITS))
     samples, each = _samples(job, spec, documents, units)
     one = TextSet(spec, tuple(documents), tuple(units), samples, each, ())
@@ -153,7 +154,7 @@ def _template_stage(job: DifferenceJob, spec: Texts, stages: Stages) -> str:
 
 def _same(spec: Texts, document: Rendered, stage: str, stages: Stages) -> Document:
     """One token sequence for all stages, made by the tokenizer of one."""
-    ids, spans, special = _encoded(spec, document, stage, stages)
+    ids, spans, begins = _encoded(spec, document, stage, stages)
     tokenizer = stages.tokenizers[stage]
     names = tokenizer.convert_ids_to_tokens(list(ids))
     for other, theirs in stages.tokenizers.items():
@@ -163,17 +164,17 @@ def _same(spec: Texts, document: Rendered, stage: str, stages: Stages) -> Docume
                     f"texts {spec.name}: token {name!r} is {token} for stage {stage} and {id_there} for stage {other}: "
                     "they do not share a token sequence; leave one of them out, or use render: own"
                 )
-    roles = tuple(_role(document, span, i in special and i == 0) for i, span in enumerate(spans))
+    roles = tuple(_role(document, span, i < begins) for i, span in enumerate(spans))
     places = tuple(range(len(ids)))
     return Document(
         document.text, dict.fromkeys(stages.names, ids), dict.fromkeys(stages.names, places), roles, first=0
     )
 
 
-def _own(spec: Texts, conversations, stages: Stages) -> list[Document]:
+def _own(job: DifferenceJob, spec: Texts, conversations, stages: Stages) -> list[Document]:
     """Each stage in its own template, compared at tokens of the messages that cover the same characters."""
     rendered = {
-        name: render(spec.name, name, tokenizer, conversations)
+        name: render(job, spec.name, name, tokenizer, conversations)
         if tokenizer.chat_template
         else render_plainly(conversations)
         for name, tokenizer in stages.tokenizers.items()
@@ -216,13 +217,11 @@ def _content_places(document: Rendered, spans) -> dict[tuple[int, int, int], int
 
 
 def _encoded(spec: Texts, document: Rendered, stage: str, stages: Stages):
-    """Ids, character spans, and indices of special tokens of a document, cut to what is taken."""
+    """Ids and character spans of a document, cut to what is taken; and how many of the tokens begin the text."""
     tokenizer = stages.tokenizers[stage]
-    encoding = tokenizer(
-        document.text, add_special_tokens=not document.templated, return_offsets_mapping=True
-    )
+    prompt = encode(tokenizer, "", document.text, special=not document.templated)
     most = min(spec.tokens, stages.room or spec.tokens)
-    ids, spans = tuple(encoding["input_ids"][:most]), list(encoding["offset_mapping"][:most])
+    ids, spans = prompt.ids[:most], [*[(0, 0)] * prompt.start, *prompt.spans][:most]
     unknown = getattr(tokenizer, "unk_token_id", None)
     problem = None
     if unknown is not None and unknown in ids and tokenizer.unk_token != tokenizer.eos_token:
@@ -233,7 +232,7 @@ def _encoded(spec: Texts, document: Rendered, stage: str, stages: Stages):
         raise JobError(
             f"texts {spec.name}: stage {stage}: {shown(repr(document.text))} {problem}; take it out of the set"
         )
-    return ids, spans, {i for i, token in enumerate(ids) if token in tokenizer.all_special_ids}
+    return ids, spans, prompt.start
 
 
 def _role(document: Rendered, span: tuple[int, int], begins: bool) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrace.pipeline.spec import FamilyJob, Spec, check_names
+from posttrace.pipeline.spec import ChatJob, Spec, check_names
 
 EMBEDDED = ("plain", "chat")
 """Texts known by name: documents and dialogues of the kinds that the embedded family was trained on."""
@@ -48,6 +48,12 @@ class Texts(Spec):
             )
         return self
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether the documents are conversations."""
+        named = self.name == "chat" and self.file is None and self.csv is None
+        return named or self.messages is not None
+
 
 class Steering(Spec):
     """Does adding the mean difference to the source make it behave like the target?"""
@@ -66,7 +72,7 @@ class Steering(Spec):
     """Tokens of a continuation at most."""
 
 
-class DifferenceJob(FamilyJob):
+class DifferenceJob(ChatJob):
     """What changed between the stages of a family, on any text."""
 
     study: Literal["difference"]
@@ -112,6 +118,12 @@ class DifferenceJob(FamilyJob):
             raise ValueError(f"control: {self.control[0]} twice; name two stages")
         return self
 
+    @model_validator(mode="after")
+    def _chats_are_there(self):
+        if self.chat_keys and not any(one.is_chat for one in self.texts):
+            raise ValueError(f"{self.chat_keys[0]}: no conversations among the texts; take it out")
+        return self
+
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """All ordered pairs (source, target) of stages; a stage that is alone is compared with itself."""
@@ -122,6 +134,7 @@ class DifferenceJob(FamilyJob):
 
     def identity(self, declared: dict) -> dict:
         """Files count by their content, not by where they lie (see FamilyJob)."""
+        declared = super().identity(declared)
         for one in declared["texts"]:
             for key in SOURCES:
                 one[key] = None if one[key] is None else "given"

@@ -99,6 +99,10 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         each = self.stages.checkpoints.items()
         return [read_unembedding(one.model, self.stages.structures[name], one.revision) for name, one in each]
 
+    def chats(self) -> Iterator[str]:
+        if any(one.is_chat for one in self.job.texts):
+            yield from (name for name, one in self.stages.tokenizers.items() if one.chat_template)
+
     def arrays(self) -> Iterator[Group]:
         tokenizer = self.stages.tokenizers[self.job.stage_names[0]]
         texts = [tokenizer.decode([token]) for token in range(self.vocabulary)]
@@ -278,9 +282,8 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
     def _continued(self, one: TextSet, stage: str, model, edits: list[Edit]) -> list[str]:
         assert self.job.steering is not None, "only a job that steers continues texts"
         tokenizer = self.stages.tokenizers[stage]
-        ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         prompts = [one.documents[d].ids[stage][: self._prompt(one, d, n, stage)] for d, n in one.prompts]
-        options = dict(max_new_tokens=self.job.steering.new_tokens, stop=ends)
+        options = dict(max_new_tokens=self.job.steering.new_tokens, stop=self.stages.end_tokens[stage])
         found = model.run(generate, prompts, edits, None, **options)
         return [tokenizer.decode(list(ids)) for ids in found.ids]
 

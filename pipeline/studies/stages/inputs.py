@@ -109,7 +109,9 @@ class _Reader:
         if not self.tokenizer.chat_template:
             raise JobError(f"template: the tokenizer of stage {self.final} has no chat template; {fix}")
         try:
-            return render_chats(self.tokenizer, instructions)
+            return render_chats(
+                self.tokenizer, [[{"role": "user", "content": text}] for text in instructions]
+            )
         except TemplateFails as error:
             raise JobError(
                 f"template: the chat template of stage {self.final} {shown(error, 300)}; {fix}"

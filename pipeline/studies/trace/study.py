@@ -172,7 +172,8 @@ class Trace(Study[TraceJob, TraceInputs]):
 
     def _edits(self, work, store, prompts, generating: bool = False) -> list[list[Edit]]:
         """Per intervention of the job: what is changed in the run of these prompts; while generating, steers at all
-        tokens are at work in the new ones, too."""
+        tokens are at work in the new ones, too.
+        """
         edits: list[Edit] = []
         for i, operation in enumerate(self.job.operations):
             if isinstance(operation, Read):
