@@ -1,12 +1,54 @@
-"""Atomic writes of output files."""
+"""Where output files go, and atomic writes of them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from posttrace.figures.errors import FigureError
+
+LONGEST_NAME = 120
+"""Characters of a default folder's name; longer lists of stores are hashed."""
+
+
+def default_folder(urls: Sequence[str | os.PathLike[str]], what: str) -> Path:
+    """Return a folder next to the stores that is theirs alone, so that no other stores' output is overwritten.
+
+    A store in a bucket has its folder in the current directory, named after its bucket and prefix.
+
+    Parameters
+    ----------
+    urls
+        One store or several.
+    what
+        The end of the name: "report".
+
+    Examples
+    --------
+    >>> default_folder(["runs/knowledge"], "report").as_posix()
+    'runs/knowledge-report'
+    >>> default_folder(["runs/a/refusal", "runs/b/refusal"], "report").as_posix()
+    'runs/a-refusal+b-refusal-report'
+    >>> default_folder(["s3://bucket/runs/knowledge"], "report").as_posix()
+    'bucket-runs-knowledge-report'
+    """
+    paths = [os.fspath(url).removeprefix("file://") for url in urls]
+    if any("://" in path for path in paths):
+        parent = ""
+        names = [path.partition("://")[2] if "://" in path else path for path in paths]
+    else:
+        paths = [os.path.abspath(path) for path in paths]
+        parent = os.path.commonpath([os.path.dirname(path) for path in paths])
+        names = [os.path.relpath(path, parent) for path in paths]
+        parent = os.path.relpath(parent) if not os.path.isabs(os.fspath(urls[0])) else parent
+    parts = ["-".join(PurePosixPath(Path(name).as_posix().strip("/")).parts) for name in names]
+    joined = "+".join(parts)
+    if len(joined) > LONGEST_NAME:
+        joined = f"{len(parts)}-stores-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
+    return Path(parent) / f"{joined}-{what}"
 
 
 def output_folder(out: str | os.PathLike[str]) -> Path:

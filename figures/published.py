@@ -1,10 +1,11 @@
-"""Published numbers of another model on other data, shown next to ours for reference, without intervals.
+"""Published numbers, shown for reference next to ours of the same model, without intervals.
 
 Source: Du et al. 2025, "How Post-Training Reshapes LLMs" (arXiv 2504.02904), tables on knowledge storage, probe
 transfer, truthful intervention and others.
 """
 
-PAPER = "Du et al. 2025, Llama-3.1-8B"
+MODEL = "Llama-3.1-8B"
+PAPER = f"Du et al. 2025, {MODEL}"
 PAPER_TITLE = "Du et al. 2025, How Post-Training Reshapes LLMs, arXiv 2504.02904"
 
 SETS = (
@@ -87,3 +88,21 @@ INTERVENTION = {
     for name, row in zip(TRUTH_SETS, _EFFECT, strict=True)
 }
 """Set -> (source, target) -> intervention effect, mean of both directions."""
+
+
+def is_about(family: str, models: str = MODEL) -> bool:
+    """Tell whether published numbers are of the models of a family, by its name.
+
+    Parameters
+    ----------
+    family
+        As a store names it.
+    models
+        What the numbers are of: a model, perhaps followed by a comma and its stages.
+
+    Examples
+    --------
+    >>> is_about("llama-3.1-8b"), is_about("embedded"), is_about("mistral-7b", "Mistral-7B, base and sft")
+    (True, False, True)
+    """
+    return family.lower() == models.split(",")[0].lower()

@@ -1,29 +1,42 @@
-"""Render a store: write the figures and tables of its groups, and the report page."""
+"""Render stores: write the figures and tables of their groups, and the report page."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrace.figures.errors import FigureError
-from posttrace.figures.files import contained, output_folder, write_whole
+from posttrace.figures.files import contained, default_folder, output_folder, write_whole
 from posttrace.figures.registry import STUDIES, chosen, study
 from posttrace.figures.store_reader import Source, open_source
 from posttrace.figures.study import Figure
 
 if TYPE_CHECKING:
     from posttrace.figures.drawing import Drawing
+    from posttrace.figures.group import Group
     from posttrace.figures.tables import Table
 
 PAGE = "report.html"
 
 
+@dataclass(frozen=True)
+class Product:
+    """A drawing or table, and what it was made of."""
+
+    study: str
+    groups: Sequence[Group]
+    """All groups of the study that have something finished."""
+    figure: Figure
+    """The kind that it is of."""
+    content: Drawing | Table
+
+
 def render(
     url: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     only: str | Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
     page: bool = False,
@@ -39,7 +52,7 @@ def render(
     url
         The store: a folder, `file://` or `s3://bucket/prefix`.
     out
-        The output folder; created if missing.
+        The output folder, created if missing; by default `<store>-figures` next to the store.
     only
         Names of figures, a study, or a kind that only one study has; everything by default.
     progress
@@ -63,8 +76,8 @@ def render(
 
     wanted = chosen(only)
     source = open_source(url)
-    folder = output_folder(out)
-    html = Page(source) if page else None
+    folder = output_folder(default_folder([url], "figures") if out is None else out)
+    html = Page([source]) if page else None
     written = []
 
     def keep(relative: str, content: bytes) -> None:
@@ -73,27 +86,38 @@ def render(
             progress(relative)
 
     for product in products(source, wanted):
-        files = encoded(product)
+        files = encoded(product.content)
         for relative, content in files.items():
             keep(relative, content)
         if html is not None:
-            html.add(product, files)
+            html.add(source, product, files)
     if html is not None:
         keep(PAGE, html.content())
     return written
 
 
-def report(url: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Write `OUT/report.html`: one self-contained page with every figure, table and caption, and the run's record.
+def report(
+    urls: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write `OUT/report.html`: one self-contained page about one store or several.
 
-    `render(..., page=True)` writes the same page together with the files.
+    It begins with what was compared, a sentence and a figure for each study; then every figure, table and caption
+    follow, and the runs' records. `render(..., page=True)` writes the same page of one store together with the files.
+
+    Parameters
+    ----------
+    urls
+        A store or several, in the order of the page: folders, `file://` or `s3://bucket/prefix`.
+    out
+        The output folder, created if missing; by default next to the stores, with their names: `runs/knowledge-report`.
 
     Raises
     ------
     FigureError
-        Nothing is finished yet, or `out` cannot be written.
+        Nothing is finished yet in one of the stores, a store is named twice, or `out` cannot be written.
     stores.StoreError
-        There is no store at `url`.
+        There is no store at a URL.
 
     Examples
     --------
@@ -102,15 +126,20 @@ def report(url: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """
     from posttrace.figures.page import Page
 
-    source = open_source(url)
-    folder = output_folder(out)
-    html = Page(source)
-    for product in products(source, chosen()):
-        html.add(product, encoded(product, formats=("png",)))
+    stores = [urls] if isinstance(urls, str | os.PathLike) else list(urls)
+    names = [os.fspath(url) for url in stores]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise FigureError(f"{twice[0]}: named more than once; name each store once")
+    sources = [open_source(url) for url in stores]
+    folder = output_folder(default_folder(stores, "report") if out is None else out)
+    html = Page(sources)
+    for source in sources:
+        for product in products(source, chosen()):
+            html.add(source, product, encoded(product.content, formats=("png",)))
     return write_whole(folder / PAGE, html.content())
 
 
-def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Drawing | Table]:
+def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Product]:
     """Yield drawings and tables one by one, so that only one figure is in memory.
 
     Raises
@@ -134,7 +163,8 @@ def products(source: Source, wanted: Sequence[Figure]) -> Iterator[Drawing | Tab
         drawn = drawn or bool(groups)
         if groups:
             for figure in figures:
-                yield from map(_legible, resolve_name(figure.function)(groups))
+                for content in map(_legible, resolve_name(figure.function)(groups)):
+                    yield Product(name, groups, figure, content)
     if drawn:
         return
     if planned:

@@ -15,6 +15,8 @@ class Figure:
     """One line for `posttrace ls figures`."""
     function: str
     """`module:function`, imported when drawn: takes the study's groups as read, yields Drawing and Table."""
+    folded: bool = False
+    """Whether the page keeps it closed until asked: full grids, long lists."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Study:
     """`module:function`, imported when read: opened group (xarray Dataset) -> a `group.Group`."""
     guide: str
     """`module:constant`: (heading, text) for each kind of figure, shown on the page."""
+    verdict: str
+    """`module:function`: the study's groups as read -> a `verdict.Verdict`, with which the page begins."""
+    hero: str
+    """Name of the figure (or table, for a study without figures) that the page shows under the verdict."""
     figures: tuple[Figure, ...]
     """In the order of the report."""
     estimate_guide: str | None = None

@@ -76,7 +76,7 @@ def run(
         from posttrace.pipeline.run import run_job
 
         run_job(loaded, url, overrides=overrides)
-    print(f"{url}: complete; next: posttrace figures {url} --out runs/figures")
+    print(f"{url}: complete; next: posttrace report {url}")
 
 
 @_command(
@@ -113,14 +113,14 @@ def _changes(set_: list[str] | None, backend: str | None) -> list[str]:
 
 
 @_command(
-    "posttrace figures runs/knowledge --out runs/figures",
+    "posttrace figures runs/knowledge",
     "posttrace figures runs/knowledge --out runs/figures --only knowledge/heatmaps",
 )
 def figures(
     store: Store,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Folder for the figures and tables.")],
+    out: Annotated[Path | None, Parameter(help="Folder for the figures; STORE-figures if not given.")] = None,
     only: Annotated[
         list[str] | None,
         Parameter(help="A figure's or study's name (`posttrace ls figures`); may be repeated.", negative=()),
@@ -134,15 +134,24 @@ def figures(
 
 
 @_command(
-    "posttrace report runs/knowledge --out runs/report",
+    "posttrace report runs/knowledge",
+    "posttrace report runs/knowledge runs/refusal runs/truthfulness --out runs/report",
 )
 def report(
-    store: Store, /, *, out: Annotated[Path, Parameter(help="Folder for the page, report.html.")]
+    store: Store,
+    /,
+    *more: Annotated[str, Parameter(help="More stores, for one page about all.")],
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for the page, report.html; next to the stores, with their names, if not given."
+        ),
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a store."""
+    """Write one self-contained HTML page about a store, or about several."""
     from posttrace.figures import report as write
 
-    print(f"report: {write(store, out)}")
+    print(f"report: {write([store, *more], out)}")
 
 
 @_command(

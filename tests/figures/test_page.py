@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from posttrace.figures import report
-from tests.support.figures.knowledge import template_group, write_store
+from posttrace.figures import FigureError, report
+from tests.support.figures.knowledge import free_group, template_group, write_store
 
 
 class Reader(HTMLParser):
@@ -91,15 +91,49 @@ def test_the_page_says_what_was_run(finished):
 
 
 @pytest.mark.slow
-def test_published_values_are_marked_as_those_of_another_model(finished):
-    assert "Du et al. 2025, Llama-3.1-8B" in finished.text
-    assert "0.9923" in finished.text
-    assert re.search(r"published for another model", finished.text)
-    assert len([row for row in finished.all("tr") if row.get("class") == "published"]) == 3
+def test_published_values_of_another_model_are_not_on_the_page(finished):
+    assert "0.9923" not in finished.text
+    assert not [row for row in finished.all("tr") if row.get("class") == "published"]
+
+
+@pytest.mark.slow
+def test_the_page_begins_with_the_answer_and_ends_with_the_provenance(drawn, finished):
+    html = (drawn[0] / "report.html").read_text(encoding="utf-8")
+    sentence, picture = html.index("Storage maps of base and instruct correlate"), html.index("<img")
+    assert (
+        sentence
+        < picture
+        < html.index('id="knowledge"')
+        < html.index('id="guide"')
+        < html.index('id="record"')
+    )
+    record = html[html.index('id="record"') :]
+    for words in ("numpy 2.0", "c0ffee", "0123abcd"):
+        assert words in record and words not in html[: -len(record)], words
+    assert re.search(r"base.*instruct", finished.text[: finished.text.index("Storage maps")]), (
+        "what was compared"
+    )
+    assert (
+        'alt="Lines of the recovered share over layers for cities'
+        in html[picture : picture + 10**7].split("\n")[0]
+    )
+
+
+@pytest.mark.slow
+def test_full_grids_are_closed_and_differences_are_not(drawn):
+    html = (drawn[0] / "report.html").read_text(encoding="utf-8")
+    closed = re.findall(r"<details>.*?</details>", html, flags=re.S)
+    heat_maps = [text for text in closed if "<b>Normalised heat maps.</b>" in text]
+    assert len(heat_maps) == 2, "one for each set"
+    rest = re.sub(r"<details>.*?</details>", "", html, flags=re.S)
+    assert "<b>Normalised heat maps.</b>" not in rest
+    assert rest.count("<img") == 4, "recovery and differences of two sets"
+    assert "<details open" not in html
 
 
 @pytest.mark.slow
 def test_a_finished_store_has_no_banner(finished):
+    assert not [div for div in finished.all("div") if div.get("class") == "banner"]
     assert "UNFINISHED" not in finished.text
     assert "INCOMPLETE" not in finished.text
 
@@ -117,3 +151,54 @@ def test_a_done_store_with_a_pair_that_is_not_finite_says_so(tmp_path):
     text = " ".join(Reader(report(store, tmp_path / "out").read_text(encoding="utf-8")).text.split())
     assert "Every unit is done, but some pairs have values that are missing or not finite" in text
     assert "base → base 3" in text
+
+
+def page_of(path):
+    html = path.read_text(encoding="utf-8")
+    return html, Reader(html)
+
+
+def test_a_set_that_a_stage_does_not_know_fades_and_is_left_out_of_the_sentence(tmp_path):
+    known = template_group("cities", stages=("base", "instruct"), pairs=6)
+    guessed = template_group("neg_cities", stages=("base", "instruct"), pairs=6)
+    guessed["logit_diff_clean"][0] *= -1
+    html, page = page_of(report(write_store(tmp_path / "store", [guessed, known]), tmp_path / "out"))
+    text = " ".join(page.text.split())
+    assert "In 1 of 2 sets (neg_cities) a stage judges pairs no better than guessing" in text
+    assert "base judges 0.00 [0.00, 0.00] of 6 pairs right" in text
+    assert "r = 1.00" in text.split("In 1 of 2 sets")[0] and "(cities, n = 6 pairs)" in text
+    figures = re.findall(r'<figure( class="faded")?>\n<img [^>]*alt="([^"]*)"', html)
+    assert "cities" in figures[0][1] and "neg_cities" not in figures[0][1], (
+        "the hero is of the set that is known"
+    )
+    assert {bool(faded) for faded, alt in figures if "neg_cities" in alt} == {True}
+    assert {bool(faded) for faded, alt in figures if "neg_cities" not in alt} == {False}
+    assert '<th scope="col" class="faded">neg_<wbr>cities</th>' in html
+
+
+def test_several_stores_make_one_page(tmp_path, monkeypatch):
+    for name, pairs in (("one", 4), ("two", 5)):
+        write_store(tmp_path / name, [template_group("cities", stages=("base", "instruct"), pairs=pairs)])
+    monkeypatch.chdir(tmp_path)
+    written = report(["one", "two"])
+    assert written.as_posix() == "one+two-report/report.html"
+    html, page = page_of(written)
+    assert page.unbalanced == [] and page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) and {"knowledge", "knowledge-2"} <= set(ids)
+    assert {link["href"].removeprefix("#") for link in page.all("a")} <= set(ids)
+    for words in ("knowledge · embedded · one", "knowledge · embedded · two", "n = 4 pairs", "n = 5 pairs"):
+        assert words in page.text, words
+    assert html.index("n = 5 pairs") < html.index("<img"), "both sentences are on the first screen"
+    with pytest.raises(FigureError, match="named more than once"):
+        report(["one", "one"])
+
+
+def test_hostile_names_stay_text(tmp_path):
+    stages = ("<script>alert(1)</script>", '"><img src=x onerror=y>')
+    dataset = free_group(stages=stages, pairs=4).assign_attrs(family="<b>bold</b>{{ 7 * 7 }}")
+    _, page = page_of(report(write_store(tmp_path / "store", [dataset]), tmp_path / "out"))
+    assert page.all("script") == [] and page.unbalanced == []
+    assert all(set(image) == {"src", "width", "height", "alt"} for image in page.all("img"))
+    assert "Storage maps of <script>alert(1)</script> and" in page.text
+    assert "<b>bold</b>{{ 7 * 7 }}" in page.text

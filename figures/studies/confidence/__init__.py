@@ -5,6 +5,8 @@ from posttrace.figures.study import Figure, Study
 STUDY = Study(
     reader="posttrace.figures.studies.confidence.data:read",
     guide="posttrace.figures.studies.confidence.guide:GUIDE",
+    verdict="posttrace.figures.studies.confidence.verdict:verdict",
+    hero="confidence/changes",
     figures=(
         Figure(
             "confidence/overlap",
@@ -15,6 +17,7 @@ STUDY = Study(
             "confidence/candidates",
             "table: the candidates of every stage with their norm and LogitVar",
             "posttrace.figures.studies.confidence.tables:candidate_lists",
+            folded=True,
         ),
         Figure(
             "confidence/ablation",
@@ -35,6 +38,7 @@ STUDY = Study(
             "confidence/scatter",
             "norm against LogitVar with marginals, two stages side by side, shared candidates linked",
             "posttrace.figures.studies.confidence.scatter:scatter",
+            folded=True,
         ),
         Figure(
             "confidence/changes",

@@ -256,8 +256,9 @@ def _overlap(neurons: Neurons) -> Table:
         like = permutation_overlap(norms, variances, len(shared), neurons.top_share, count)
         tied = [_rank_correlation(*values) for values in (norms, variances)]
         rows.append(Row(f"{one} and {two}", (
-            Cell(str(len(shared))), Cell(number(ratio, 6)), Cell(number(plain.expected, 1), f"(p {_p(plain.p)})"),
-            Cell(number(like.expected, 1), f"(p {_p(like.p)})"), *(Cell(number(r, 3)) for r in tied),
+            Cell(str(len(shared))), Cell(number(ratio, 6)),
+            Cell(number(plain.expected, 1), f"(p {p_in_words(plain.p)})"),
+            Cell(number(like.expected, 1), f"(p {p_in_words(like.p)})"), *(Cell(number(r, 3)) for r in tied),
         )))  # fmt: skip
         tidy.append({"study": "confidence", "family": neurons.family, "layer": neurons.layer, "first": one,
                      "second": two, "candidates": count, "top_share": neurons.top_share, "overlap": len(shared),
@@ -272,6 +273,7 @@ def _overlap(neurons: Neurons) -> Table:
             published=True,
         )
         for name, (shared, ratio) in published.ENTROPY_NEURONS.items()
+        if published.is_about(neurons.family, name)
     ]
     caption = (
         f"{_what(neurons)} Ratio: |w_out| / log(LogitVar); mean over the overlapping neurons of the absolute "
@@ -354,7 +356,8 @@ def _rank_correlation(one: np.ndarray, two: np.ndarray) -> float:
     return float(spearmanr(one, two).statistic)
 
 
-def _p(value: float) -> str:
+def p_in_words(value: float) -> str:
+    """Return "= 0.012", or "< 0.001"."""
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 

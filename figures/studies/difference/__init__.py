@@ -7,6 +7,8 @@ _HERE = "posttrace.figures.studies.difference"
 STUDY = Study(
     reader=f"{_HERE}.data:Difference.from_dataset",
     guide=f"{_HERE}.guide:GUIDE",
+    verdict=f"{_HERE}.verdict:verdict",
+    hero="difference/roles",
     figures=(
         Figure(
             "difference/divergence",
@@ -22,16 +24,19 @@ STUDY = Study(
             "difference/tokens",
             "table: tokens that became more probable, in two orderings, with their ranks in the control pair",
             f"{_HERE}.tables:tokens",
+            folded=True,
         ),
         Figure(
             "difference/lens",
             "table: what the mean difference points to, by layer and slot, blank below the bound",
             f"{_HERE}.tables:lens",
+            folded=True,
         ),
         Figure(
             "difference/completions",
             "table: what the source says when it is steered by the mean difference",
             f"{_HERE}.tables:completions",
+            folded=True,
         ),
         Figure(
             "difference/roles",
@@ -62,6 +67,7 @@ STUDY = Study(
             "difference/spectra",
             "lines: variance that each principal component of the difference explains, against shuffled columns",
             f"{_HERE}.layers:spectra",
+            folded=True,
         ),
     ),
 )

@@ -6,6 +6,8 @@ STUDY = Study(
     reader="posttrace.figures.studies.knowledge.data:PatchGrid.from_dataset",
     guide="posttrace.figures.studies.knowledge.guide:GUIDE",
     estimate_guide="posttrace.figures.studies.knowledge.guide:ESTIMATE_GUIDE",
+    verdict="posttrace.figures.studies.knowledge.verdict:verdict",
+    hero="knowledge/recovery",
     figures=(
         Figure(
             "knowledge/judgement",
@@ -18,19 +20,10 @@ STUDY = Study(
             "posttrace.figures.studies.knowledge.tables:statistics",
         ),
         Figure(
-            "knowledge/attribution",
-            "attribution patching, table and scatter: estimates against exact values, and the largest error",
-            "posttrace.figures.studies.knowledge.attribution:attribution",
-        ),
-        Figure(
-            "knowledge/heatmaps",
-            "normalised patching heat maps, a panel for each source and target stage",
-            "posttrace.figures.studies.knowledge.heatmaps:heatmaps",
-        ),
-        Figure(
-            "knowledge/heatmaps_raw",
-            "the same heat maps as mean logit difference, not normalised, one colour scale",
-            "posttrace.figures.studies.knowledge.heatmaps:heatmaps_raw",
+            "knowledge/recovery",
+            "lines: share of the clean-corrupt gap recovered at subject, object, last and other tokens, "
+            "by layer",
+            "posttrace.figures.studies.knowledge.recovery:recovery",
         ),
         Figure(
             "knowledge/differences",
@@ -38,20 +31,32 @@ STUDY = Study(
             "posttrace.figures.studies.knowledge.differences:differences",
         ),
         Figure(
-            "knowledge/differences_raw",
-            "the same differences as mean logit difference, not normalised",
-            "posttrace.figures.studies.knowledge.differences:differences_raw",
-        ),
-        Figure(
             "knowledge/heads",
             "single attention heads (site z), change of the answer by patching each: layer x head, by token role",
             "posttrace.figures.studies.knowledge.heads:heads",
         ),
         Figure(
-            "knowledge/recovery",
-            "lines: share of the clean-corrupt gap recovered at subject, object, last and other tokens, "
-            "by layer",
-            "posttrace.figures.studies.knowledge.recovery:recovery",
+            "knowledge/heatmaps",
+            "normalised patching heat maps, a panel for each source and target stage",
+            "posttrace.figures.studies.knowledge.heatmaps:heatmaps",
+            folded=True,
+        ),
+        Figure(
+            "knowledge/heatmaps_raw",
+            "the same heat maps as mean logit difference, not normalised, one colour scale",
+            "posttrace.figures.studies.knowledge.heatmaps:heatmaps_raw",
+            folded=True,
+        ),
+        Figure(
+            "knowledge/differences_raw",
+            "the same differences as mean logit difference, not normalised",
+            "posttrace.figures.studies.knowledge.differences:differences_raw",
+            folded=True,
+        ),
+        Figure(
+            "knowledge/attribution",
+            "attribution patching, table and scatter: estimates against exact values, and the largest error",
+            "posttrace.figures.studies.knowledge.attribution:attribution",
         ),
     ),
 )

@@ -80,7 +80,7 @@ def statistics(sets: Sequence[PatchGrid]) -> Iterator[Table]:
     """
     import pandas as pd
 
-    results = {(grid.name, c): _estimates(grid, c) for grid in sets for c in comparisons(grid)}
+    results = {(grid.name, c): estimates(grid, c) for grid in sets for c in comparisons(grid)}
     names = column_names(sets)
     for name, heading, kinds in (
         ("knowledge_storage", "Storage: is knowledge in the same place?", ("storage",)),
@@ -143,12 +143,18 @@ def judgement(sets: Sequence[PatchGrid]) -> Iterator[Table]:
         )
 
 
-def _estimates(grid: PatchGrid, comparison: Comparison) -> dict[tuple[str, str], Estimate]:
+def estimates(grid: PatchGrid, comparison: Comparison) -> dict[tuple[str, str], Estimate]:
+    """Return (scale, statistic) -> estimate on the pairs finished in both matrices; empty if there are none."""
     pairs = grid.pairs(comparison.first, comparison.second)
     if not pairs.any():
         return {}
     first, second = (grid.patched(*matrix, pairs) for matrix in (comparison.first, comparison.second))
     return compare(first, second, grid.key_columns, np.random.default_rng(SEED))
+
+
+def judged_right(grid: PatchGrid, stage: str) -> Estimate:
+    """Return the share of pairs with both halves judged right, unpatched."""
+    return bootstrap_mean(_unpatched(grid, stage)[:, 2])
 
 
 def _count(n: int, grid: PatchGrid) -> Cell:
@@ -169,7 +175,7 @@ def _block(comparison: Comparison, sets: Sequence[PatchGrid], results: dict) -> 
         reference = published.STORAGE[statistic]
         if (comparison.first, comparison.second) == published.STORAGE_COMPARED and scale == "normalised":
             # The paper's values are exact; next to estimates they would be misleading.
-            exact = {grid.name for grid in sets if not grid.estimate}
+            exact = {grid.name for grid in sets if not grid.estimate and published.is_about(grid.family)}
             if any(name in reference for name in exact):
                 theirs = tuple(
                     Cell(number(reference.get(name, np.nan) if name in exact else np.nan, digits))

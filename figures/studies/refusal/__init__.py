@@ -5,6 +5,8 @@ from posttrace.figures.study import Figure, Study
 STUDY = Study(
     reader="posttrace.figures.studies.refusal.data:Refusal.from_dataset",
     guide="posttrace.figures.studies.refusal.guide:GUIDE",
+    verdict="posttrace.figures.studies.refusal.verdict:verdict",
+    hero="refusal/cosines",
     figures=(
         Figure(
             "refusal/scores",
@@ -15,11 +17,13 @@ STUDY = Study(
             "refusal/selection",
             "table: layer, position and coefficient of every stage's direction",
             "posttrace.figures.studies.refusal.tables:selection",
+            folded=True,
         ),
         Figure(
             "refusal/completions",
             "table: answers side by side, with and without each direction",
             "posttrace.figures.studies.refusal.tables:completions",
+            folded=True,
         ),
         Figure(
             "refusal/sweep",

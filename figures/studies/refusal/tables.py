@@ -137,6 +137,16 @@ def estimate(values: np.ndarray, share: bool) -> Estimate:
     return wilson_estimate(values) if share else bootstrap_mean(values)
 
 
+def random_range(group: Refusal, array: str, target: str, intervention: str, kind: str) -> Estimate | None:
+    """Return mean, smallest and largest of the random directions' means; n counts directions. None without any."""
+    means = [
+        float(values[np.isfinite(values)].mean())
+        for name in group.random
+        if np.isfinite(values := group.values(array, name, target, intervention, kind)).any()
+    ]
+    return Estimate(float(np.mean(means)), min(means), max(means), len(means)) if means else None
+
+
 def completions(groups: Sequence[Refusal]) -> Iterator[Table]:
     """Yield `refusal_completions`: a block for each instruction, a column for each stage."""
     import pandas as pd
@@ -181,7 +191,7 @@ def _block(group: Refusal, measure: Measure, target: str, others: Sequence[str])
         arrow = (" ↓" if done == "ablation" else " ↑") if measure.arrows else ""
         rows.append(Row(f"{kind}, {done}{arrow}", tuple(cells)))
         theirs = published.REFUSAL.get(target, {}).get(kind) if measure.array == "refused" else None
-        if theirs:
+        if theirs and published.is_about(group.family):
             columns = ("baseline", "own", *others, *(["random"] if group.random else []))
             rows.append(
                 Row(
@@ -202,14 +212,8 @@ def _cell(
 
 
 def _random_cell(group: Refusal, measure: Measure, target: str, intervention: str, kind: str) -> Cell:
-    means = [
-        values[np.isfinite(values)].mean()
-        for name in group.random
-        if np.isfinite(values := group.values(measure.array, name, target, intervention, kind)).any()
-    ]
-    if not means:
-        return Cell("–")
-    return cell(float(np.mean(means)), min(means), max(means), measure.digits)
+    found = random_range(group, measure.array, target, intervention, kind)
+    return cell(found.value, found.low, found.high, measure.digits) if found else Cell("–")
 
 
 def _tidy(group: Refusal, measure: Measure) -> Iterator[dict]:

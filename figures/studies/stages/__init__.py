@@ -5,6 +5,8 @@ from posttrace.figures.study import Figure, Study
 STUDY = Study(
     reader="posttrace.figures.studies.stages.data:read",
     guide="posttrace.figures.studies.stages.guide:GUIDE",
+    verdict="posttrace.figures.studies.stages.verdict:verdict",
+    hero="stages/credit",
     figures=(
         Figure(
             "stages/effects",
@@ -20,6 +22,7 @@ STUDY = Study(
             "stages/weights",
             "table: norms, changed shares and cosines of the updates",
             "posttrace.figures.studies.stages.tables:weights",
+            folded=True,
         ),
         Figure(
             "stages/credit",
@@ -40,6 +43,7 @@ STUDY = Study(
             "stages/modules",
             "heat maps: attribution of a stage's effect, layer by module",
             "posttrace.figures.studies.stages.maps:modules",
+            folded=True,
         ),
         Figure(
             "stages/agreement",
@@ -50,6 +54,7 @@ STUDY = Study(
             "stages/cumulative",
             "lines: behaviour as the update is put in part by part, from below and from above",
             "posttrace.figures.studies.stages.curves:cumulative",
+            folded=True,
         ),
     ),
 )

@@ -5,6 +5,8 @@ from posttrace.figures.study import Figure, Study
 STUDY = Study(
     reader="posttrace.figures.studies.truthfulness.data:read",
     guide="posttrace.figures.studies.truthfulness.guide:GUIDE",
+    verdict="posttrace.figures.studies.truthfulness.verdict:verdict",
+    hero="truthfulness/effects",
     figures=(
         Figure(
             "truthfulness/accuracies",
@@ -20,6 +22,7 @@ STUDY = Study(
             "truthfulness/completions",
             "table: sample completions before and after interventions",
             "posttrace.figures.studies.truthfulness.tables:completions",
+            folded=True,
         ),
         Figure(
             "truthfulness/effects",
@@ -45,11 +48,13 @@ STUDY = Study(
             "truthfulness/layers",
             "lines: the criteria for choosing the layers, on the training sets",
             "posttrace.figures.studies.truthfulness.layers:choice_of_layers",
+            folded=True,
         ),
         Figure(
             "truthfulness/projection",
             "scatter: activations along the truth direction, by label and stage",
             "posttrace.figures.studies.truthfulness.projection:projections",
+            folded=True,
         ),
     ),
 )

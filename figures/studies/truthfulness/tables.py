@@ -64,7 +64,7 @@ def accuracies(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
             one = Bootstrap(PERCENT * drawn.value[k], PERCENT * drawn.draws[:, k], drawn.n)
             rows.append(Row(_with_n(name, one.n), tuple(_cell(one, c, summary.stages, 1) for c in columns)))
             theirs = published.PROBE_TRANSFER.get(name) if probe == "mass_mean" else None
-            rows += _published(theirs, columns, 1)
+            rows += _published(summary, theirs, columns, 1)
             tidy += _tidy_accuracy(summary, name, probe, drawn, k)
         blocks.append(Block(PROBES.get(probe, probe), tuple(rows)))
         whole = Bootstrap(PERCENT * found[MEAN].value[k], PERCENT * found[MEAN].draws[:, k], found[MEAN].n)
@@ -117,7 +117,7 @@ def effects(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
                 Row(_with_n(name, one.n), tuple(_cell(one, c, summary.stages, 2, control) for c in columns))
             )
             if kind == "both":
-                rows += _published(published.INTERVENTION.get(name), columns, 2)
+                rows += _published(summary, published.INTERVENTION.get(name), columns, 2)
             tidy += _tidy_effect(summary, name, kind, one, control)
         blocks.append(Block(KINDS[kind], tuple(rows)))
     yield Table(
@@ -246,8 +246,8 @@ def _pair_rows(one: Bootstrap, stages: Sequence[str]) -> tuple[Row, ...]:
     )
 
 
-def _published(theirs, columns: Sequence[Column], digits: int) -> list[Row]:
-    if theirs is None:
+def _published(summary: Summary, theirs, columns: Sequence[Column], digits: int) -> list[Row]:
+    if theirs is None or not published.is_about(summary.family):
         return []
     cells = []
     for kind, source, target in columns:

@@ -56,6 +56,8 @@ def test_the_talks_table_for_any_number_of_stages(refusal):
     assert found["base"].startswith("1.00") and found["sft"].startswith("0.00") and found["instruct"] == "own"
     assert found["random"] == "1.00 [1.00, 1.00]"
     assert rows(table, "into instruct")["harmless, addition ↑"]["own"].startswith("1.00")
+    assert not [row for block in table.blocks for row in block.rows if row.published], "another model"
+    table = next(scores([Refusal(refusal.data.assign_attrs(family="llama-3.1-8b"))]))
     published = [row for block in table.blocks for row in block.rows if row.published]
     assert [str(c) for c in published[2].cells] == ["0.98", "0.01", "0.95", "–", "–", "–"]
     assert "n = 12 harmful and 12 harmless" in table.caption and "Wilson" in table.caption

@@ -1,5 +1,7 @@
 """What the tables and figures of the truthfulness study show, from groups whose numbers are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -70,7 +72,11 @@ def test_the_table_of_all_pairs_has_every_ordered_pair(groups):
 
 
 def test_published_numbers_stand_apart_beside_the_sets_of_the_paper(groups):
-    table = next(accuracies(groups))
+    assert not [r for block in next(accuracies(groups)).blocks for r in block.rows if r.published], (
+        "another model"
+    )
+    ours = [replace(group, data=group.data.assign_attrs(family="llama-3.1-8b")) for group in groups]
+    table = next(accuracies(ours))
     theirs = [r for r in table.blocks[0].rows if r.published]
     assert [c.text for c in theirs[0].cells] == ["81.1", "84.5", "85.3", "0.8", "94.7", "95.9", "1.3"]
     assert len(theirs) == 2 and not [r for r in table.blocks[1].rows if r.published]

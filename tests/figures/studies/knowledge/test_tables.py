@@ -3,6 +3,7 @@
 import io
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -96,7 +97,8 @@ def test_the_caption_tells_how_the_intervals_were_made(storage):
         assert words in storage.caption, words
 
 
-def test_published_values_stand_beside_ours_only_where_the_paper_has_them(storage):
+def test_published_values_stand_beside_ours_only_where_the_paper_has_them(sets):
+    storage = next(statistics([replace(grid, family="llama-3.1-8b") for grid in sets]))
     with_paper = {block.heading: [row for row in block.rows if row.published] for block in storage.blocks}
     assert with_paper["base and sft, storage"] == []
     correlation_row, _, k_row = with_paper["base and instruct, storage"]
@@ -105,6 +107,10 @@ def test_published_values_stand_beside_ours_only_where_the_paper_has_them(storag
     assert "Llama-3.1-8B" in correlation_row.label
     assert published.PAPER not in tables.as_markdown(storage)
     assert published.PAPER not in tables.as_latex(storage)
+
+
+def test_published_values_of_another_model_are_not_shown(storage):
+    assert not [row for block in storage.blocks for row in block.rows if row.published]
 
 
 def test_judgement_counts_pairs_where_both_halves_are_right():

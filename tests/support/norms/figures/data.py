@@ -15,9 +15,8 @@ class NormsData:
     name: str
     stages: tuple[str, ...]
     norm: np.ndarray
-    """Dims model x statement x layer; NaN where nothing was read yet."""
     gap: np.ndarray
-    """Dims model x layer."""
+    """Dims model x layer; `norm` has model x statement x layer, NaN where nothing was read yet."""
 
     @classmethod
     def from_dataset(cls, data: xr.Dataset) -> "NormsData":

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from posttrace.figures.tables import Block, Cell, Row, Table, number
+from posttrace.figures.verdict import Verdict
 
 
 def gap(groups):
@@ -23,3 +24,9 @@ def gap(groups):
         blocks=tuple(blocks),
         tidy=pd.concat(tidy).reset_index(names="model"),
     )
+
+
+def verdict(groups):
+    """Say how far apart true and false statements are in the last layer of the last stage."""
+    stage, gap, n = groups[0].stages[-1], float(groups[0].gap[-1, -1]), groups[0].norm.shape[1]
+    return Verdict(sentence=f"Gap of {stage}: {gap:.3f} model units (n = {n} statements).")
