@@ -124,10 +124,12 @@ class Page:
 
     Examples
     --------
+    >>> from posttrace.figures.registry import chosen
+    >>> from posttrace.figures.rendering import encoded, products
     >>> from posttrace.figures.store_reader import open_source
     >>> source = open_source("runs/knowledge")
     >>> page = Page([source])
-    >>> for product in products(source, chosen()):
+    >>> for product in products(source, chosen("judgement")):
     ...     page.add(source, product, encoded(product.content))
     >>> page.content()[:15]
     b'<!doctype html>'

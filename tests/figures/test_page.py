@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from posttrace.figures import FigureError, report
-from tests.support.figures.knowledge import free_group, template_group, write_store
+from tests.support.figures.knowledge import free_group, template_group, write_dataset, write_store
 
 
 class Reader(HTMLParser):
@@ -198,7 +198,8 @@ def test_several_stores_make_one_page(tmp_path, monkeypatch):
 def test_hostile_names_stay_text(tmp_path):
     stages = ("<script>alert(1)</script>", '"><img src=x onerror=y>')
     dataset = free_group(stages=stages, pairs=4).assign_attrs(family="<b>bold</b>{{ 7 * 7 }}")
-    _, page = page_of(report(write_store(tmp_path / "store", [dataset]), tmp_path / "out"))
+    write_dataset(tmp_path / "store", "knowledge/set", dataset)
+    _, page = page_of(report(tmp_path / "store", tmp_path / "out"))
     assert page.all("script") == [] and page.unbalanced == []
     assert all(set(image) == {"src", "width", "height", "alt"} for image in page.all("img"))
     assert "Storage maps of <script>alert(1)</script> and" in page.text
