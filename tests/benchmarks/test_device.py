@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks.device import BARS, bars
 from benchmarks.patch_grid import ROOT
 
 
+@pytest.mark.slow
 def test_the_parts_run_on_a_cpu(tmp_path):
     command = [
         sys.executable,

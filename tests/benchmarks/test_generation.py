@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks.generation import HOOKS, LOOP, NEEDED, POSTTRACE
 from benchmarks.page import page
 from benchmarks.patch_grid import ROOT
 
 
+@pytest.mark.slow
 def test_all_ways_give_the_same_tokens_and_the_page_shows_them(tmp_path):
     command = [sys.executable, "-m", "benchmarks.generation", "--quick", "--model", "tiny", "--rounds", "2"]
     subprocess.run(

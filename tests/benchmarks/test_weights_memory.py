@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from benchmarks.page import page
 from benchmarks.weights_memory import TINY, main, make_checkpoint
 from posttrace.tracers.models.entropy_neurons import neuron_weights
@@ -19,6 +21,7 @@ def test_a_sharded_checkpoint_of_the_wanted_shapes(tmp_path):
     assert (found.logit_var > 0).all() and len(set(found.logit_var.tolist())) == 32
 
 
+@pytest.mark.slow
 def test_the_page_has_the_figures(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.weights_memory.SMALL", TINY)
     main(quick=True, json_file=tmp_path / "memory.json", folder=tmp_path, threads=1)

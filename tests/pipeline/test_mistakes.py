@@ -93,6 +93,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_terminated_run_can_go_on_even_where_ctrl_c_is_ignored(job_file, tmp_path):
     """As in a background job of a script, which starts with SIGINT ignored."""
     command = [sys.executable, "-m", "posttrace", "run", str(job_file), "--store", str(tmp_path / "store")]

@@ -40,6 +40,7 @@ def test_a_local_job_needs_no_server(server):
     assert server.since("post") == []
 
 
+@pytest.mark.slow
 def test_another_model_behind_the_key_is_found_by_the_probe(server):
     found = findings(
         "knowledge", "remote", "stages=[base]", "family.stages.base.remote_key=posttrace/embedded-sft"
@@ -64,6 +65,7 @@ def other(tmp_path_factory):
         yield server
 
 
+@pytest.mark.slow
 def test_the_dtype_that_counts_is_the_one_in_which_the_model_runs(other, monkeypatch):
     """Neither what its configuration says (bfloat16) nor, here, what the server says of it."""
     monkeypatch.setenv("NDIF_HOST", other.url)
@@ -75,6 +77,7 @@ def test_the_dtype_that_counts_is_the_one_in_which_the_model_runs(other, monkeyp
     assert [post["model_key"] for post in other.log("post")] == [THERE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelled", ["gpt2", "openai-community/gpt2", "openai-community/GPT2"])
 def test_a_model_is_asked_for_as_the_server_spells_it(spelled, other):
     runner = Runner(Server(other.url, other.key), Policy(), ConcurrencyLimit(1))

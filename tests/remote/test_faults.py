@@ -67,6 +67,7 @@ def test_the_sweep_has_every_fault_that_the_server_knows():
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS) >= 20
 
 
+@pytest.mark.slow
 def test_a_job_is_asked_for_again_after_its_deadline_and_given_up_after_two(
     server, remotely, sweep_values, tmp_path
 ):

@@ -19,6 +19,7 @@ def variables(server):
     return {"NDIF_HOST": server.url, "NDIF_API_KEY": server.key}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.name)
 def test_a_killed_client_goes_on(kill, sweep_job, sweep_values, server, remotely, tmp_path):
     server.fault(**kill.arm)
@@ -41,6 +42,7 @@ def run_command(folder, tmp_path, server, **other):
     return posttrace(*arguments(folder, tmp_path), env={**variables(server), **other})
 
 
+@pytest.mark.slow
 def test_the_command_line_gets_through_three_faults_at_once(sweep_job, sweep_values, server, tmp_path):
     server.fault("post_status", code=503)
     server.fault("post_drop", skip=1, accepted=True)
@@ -51,6 +53,7 @@ def test_the_command_line_gets_through_three_faults_at_once(sweep_job, sweep_val
     assert server.key not in ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_says_that_the_key_was_refused(sweep_job, server, tmp_path):
     wrong = "11111111-0000-4000-8000-000000000000"
     ran = run_command(sweep_job, tmp_path, server, NDIF_API_KEY=wrong)
@@ -60,6 +63,7 @@ def test_the_command_line_says_that_the_key_was_refused(sweep_job, server, tmp_p
     assert [post["code"] for post in server.since("post")] == [403]
 
 
+@pytest.mark.slow
 def test_the_command_line_names_the_unit_whose_code_failed_and_does_the_others(sweep_job, server, tmp_path):
     server.fault("fail", why="code")
     ran = run_command(sweep_job, tmp_path, server)

@@ -89,6 +89,7 @@ def as_key(ndif, monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("study", SMALL)
 def test_a_study_gives_the_local_store(study, key, ndif, local, as_key, tmp_path):
@@ -100,6 +101,7 @@ def test_a_study_gives_the_local_store(study, key, ndif, local, as_key, tmp_path
     assert ran and not any(one["error"] or one["foreign"] for one in ran)
 
 
+@pytest.mark.slow
 def test_estimates_by_gradients_are_for_keys_that_are_trusted(ndif, as_key, tmp_path):
     more = ["method=attribution", "exact_share=0.5", "sets=[cities]", "stages=[base]", "max_pairs=3"]
     as_key("trusted")
@@ -170,6 +172,7 @@ def there(server, key, dtype):
     return open_remote(str(CHECKPOINTS / "base"), revision=None, key=name, dtype=dtype, runner=runner)
 
 
+@pytest.mark.slow
 def test_where_the_server_cannot_build_a_model_without_weights(package, tmp_path):
     """With transformers 5.23 nnsight 0.8.1 cannot, and every module is None: nothing is asked of one."""
     here = everything(open_model(str(CHECKPOINTS / "base"), device="cpu"))
@@ -183,6 +186,7 @@ def test_where_the_server_cannot_build_a_model_without_weights(package, tmp_path
         )
 
 
+@pytest.mark.slow
 def test_half_precision_within_autocast(package, tmp_path):
     """NDIF's default: bfloat16, a region of autocast around the request."""
     here = everything(open_model(str(CHECKPOINTS / "base"), device="cpu", dtype="bfloat16"))

@@ -145,6 +145,7 @@ print(asked_of(random_model("llama")).digest)
 """
 
 
+@pytest.mark.slow
 def test_the_same_call_has_the_same_digest_in_another_process(view):
     there = subprocess.run(
         [sys.executable, "-c", DIGEST], capture_output=True, text=True, cwd=Path(__file__).parents[2]

@@ -11,12 +11,13 @@ import pytest
 from posttrace.pipeline.embedded import CHECKPOINTS
 from posttrace.pipeline.errors import JobError
 from posttrace.stores import Store
+from tests.support.models import mostly_slow
 from tests.support.remote.studies import SMALL, assert_equal, overrides, run
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("study", SMALL)
+@pytest.mark.parametrize("study", mostly_slow(SMALL, fast=["trace"]))
 def test_a_study_through_the_server_gives_the_local_store(study, server, tmp_path):
     expected = run(study, "local", tmp_path / "local")
     store = run(study, "remote", tmp_path / "remote")
@@ -63,6 +64,7 @@ def installed(tmp_path_factory):
     return python
 
 
+@pytest.mark.slow
 def test_from_site_packages_where_code_would_go_by_reference_and_without_any_network(
     server, installed, tmp_path
 ):

@@ -35,7 +35,7 @@ CONFIGS = {
 
 
 def mostly_slow(names, fast=("llama", "gpt2")):
-    """Architectures to parametrize with, all but the `fast` ones slow."""
+    """Names to parametrize with (of architectures, but for others), all but the `fast` ones slow."""
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
