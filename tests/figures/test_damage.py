@@ -184,6 +184,7 @@ def test_verify_says_how_much_it_read_and_never_that_nothing_is_sound(store, emp
     assert code == 0 and "no damage; 9 of 10 units are done" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["store", "claim", "files", "units", "units.spare", "complete"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_repair_heals_whatever_a_rerun_would(store, name, fault, capsys):

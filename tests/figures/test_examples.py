@@ -15,6 +15,7 @@ from posttrace.stores import open_group
 from tests.support import examples
 from tests.support.figures import confidence, refusal, truthfulness
 from tests.support.figures.knowledge import by_head, estimated, template_group, write_dataset, write_store
+from tests.support.models import mostly_slow
 
 MODULES = examples.modules(figures, ["posttrace.figures.__main__"])
 
@@ -54,7 +55,9 @@ def worlds():
     }
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", mostly_slow(MODULES, fast=[m for m in MODULES if m != "posttrace.figures.rendering"])
+)
 def test_docstring_examples_run(name, worlds, folder, monkeypatch):
     monkeypatch.chdir(folder)
     world = {}

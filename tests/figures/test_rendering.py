@@ -112,6 +112,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["table.csv"], "no temporary file is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -151,6 +152,7 @@ def test_help_shows_examples_and_every_name_without_importing_what_draws():
     assert done.stdout.splitlines()[-1].strip() == "LOADED"
 
 
+@pytest.mark.slow
 def test_drawing_never_imports_a_model_library(finished_store, tmp_path):
     code = (
         "import sys; from posttrace.figures import render\n"

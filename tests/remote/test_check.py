@@ -48,6 +48,7 @@ def test_another_model_behind_the_key_is_found_by_the_probe(server):
     assert found[-1][0] == "wrong" and "is remote_key the same checkpoint?" in found[-1][1]
 
 
+@pytest.mark.slow
 def test_another_dtype_on_the_server(server):
     found = findings("knowledge", "remote", "stages=[base]", "dtype=bfloat16")
     assert found[-1][0] == "wrong" and "set dtype=float32" in found[-1][1]
@@ -85,6 +86,7 @@ def test_a_model_is_asked_for_as_the_server_spells_it(spelled, other):
     assert open_remote(base, revision=None, key=spelled, dtype=torch.float32, runner=runner).key == THERE
 
 
+@pytest.mark.slow
 def test_a_key_that_is_not_trusted_is_told_what_it_cannot_do(server, monkeypatch):
     monkeypatch.setenv("NDIF_API_KEY", UNTRUSTED)
     found = findings("knowledge", "remote", "stages=[base]")

@@ -29,12 +29,14 @@ def test_a_study_through_the_server_gives_the_local_store(study, server, tmp_pat
     assert all(request["server"]["nnsight"] == request["client"]["nnsight"] for request in requests)
 
 
+@pytest.mark.slow
 def test_estimates_of_the_patch_grid_too(server, tmp_path):
     more = ["method=attribution", "exact_share=0.5", "sets=[cities]", "stages=[base]"]
     expected = run("knowledge", "local", tmp_path / "local", *more)
     assert_equal(run("knowledge", "remote", tmp_path / "remote", *more), expected)
 
 
+@pytest.mark.slow
 def test_simulated_gives_the_local_store(tmp_path):
     more = ["sets=[cities]", "max_pairs=2"]
     expected = run("knowledge", "local", tmp_path / "local", *more)
@@ -98,6 +100,7 @@ def test_from_site_packages_where_code_would_go_by_reference_and_without_any_net
     ]
 
 
+@pytest.mark.slow
 def test_a_batch_of_a_within_model_grid_is_small_both_ways(server, tmp_path):
     store = run(
         "knowledge",
@@ -126,6 +129,7 @@ def test_neurons_need_the_weights_and_say_so_before_anything_is_sent(server, tmp
     assert not store.pending(), "the other studies need no weights"
 
 
+@pytest.mark.slow
 def test_activations_beyond_the_limit_are_told_before_anything_is_sent(server, tmp_path):
     more = ["sets=[cities]", "max_pairs=3", "pairs_per_unit=3", "execution.remote.max_request_mb=0.2"]
     with pytest.raises(JobError, match=r"sends 215,040 bytes .* set pairs_per_unit=2, name fewer stages"):

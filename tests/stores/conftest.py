@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def url(request, tmp_path):
     """An empty place for a store."""
     return str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3")

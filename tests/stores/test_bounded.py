@@ -49,6 +49,7 @@ LIMITED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_chunk_that_claims_too_much_takes_no_memory(tmp_path, bomb):
     made = store(tmp_path)

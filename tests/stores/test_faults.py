@@ -27,6 +27,7 @@ def test_kills_lose_nothing(tmp_path):
         assert tally.told == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
 def test_every_kind_of_file_is_among_those_that_are_damaged(tmp_path, state):
     """A new kind of file needs a name in `kind_of`, and with it its faults."""

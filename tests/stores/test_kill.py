@@ -92,6 +92,7 @@ def whole_life(url) -> None:
     store.finalise()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["before", "after"])
 def test_every_step_of_creating_writing_and_finalising_may_be_the_last(tmp_path, monkeypatch, act):
     calls = limit = 0

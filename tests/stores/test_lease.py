@@ -78,6 +78,7 @@ def test_a_holder_that_beats_outlives_its_expiry(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_contenders_never_hold_together(tmp_path):
     example.make(tmp_path / "store")
     workers = [start("contend", str(tmp_path / "store"), str(tmp_path / "flag")) for _ in range(3)]
@@ -88,6 +89,7 @@ def test_contenders_never_hold_together(tmp_path):
     assert [worker.wait() for worker in workers] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_processes_that_create_and_run_together_make_one_store(url):
     workers = [start("run_without_lease", url) for _ in range(2)]
     assert [worker.wait() for worker in workers] == [0, 0]

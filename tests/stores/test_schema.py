@@ -126,6 +126,7 @@ def declared(draw):
     return group, draw(st.permutations(units)), values.reshape(list(sizes.values()))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(declared())
 def test_any_array_round_trips_bit_for_bit(case):

@@ -52,6 +52,7 @@ def rival_that_dies_after_its_data(url, unit) -> None:
         write(rival, unit, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["before finalise", "within finalise", "after finalise"])
 def test_a_rival_that_dies_over_finished_data_is_found(url, monkeypatch, end):
     reference = example.make(url + "-reference")

@@ -213,6 +213,7 @@ def test_sample_completions_show_text_and_answer_before_and_after(groups):
     assert set(table.tidy.completion) == {" TRUE\nThe city"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [STAGES, ("base",)], ids=["3 stages", "1 stage"])
 def test_no_label_overlaps_another_or_is_cut(stages):
     more = dict(coefficients=(0.5, 1.0))

@@ -202,6 +202,7 @@ def test_bfloat16_is_kept_and_close_to_float32(finished, job_file, tmp_path):
     assert np.corrcoef(half.logit_diff.values.ravel(), full.logit_diff.values.ravel())[0, 1] > 0.99
 
 
+@pytest.mark.slow
 def test_dry_run_says_what_it_would_do_and_does_nothing(job_file, tmp_path):
     done = posttrace("run", job_file, "--store", tmp_path / "none", "--dry-run")
     assert done.returncode == 0 and not (tmp_path / "none").exists()

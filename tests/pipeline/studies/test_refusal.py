@@ -293,6 +293,7 @@ def test_known_families_begin_with_the_published_choice():
     assert load_job("refusal").choices == {}, "the embedded family is swept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "words"),
     [

@@ -75,6 +75,7 @@ def test_a_free_set_reduces_estimates_to_roles(free):
     assert np.abs(free.values - whole.values).max() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWN)
 def test_every_title_and_caption_says_that_it_is_an_estimate(cities, draw):
     (drawing,) = draw([cities])

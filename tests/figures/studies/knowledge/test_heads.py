@@ -56,6 +56,7 @@ def test_the_largest_miss_of_an_estimate_names_its_head(tmp_path):
     assert miss.nats == pytest.approx(5.0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_store_of_heads_is_drawn_from_disk(tmp_path):
     store = write_store(tmp_path / "store", [by_head()])
     names = [str(path.relative_to(tmp_path / "out")) for path in render(store, tmp_path / "out")]
