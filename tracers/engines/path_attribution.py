@@ -237,6 +237,8 @@ def _contracted(
         if one.module is head:
             unembed.index_add_(0, batch.row, slope.sum(-1).to(device, torch.float64))
             return
+        if slope.shape[0] == n * width:  # OPT's MLP sees all rows' tokens as one list
+            slope = slope.view(n, width, -1)
         # Norms of queries and keys see the heads before the tokens in some architectures.
         tokens = 1 if slope.shape[1] == width else 2
         by_token = slope.sum([d for d in range(1, slope.dim()) if d != tokens]).to(device, torch.float64)
@@ -265,7 +267,9 @@ def _moved(one: Weighted, update: Weights, shift: torch.Tensor, keep) -> Iterato
 
     def hook(module, inputs, output):
         added = added_by(module, own, inputs)
-        moved = output + shift.to(added).view(-1, *[1] * (added.dim() - 1)) * added
+        # Positions are the same in all rows, and a list of all rows' tokens has more entries than there are rows.
+        by_row = shift.repeat_interleave(max(1, added.shape[0] // len(shift))).to(added)
+        moved = output + by_row.view(-1, *[1] * (added.dim() - 1)) * added
         if not moved.requires_grad:  # gradients begin at the embeddings
             moved = moved.detach().requires_grad_()
         added = added.detach()

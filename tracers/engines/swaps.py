@@ -2,7 +2,7 @@
 
 A setting says for every part (embeddings, attention and MLP of each block, unembedding) which stage's weights it
 has. Below the first part that differs from the parts before it the stream is that of one of the two stages, so a
-setting runs only the blocks from there on.
+setting runs only the blocks from there on (all of them where blocks hand each other more than the stream).
 
 Source: weight patching and dynamic weight grafting; exact Shapley values need every setting (Shapley 1953).
 """
@@ -99,6 +99,8 @@ def _all_settings(model, modules, batch: RowBatch, earlier, settings: Sequence[S
         if differing is not None:
             part = parts[differing]
             start = n_layers if part.module == "unembed" else part.layer
+            if model.architecture.whole:  # blocks hand each other more than the stream
+                start = 0
             with in_setting(modules, earlier, setting, n_layers), _skipped(model, start, stream):
                 value = run_batch(model, batch)
         found.append(value)

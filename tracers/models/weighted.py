@@ -14,7 +14,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.models.architecture import AFTER_MLP, BEFORE_MLP, EITHER, Architecture, recognise
+from posttrace.tracers.models.architecture import (
+    AFTER_MLP,
+    ATTENTION,
+    BEFORE_MLP,
+    EITHER,
+    Architecture,
+    recognise,
+)
 
 MODULES = ("attn", "mlp")
 """The halves of a block, in order."""
@@ -57,10 +64,6 @@ def weighted_modules(model) -> list[Weighted]:
     weights can be credited exactly.
     """
     architecture = recognise(model)
-    if architecture.whole:
-        raise TracerError(
-            f"architecture {type(model).__name__}: {architecture.whole}; updates of such a model cannot be credited"
-        )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = []
     for path, module in model.named_modules():
@@ -89,10 +92,9 @@ def _part(path: str, module: nn.Module, architecture: Architecture) -> Part:
 
 def _of_attention(name: str, module: nn.Module, architecture: Architecture) -> bool:
     """Whether a module of a block is part of its attention, or a norm before it or after it."""
-    if any(
-        name == path or name.startswith(f"{path}.") for path in (*architecture.attn, *architecture.attn_add)
-    ):
+    attention = (*ATTENTION, *architecture.attn, *architecture.attn_add)
+    if any(name == path or name.startswith(f"{path}.") for path in attention):
         return True
     first = name.split(".")[0]
     of_mlp = (*architecture.mlp, *architecture.mlp_add, *architecture.mid, *BEFORE_MLP, *AFTER_MLP, EITHER)
-    return "Norm" in type(module).__name__ and first not in of_mlp
+    return "Norm" in type(module).__name__ and first not in of_mlp and "mlp" not in first

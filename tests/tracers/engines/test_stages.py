@@ -16,6 +16,7 @@ from posttrace.tracers.engines.weights import (
     rounding_values,
 )
 from posttrace.tracers.errors import TracerError
+from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.models.weighted import parts_of, weighted_modules
 from posttrace.tracers.oracles.stages import (
     check_slopes,
@@ -24,8 +25,9 @@ from posttrace.tracers.oracles.stages import (
     naive_swap,
     shapley_values,
 )
-from tests.support.models import CONFIGS
+from tests.support.models import CONFIGS, word_tokenizer
 from tests.support.updates import questions, two_stages
+from tests.tracers.architectures.table import tiny_module
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,29 @@ def test_contraction_equals_gradients_of_the_weights(name):
         scale = sum(map(abs, naive.values()))
         for part, slope in naive.items():
             assert fast[part] == pytest.approx(slope, abs=1e-5 * scale), (name, i, part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["bloom", "opt", "falcon-new", "gemma3_text", "qwen3", "cohere", "mpt", "granite"]
+)
+def test_contraction_and_swaps_in_further_architectures(name):
+    """Among them: one list of all rows' tokens, norms per head, fused and parallel halves, factors, ALiBi."""
+    model = wrap(tiny_module(name), word_tokenizer(), name=name, check=False)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        parameters = dict(model.nn._module.named_parameters())
+        update = {n: 0.1 * p.std() * torch.randn(p.shape) for n, p in parameters.items()}
+        earlier = {n: p - update[n] for n, p in parameters.items()}
+    prompts, n = questions(), len(parts_of(model.n_layers))
+    found = slopes_at(model, prompts, update, [(i, 0.3) for i in range(len(prompts))])
+    settings = [only(3, n, later=True), cut(6, n, below=False)]
+    values = swapped_values(model, prompts, earlier, settings)
+    for i, prompt in enumerate(prompts):
+        naive = naive_slopes(model, prompt, update, 0.3).values()
+        assert float(found.total[i]) == pytest.approx(sum(naive), abs=1e-5 * sum(map(abs, naive)))
+        for k, setting in enumerate(settings):
+            assert float(values[k, i]) == pytest.approx(naive_swap(model, prompt, earlier, setting), abs=1e-4)
 
 
 def test_each_token_has_what_its_own_output_moves(llama):
