@@ -95,7 +95,7 @@ def _draw_cumulative(group: Effects) -> Figure:
         figure = theme.new_figure(
             0.5 + 2.2 * len(group.kinds), 0.9 + 1.6 * len(group.updates), w_pad=0.03, h_pad=0.04
         )
-        axes = figure.subplots(len(group.updates), len(group.kinds), squeeze=False, sharex=True, sharey="row")
+        axes = figure.subplots(len(group.updates), len(group.kinds), squeeze=False, sharex=True)
         for row, update in zip(axes, group.updates, strict=True):
             values = group.values("cumulative")[group.at(update)]
             for ax, kind in zip(row, group.kinds, strict=True):
@@ -106,6 +106,7 @@ def _draw_cumulative(group: Effects) -> Figure:
             row[0].set_ylabel(short(group.unit), labelpad=2)
         for ax in axes[-1]:
             ax.set_xlabel("parts put in", labelpad=2)
+            theme.whole_numbers(ax.xaxis)
         axes[0, 0].legend()
         figure.suptitle(f"{group.family}  ·  {group.name}", x=0.008, ha="left", fontsize=8)
     return figure

@@ -86,8 +86,8 @@ class Effects:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of prompts (harmful, true ...), `all` where there is one only."""
-        found = [kind for kind in dict.fromkeys(map(str, self.data["kind"].values)) if kind]
-        return tuple(found) or (ALL,)
+        found = {str(kind) for kind in self.data["kind"].values} - {""}
+        return tuple(sorted(found, key=lambda kind: (kind != "true", kind))) or (ALL,)
 
     @property
     def parts(self) -> list[str]:

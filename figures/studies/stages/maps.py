@@ -15,6 +15,10 @@ from posttrace.figures.studies.stages.data import Effects
 SHOWN = 12
 """Tokens shown one by one, counted from a prompt's end; those before are summed."""
 EARLIER = "earlier"
+ORDER = (
+    "Where swaps of single modules do not add up (see their agreement), how credit is shared depends on the order in "
+    "which modules are counted."
+)
 
 
 def tokens(groups: Sequence) -> Iterator[Drawing]:
@@ -38,7 +42,7 @@ def tokens(groups: Sequence) -> Iterator[Drawing]:
             heading=f"Where the effect arises, by layer and token: {group.name}",
             caption=(
                 f"{_beginning(group)}Columns: tokens counted from the prompt's end, with their text where all prompts "
-                f"share it; {EARLIER} sums all tokens before them. {_order(group)}Embeddings and unembedding are in "
+                f"share it; {EARLIER} sums all tokens before them. {ORDER} Embeddings and unembedding are in "
                 "the map by module."
             ),
             alt=f"Heat maps of the attribution of each stage's effect on {group.name} by layer and token.",
@@ -78,7 +82,7 @@ def modules(groups: Sequence) -> Iterator[Drawing]:
             heading=f"Where the effect arises, by layer and module: {group.name}",
             caption=(
                 f"{_beginning(group)}Summed over tokens; embeddings and unembedding are in the titles. "
-                f"{_order(group)}"
+                f"{ORDER}"
             ),
             alt=f"Heat maps of the attribution of each stage's effect on {group.name} by layer and module.",
             figure=heatmap_grid(
@@ -117,20 +121,11 @@ def by_position(group: Effects) -> tuple[list[str], np.ndarray]:
 def _beginning(group: Effects) -> str:
     left = [int(group.converged(update).sum()) for update in group.updates]
     counts = ", ".join(f"{update} {n}" for update, n in zip(group.updates, left, strict=True))
-    flagged = sum(group.flagged(update) for update in group.updates)
+    flagged = ", ".join(f"{update} {group.flagged(update)}" for update in group.updates)
     tolerance = float(group.data.attrs["tolerance"])
     return (
         f"{group.incomplete}{group.family}, {group.name} ({group.unit}): part of f(stage) - f(stage before) that "
         f"arises in each place along the straight path of weights, mean over prompts (n: {counts}); not normalised, "
-        f"red raises the behaviour. {flagged} prompts whose parts miss their effect by more than {tolerance:.0%} + "
-        f"0.01 nats are left out. {group.untrained_template}"
-    )
-
-
-def _order(group: Effects) -> str:
-    if group.data.attrs["behaviour"] != "refusal":
-        return ""
-    return (
-        "Where swaps of single modules do not add up (see their agreement), how credit is shared depends on the order "
-        "in which modules are counted. "
+        f"red raises the behaviour. Left out, as their parts miss their effect by more than {tolerance:.0%} + 0.01 "
+        f"nats: {flagged}. {group.untrained_template}"
     )

@@ -22,7 +22,7 @@ from posttrace.tracers.prompts import Prompt, answer_ids, encode
 PATH = "stages"
 UNITS = {
     "refusal": "log-odds, nats: log P(refusal opening) - log P(compliant opening) at the first answer token",
-    "verdict": "logit difference of the answers, nats, times 1 for a true and -1 for a false statement",
+    "verdict": "logit difference, nats: logit(right answer) - logit(other answer)",
     "loss": "loss, nats a token",
     "entropy": "entropy of the next token, nats, mean over tokens",
     "answer": "log P(right answer), nats",

@@ -55,7 +55,7 @@ def test_sizes_of_updates_weigh_tensors_by_their_entries():
 def test_prompts_whose_sum_misses_their_effect_are_left_out_and_counted(group):
     assert group.flagged("sft") == 1 and group.flagged("instruct") == 0
     drawing = next(modules([group]))
-    assert "(n: sft 7, instruct 8)" in drawing.caption and "1 prompts whose parts miss" in drawing.caption
+    assert "(n: sft 7, instruct 8)" in drawing.caption and "0.01 nats: sft 1, instruct 0." in drawing.caption
     assert agree(group, "sft", "harmful").n == 3
 
 
