@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 
@@ -20,13 +19,11 @@ class Update:
 
     Raises
     ------
-    TracerError for adapters, quantised files, and tensors that are missing or of different shapes.
+    TracerError for quantised files, and tensors that are missing or of different shapes.
     """
 
     def __init__(self, structure, earlier: Checkpoint, later: Checkpoint):
         self._pairs: dict[str, tuple[StoredTensor, StoredTensor]] = {}
-        for checkpoint in (earlier, later):
-            check_plain(checkpoint.model)
         prefix = structure.base_model_prefix
         for name, parameter in structure.named_parameters():
             one, two = (c.tensor(*spellings(name, prefix)) for c in (earlier, later))
@@ -60,15 +57,6 @@ class Update:
 def placed(read, names, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     """What `read` gives for every name, on the device and in the dtype of the parameter of that name."""
     return {name: read(name).to(parameters[name]) for name in names}
-
-
-def check_plain(model: str) -> None:
-    """Raise TracerError for a folder that holds an adapter: its weights are not those of a whole model."""
-    if (Path(model).expanduser() / "adapter_config.json").is_file():
-        raise TracerError(
-            f"model {model}: adapter_config.json says that it is an adapter; merge it into its base model "
-            "(peft's merge_and_unload) and give the merged checkpoint"
-        )
 
 
 def sizes(

@@ -37,7 +37,7 @@ from posttrace.tracers.engines.path_attribution import NODES, path_attribution, 
 from posttrace.tracers.engines.swaps import cut, only, swapped_values
 from posttrace.tracers.engines.weights import control_values, removed_values, rounding_values
 from posttrace.tracers.models.safetensors import Checkpoint
-from posttrace.tracers.models.updates import Update, check_plain, placed, sizes
+from posttrace.tracers.models.updates import Update, placed, sizes
 from posttrace.tracers.models.weighted import MODULES, parts_of, weighted_modules
 from posttrace.tracers.oracles.stages import check_slopes, check_swaps
 
@@ -55,7 +55,6 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
                 "could be measured, not where it arises)"
             )
         for name, checkpoint in self.stages.checkpoints.items():
-            check_plain(checkpoint.model)
             if getattr(self.stages.configs[name], "quantization_config", None):
                 raise JobError(
                     f"stage {name}: {checkpoint.model} is quantised, and differences of quantised weights are not what "

@@ -301,7 +301,7 @@ def test_stages_whose_updates_mean_nothing(job, stages, tmp_path):
         _update(stages / "base", wider)
     adapter = changed_checkpoint(stages, tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text("{}")
-    with pytest.raises(TracerError, match="is an adapter; merge it"):
+    with pytest.raises(TracerError, match=r"a PEFT adapter.*; merge it first"):
         prepare(job(family={"base": str(stages / "base"), "sft": str(adapter)}))
     quantised = changed_checkpoint(
         stages, tmp_path / "quantised", quantization_config={"quant_method": "fp8", "bits": 8}
