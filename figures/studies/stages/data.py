@@ -197,7 +197,8 @@ def read(dataset: xr.Dataset) -> Weights | Effects:
     """
     part = str(dataset.attrs.get("part", "?"))
     if part == "weights":
-        require(dataset, ["update_norm", "weight_norm", "changed"], place="stages", study="stages")
+        needed = ["update_norm", "weight_norm", "changed", "update_cosine", "entries"]
+        require(dataset, needed, place="stages", study="stages")
         return Weights(dataset.load())
     if part != "behaviour":
         raise FigureError(f"stages: part {part} is not known; is this a store of the stages study?")

@@ -113,5 +113,7 @@ def test_what_is_not_finished_is_said():
 def test_a_group_of_another_study_is_refused():
     with pytest.raises(FigureError, match="part answers is not known"):
         read(xr.Dataset(attrs={"part": "answers"}))
+    with pytest.raises(FigureError, match="no variable entries"):
+        read(stages.weights().data.drop_vars("entries"))
     with pytest.raises(FigureError, match="no variable behaviour"):
         read(xr.Dataset(attrs={"part": "behaviour", "set": "loss"}))
