@@ -117,6 +117,13 @@ def test_refusal_without_random_directions_has_no_control(refusals):
     assert found.weak and "No control" in found.caveat and "random" not in found.sentence
 
 
+def test_refusal_says_when_ablation_does_no_more_than_a_random_direction(refusals):
+    data = refusals.data.copy(deep=True)
+    data["refused"][2] = data["refused"][4]
+    assert "instruct's own direction does no more than the random ones" in refusal([Refusal(data)]).caveat
+    assert "no more" not in refusal([refusals]).caveat
+
+
 def test_refusal_of_a_direction_that_does_not_qualify_is_weak(refusals):
     data = refusals.data.copy()
     data["selected_by"] = ("model", ["sweep"] * 3)
@@ -138,7 +145,9 @@ def test_truthfulness_has_the_means_of_the_tables():
         assert f"{whose} {shown(row, 2)}" in found.sentence
     random = cell(row["random_median"], row["random_low"], row["random_high"], 2)
     assert f"20 random directions, median and 95 % range {random}" in found.sentence
-    assert "n = 32 statements" in found.sentence and not found.weak
+    assert (
+        "n = 32 statements" in found.sentence and not found.weak and "no more than random" not in found.caveat
+    )
 
 
 def test_truthfulness_says_when_a_probe_guesses_and_when_there_is_no_control():
@@ -150,6 +159,13 @@ def test_truthfulness_says_when_a_probe_guesses_and_when_there_is_no_control():
     assert "50.0 [30.0, 70.0] % of 20 statements" in found.doubtful["cities"]
     found = truthfulness([summary(), *bare])
     assert found.weak and "No control" in found.caveat
+    # Random directions turn the answers further than those of the stages do.
+    names = sets[0].directions
+    p_diff = sets[0].data["p_diff"].values.copy()
+    p_diff[[i for i, name in enumerate(names) if name in ("base", "instruct")]] = p_diff[names.index("none")]
+    turned = [replace(sets[0], data=sets[0].data.assign(p_diff=(sets[0].data["p_diff"].dims, p_diff)))]
+    found = truthfulness([summary(), *turned])
+    assert "The direction of base and instruct steers no more than random directions" in found.caveat
 
 
 def test_confidence_has_the_numbers_of_the_tables():

@@ -38,7 +38,7 @@ def verdict(groups: Sequence[Refusal]) -> Verdict:
     caveats = []
     if not random:
         caveats.append("No control: no random direction was ablated, so any vector might do the same.")
-    if random and after.n and random.low <= after.value <= random.high:
+    if random and after.n and after.value >= random.low:
         caveats.append(f"{target}'s own direction does no more than the random ones.")
     if doubtful:
         caveats.append(f"The direction of {listed(list(doubtful))} does not qualify: faded below.")

@@ -68,11 +68,11 @@ def verdict(groups: Sequence[Summary | StatementSet]) -> Verdict:
         )
         if random is None:
             caveats.append("No control: no random direction was tried, so any vector might do the same.")
-        within = [source for source, e in steer.items() if random and random.low <= e.value <= random.high]
-        if within:
+        idle = [source for source, e in steer.items() if random and e.value <= random.high]
+        if idle:
             caveats.append(
-                f"The effect of the direction of {listed(within)} is within the range of random "
-                "directions of the same norm, so not due to the direction."
+                f"The direction of {listed(idle)} steers no more than random directions of the same norm do, so the "
+                "effect is not due to the direction."
             )
         weak = weak or random is None
     if doubtful:
