@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from posttrace.pipeline.spec import ChatJob
+from posttrace.tracers.engines.reasoning import Reasoning
 from posttrace.tracers.prompts import text_ids
 
 WORKER = Path(__file__).with_name("chat_worker.py")
@@ -104,6 +106,19 @@ def _ask_worker(request: str, seconds: float) -> str:
     return done.stdout
 
 
+def written_chats(job: ChatJob, tokenizer, chats: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
+    """The text of chats (role and content of each message), with what a job says of them: its system prompt, date ...
+
+    >>> written_chats(job, tokenizer, [[("user", "Go")]])              # doctest: +SKIP
+    ['<|user|>Go<|assistant|>']
+
+    Raises TemplateFails as `render_chats` does.
+    """
+    before = [] if job.system is None else [("system", job.system)]
+    messages = [[{"role": role, "content": content} for role, content in (*before, *chat)] for chat in chats]
+    return render_chats(tokenizer, messages, date=job.date, variables=job.chat_template_kwargs)
+
+
 def reads_clock(tokenizer) -> bool:
     """Whether a tokenizer's chat template asks for the date of today.
 
@@ -111,6 +126,35 @@ def reads_clock(tokenizer) -> bool:
     False
     """
     return "strftime_now" in str(tokenizer.chat_template or "")
+
+
+THINK = ("<think>", "</think>")
+"""How today's models mark their reasoning."""
+
+
+def reasoning_of(tokenizer, prompt: Sequence[int], max_tokens: int) -> Reasoning | None:
+    """How a model marks its reasoning; None if its tokenizer has no tokens for that, or a prompt closes a block itself.
+
+    >>> reasoning_of(tokenizer, prompt, max_tokens=512) is None        # doctest: +SKIP
+    True
+    """
+    begin, end = (tokenizer.get_added_vocab().get(mark) for mark in THINK)
+    if begin is None or end is None or end in prompt:
+        return None
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(text_ids(tokenizer, text, special=False))
+
+    after = ids(f"{THINK[1]}\n\n")
+    blank = {one[0] for text in ("\n", "\n\n", "\n\n\n", " ", "  ", "\t") if len(one := ids(text)) == 1}
+    return Reasoning(
+        begin=begin,
+        end=end,
+        close=(*ids("\n"), *after),
+        empty=ids(f"{THINK[0]}\n\n{THINK[1]}\n\n"),
+        blank=tuple(sorted(blank)),
+        max_tokens=max_tokens,
+    )
 
 
 def end_tokens(model: str, revision: str | None, tokenizer) -> tuple[int, ...]:

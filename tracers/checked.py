@@ -19,6 +19,7 @@ from posttrace.tracers.engines.directions import mean_nll
 from posttrace.tracers.engines.edits import Edit
 from posttrace.tracers.engines.generation import Ids, Openings, generate
 from posttrace.tracers.engines.patching import PatchGrid, patch_grid
+from posttrace.tracers.engines.reasoning import Blocks, Reasoning, reasoning_blocks
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.oracles.generation import check_log_odds
 from posttrace.tracers.oracles.patching import check_sample
@@ -129,6 +130,10 @@ class ScoredCompletions:
     """Prompts whose log-odds were computed again one by one."""
     largest_difference: float = 0.0
     """Between the two log-odds, nats."""
+    reasoning: tuple[int, ...] = ()
+    """Tokens of the reasoning block before each answer, 0 where there is none; empty if blocks were not looked for."""
+    cut: tuple[bool, ...] = ()
+    """Whether that block was cut short."""
 
 
 def scored_completions(
@@ -139,6 +144,7 @@ def scored_completions(
     *,
     max_new_tokens: int,
     stop: Ids = (),
+    reasoning: Reasoning | None = None,
     max_tokens: int | None = None,
     share: float = 0.0,
     rng: random.Random | None = None,
@@ -147,6 +153,8 @@ def scored_completions(
 
     Parameters
     ----------
+    reasoning
+        How reasoning blocks are marked; answers and log-odds are then taken after them.
     share
         Of the prompts, how many (at least one, none for 0) are computed again the naive way, drawn with `rng`.
 
@@ -160,12 +168,24 @@ def scored_completions(
     >>> scored_completions(model, prompts, [], openings, max_new_tokens=16).checked    # doctest: +SKIP
     0
     """
+    blocks = Blocks(ids=(), cut=())
+    if reasoning is not None:
+        blocks = reasoning_blocks(model, prompts, edits, reasoning, stop=stop, max_tokens=max_tokens)
+        prompts = [(*prompt, *block) for prompt, block in zip(prompts, blocks.ids, strict=True)]
+    lengths = tuple(map(len, blocks.ids))
     done = generate(
         model, prompts, edits, openings, max_new_tokens=max_new_tokens, stop=stop, max_tokens=max_tokens
     )
     nll = mean_nll(model, prompts, done.ids, max_tokens)
     if not share or not done.log_odds.isfinite().all():
-        return ScoredCompletions(ids=done.ids, log_odds=done.log_odds, mean_nll=nll, peak=done.peak)
+        return ScoredCompletions(
+            ids=done.ids,
+            log_odds=done.log_odds,
+            mean_nll=nll,
+            peak=done.peak,
+            reasoning=lengths,
+            cut=blocks.cut,
+        )
     if rng is None:
         raise TracerError(f"share: {share} of the prompts are drawn with `rng`; give one, or share=0")
     n, largest = check_log_odds(model, prompts, edits, openings, done.log_odds, share=share, rng=rng)
@@ -176,4 +196,6 @@ def scored_completions(
         peak=done.peak,
         checked=n,
         largest_difference=largest,
+        reasoning=lengths,
+        cut=blocks.cut,
     )

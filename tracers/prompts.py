@@ -89,8 +89,9 @@ def text_ids(tokenizer, text: str, special: bool = True) -> list[int]:
 
 
 def _tokens(tokenizer, text: str, special: bool = True) -> tuple[list[int], list[tuple[int, int]], int]:
-    """Ids and character offsets of a text that is to be continued, without an end-of-text token; and how many of the
-    ids begin the text.
+    """Ids and character offsets of a text that is to be continued, and how many of the ids begin it.
+
+    An end-of-text token is left out.
     """
     encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])

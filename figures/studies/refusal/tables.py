@@ -44,6 +44,10 @@ MEASURES = (
             "nats per token", "nats a token", 2, False),
     Measure("repeated", "Repetition: does the text go round in circles?",
             "Mean share of adjacent token pairs that occurred in the answer before", "share", 3, False),
+    Measure("reasoning_tokens", "Reasoning: how long before the answer?",
+            "Mean length of the reasoning block before the answer, which is scored after it", "tokens", 1, False),
+    Measure("reasoning_cut", "Reasoning: how often cut short?",
+            "Share of answers whose reasoning block was cut short", "share", 2, False),
 )  # fmt: skip
 
 
@@ -54,7 +58,7 @@ def scores(groups: Sequence[Refusal]) -> Iterator[Table]:
     for group in groups:
         others = group.stages if len(group.stages) > 1 else ()
         columns = ("baseline", "own", *others, *(["random"] if group.random else []))
-        for measure in MEASURES:
+        for measure in (one for one in MEASURES if one.array in group.data):
             blocks = tuple(_block(group, measure, target, others) for target in group.stages)
             tidy = pd.DataFrame(list(_tidy(group, measure)))
             yield Table(

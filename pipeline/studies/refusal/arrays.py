@@ -12,6 +12,8 @@ PATH = "refusal"
 INTERVENTIONS = ("none", "ablation", "addition")
 ANSWERS = ("refused", "phrase", "log_odds", "completion", "mean_nll", "repeated")
 """Arrays that a unit of answers writes."""
+REASONING = ("reasoning_tokens", "reasoning_cut")
+"""Arrays that it writes as well where a stage may reason before it answers."""
 DIRECTIONS = ("direction", "class_distance", "plain_harmful", "plain_harmless")
 SWEEP = ("bypass", "induce", "kl")
 SEARCH = ("search_coefficient", "search_refused", "search_log_odds", "search_mean_nll")
@@ -87,6 +89,12 @@ def refusal_group(job: RefusalJob, inputs: RefusalInputs, n_layers: int, hidden:
             ("repeated", "float32", "share", "of the answer's pairs of neighbouring tokens that it had before"),
         )),
     ]  # fmt: skip
+    if inputs.may_reason:
+        arrays += [
+            Array("reasoning_tokens", dims, "int32", "tokens", "of the reasoning block before the answer, which is "
+                  "scored after it; 0 where there is none", block),
+            Array("reasoning_cut", dims, "bool", "yes or no", "whether that block was cut short", block),
+        ]  # fmt: skip
     if job.coefficient_search:
         arrays += [
             Array("search_coefficient", ("model", "step"), "float32", length, "what was tried", alone),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from posttrace.pipeline.chat import THINK, reasoning_of
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.stages import Stages
 from posttrace.pipeline.studies.refusal.instructions import PUBLISHED, Splits, read_splits
@@ -19,6 +20,7 @@ from posttrace.pipeline.studies.refusal.templates import (
     written,
 )
 from posttrace.tracers.engines.generation import Openings
+from posttrace.tracers.engines.reasoning import BLANKS, Reasoning
 
 KINDS = tuple(PUBLISHED)
 """harmful, harmless."""
@@ -39,6 +41,8 @@ class StagePrompts:
     """Texts of the last tokens of a prompt, as many as the position axis has."""
     openings: Openings
     stop: tuple[int, ...]
+    reasoning: Reasoning | None
+    """How the stage may reason before it answers; None where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class RefusalInputs:
     """The position axis: tokens counted from the end of a prompt."""
     phrases: tuple[str, ...]
     """What refusals begin with."""
+
+    @property
+    def may_reason(self) -> bool:
+        """Whether any stage may reason before it answers."""
+        return any(prompts.reasoning is not None for prompts in self.prompts.values())
 
 
 def read_inputs(job: RefusalJob, stages: Stages) -> RefusalInputs:
@@ -117,11 +126,17 @@ def prepare_stage(
         for split in SPLIT_NAMES
     }
     everything = [p for some in ids.values() for p in some]
-    longest = max(map(len, everything))
-    if room is not None and longest + job.new_tokens > room:
+    longest, reasoning = max(map(len, everything)), None
+    if template == "chat" or THINK[0] in template:
+        reasoning = reasoning_of(tokenizer, everything[0], job.reasoning_tokens)
+    new = job.new_tokens
+    if reasoning is not None:
+        new += 1 + job.reasoning_tokens + max(BLANKS, len(reasoning.close))
+    if room is not None and longest + new > room:
+        keys = "new_tokens or reasoning_tokens" if reasoning else "new_tokens"
         raise JobError(
-            f"stage {stage}: a prompt of {longest} tokens and {job.new_tokens} new ones are more than the {room} that "
-            "the model takes; lower new_tokens or take long instructions out"
+            f"stage {stage}: a prompt of {longest} tokens and {new} new ones are more than the {room} that the model "
+            f"takes; lower {keys}, or take long instructions out"
         )
     tail = tail_length([*everything, *(encode(texts[text]) for text in PROBES)])
     if tail == 0:
@@ -137,6 +152,7 @@ def prepare_stage(
         ending=tuple(tokenizer.decode([token]) for token in ids["harmful", "test"][0][-shown:]),
         openings=openings_after(encode, texts[PROBES[0]], job.openings, stage),
         stop=stages.end_tokens[stage],
+        reasoning=reasoning,
     )
 
 

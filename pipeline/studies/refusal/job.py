@@ -70,6 +70,8 @@ class RefusalJob(ChatJob):
     Empty: the distance itself."""
     new_tokens: int = Field(default=16, ge=1, le=512)
     """Length of the answers, in tokens."""
+    reasoning_tokens: int = Field(default=512, ge=0, le=32_768)
+    """Length of a reasoning block before an answer, in tokens, at which it is closed; answers are scored after it."""
     random_directions: int = Field(default=10, ge=0, le=100)
     """Directions drawn at random, as control."""
     phrases: str = str(HERE / "phrases.txt")
@@ -133,6 +135,8 @@ class RefusalJob(ChatJob):
         for kind in PUBLISHED:
             del declared[kind]["csv"]
         del declared["phrases"], declared["openings"]
+        if not declared["content"]["reasoning"]:  # no stage marks any
+            del declared["reasoning_tokens"], declared["content"]["reasoning"]
         return super().identity(declared)
 
 

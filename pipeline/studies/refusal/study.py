@@ -18,7 +18,6 @@ from posttrace.pipeline.finite import SAME, check_finite
 from posttrace.pipeline.spot_checks import checked, combined, drawn_for
 from posttrace.pipeline.statements import file_hash
 from posttrace.pipeline.studies.refusal.arrays import (
-    ANSWERS,
     PATH,
     SELECTED,
     SWEEP,
@@ -38,6 +37,7 @@ from posttrace.tracers.cost import Cost
 from posttrace.tracers.engines.directions import direction_effects, mean_streams
 from posttrace.tracers.engines.edits import edit_of
 from posttrace.tracers.engines.generation import generate
+from posttrace.tracers.engines.reasoning import answer_starts
 from posttrace.tracers.engines.steering import ablation
 
 
@@ -66,6 +66,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
             "prompts": self.inputs.probes,
             "phrases": list(self.inputs.phrases),
             "openings": file_hash(self.job.openings),
+            "reasoning": self.inputs.may_reason,
         }
 
     def arrays(self) -> Iterator[Group]:
@@ -73,7 +74,9 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
 
     def units(self) -> Iterator[Work]:
         n_positions = len(self.inputs.positions)
-        return planned(self.job, self.inputs.splits, self.stages.n_layers, n_positions)
+        return planned(
+            self.job, self.inputs.splits, self.stages.n_layers, n_positions, self.inputs.may_reason
+        )
 
     def run_directions(self, work: Work, model, store) -> Result:
         """A stage's directions at every block and position, and its log-odds without steering."""
@@ -96,11 +99,19 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
             **{f"plain_{kind}": odds.numpy()[None] for kind, odds in zip(KINDS, plain, strict=True)},
         }, {}
 
+    def _asked(self, model, stage, kind) -> list[tuple[int, ...]]:
+        """Validation prompts, up to where an answer begins."""
+        prompts = self.inputs.prompts[stage]
+        ids = prompts.ids[kind, "validation"]
+        if prompts.reasoning is None:
+            return ids
+        return model.run(answer_starts, ids, prompts.reasoning, self.job.execution.max_tokens)
+
     def _log_odds(self, model, stage, kind):
         prompts = self.inputs.prompts[stage]
         return model.run(
             generate,
-            prompts.ids[kind, "validation"],
+            self._asked(model, stage, kind),
             [],
             prompts.openings,
             max_new_tokens=1,
@@ -128,7 +139,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
         if usable:
             effects = model.run(
                 direction_effects,
-                *(prompts.ids[kind, "validation"] for kind in KINDS),
+                *(self._asked(model, stage, kind) for kind in KINDS),
                 layer=layer,
                 directions=vectors[usable],
                 coefficients=[float(distance[i]) for i in usable],
@@ -221,7 +232,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
         if name == "none":
             found, record = self._answer(model, target, prompts, [], work.unit.id)
             return {
-                key: np.repeat(found[key][None, None, None], len(names), axis=0) for key in ANSWERS
+                key: np.repeat(values[None, None, None], len(names), axis=0) for key, values in found.items()
             }, record
         # Every direction is added where the target's own is and with its length: only the direction differs.
         layer, vector, _ = self._selected(store, target)
@@ -239,7 +250,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
                 ("addition", [edit_of(self.job.add(name, layer, coefficient), vector, model.n_layers)]),
             ]
         ]
-        arrays = {key: np.stack([one[key] for one, _ in found])[None, None] for key in ANSWERS}
+        arrays = {key: np.stack([one[key] for one, _ in found])[None, None] for key in found[0][0]}
         return arrays, combined(record for _, record in found)
 
     def _answer(self, model, stage, prompts, edits, what):
@@ -252,6 +263,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
             ready.openings,
             max_new_tokens=self.job.new_tokens,
             stop=ready.stop,
+            reasoning=ready.reasoning,
             max_tokens=self.job.execution.max_tokens,
             **drawn_for(self.job, what),
         )
@@ -268,6 +280,10 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
             "mean_nll": done.mean_nll.numpy(),
             "repeated": np.array([repeated_share(ids) for ids in done.ids], "float32"),
         }
+        if self.inputs.may_reason:
+            n = len(prompts)
+            arrays["reasoning_tokens"] = np.array(done.reasoning or [0] * n, "int32")
+            arrays["reasoning_cut"] = np.array(done.cut or [False] * n)
         return arrays, checked(done.checked, done.largest_difference)
 
     def cost(self, work: Work) -> Cost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from posttrace.pipeline.chat import TemplateFails, render_chats
+from posttrace.pipeline.chat import TemplateFails, written_chats
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import MB, read_text
 from posttrace.pipeline.plain_yaml import load_yaml
@@ -49,10 +49,8 @@ def written(job: RefusalJob, stage: str, tokenizer, instructions: Sequence[str])
     if template != "chat":
         return {text: template.replace("{instruction}", text) for text in texts}
     try:
-        system = [] if job.system is None else [{"role": "system", "content": job.system}]
-        chats = [[*system, {"role": "user", "content": text}] for text in texts]
-        written = render_chats(tokenizer, chats, date=job.date, variables=job.chat_template_kwargs)
-        return dict(zip(texts, written, strict=True))
+        chats = written_chats(job, tokenizer, [[("user", text)] for text in texts])
+        return dict(zip(texts, chats, strict=True))
     except TemplateFails as error:
         raise JobError(
             f"templates.{stage}: the chat template of {job.family.stages[stage].model} {shown(error, 300)}; give "

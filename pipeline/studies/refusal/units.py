@@ -9,6 +9,7 @@ from posttrace.pipeline.studies.refusal.arrays import (
     DIRECTIONS,
     INTERVENTIONS,
     PATH,
+    REASONING,
     SEARCH,
     SELECTED,
     SWEEP,
@@ -19,14 +20,19 @@ from posttrace.pipeline.studies.refusal.job import RefusalJob
 from posttrace.pipeline.study import Work, blocks, make_work
 
 
-def planned(job: RefusalJob, splits: dict[str, Splits], n_layers: int, n_positions: int) -> Iterator[Work]:
+def planned(
+    job: RefusalJob, splits: dict[str, Splits], n_layers: int, n_positions: int, may_reason: bool = False
+) -> Iterator[Work]:
     """Per stage its directions, sweep and choices; then the answers, beginning with the stage that is still open.
 
     Examples
     --------
     >>> [work.unit.id for work in planned(job, splits, 8, 4)][:2]     # doctest: +SKIP
     ['refusal/directions/base', 'refusal/sweep/base/000']
+
+    may_reason: whether any stage may reason before it answers.
     """
+    answers = (*ANSWERS, *REASONING) if may_reason else ANSWERS
     stages, validation = job.stage_names, {kind: len(s.validation) for kind, s in splits.items()}
     for m, stage in enumerate(stages):
         model = {"model": (m, m + 1)}
@@ -56,7 +62,7 @@ def planned(job: RefusalJob, splits: dict[str, Splits], n_layers: int, n_positio
                 "none",
                 begin,
                 region=region,
-                arrays=ANSWERS,
+                arrays=answers,
                 cells=end - begin,
                 direction="none",
             )
@@ -69,7 +75,7 @@ def planned(job: RefusalJob, splits: dict[str, Splits], n_layers: int, n_positio
                     name,
                     begin,
                     region={**both, "prompt": (begin, end)},
-                    arrays=ANSWERS,
+                    arrays=answers,
                     cells=2 * (end - begin),
                     needs=chosen,
                     direction=name,

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrace.pipeline.chat import TemplateFails, render_chats
+from posttrace.pipeline.chat import TemplateFails, written_chats
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.few_shot import check_prompt, draw_examples
 from posttrace.pipeline.spec import StatementSet
@@ -109,9 +109,7 @@ class _Reader:
         if not self.tokenizer.chat_template:
             raise JobError(f"template: the tokenizer of stage {self.final} has no chat template; {fix}")
         try:
-            return render_chats(
-                self.tokenizer, [[{"role": "user", "content": text}] for text in instructions]
-            )
+            return written_chats(self.job, self.tokenizer, [[("user", text)] for text in instructions])
         except TemplateFails as error:
             raise JobError(
                 f"template: the chat template of stage {self.final} {shown(error, 300)}; {fix}"

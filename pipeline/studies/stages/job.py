@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrace.pipeline.spec import FamilyJob, Spec, StatementSet, check_names
+from posttrace.pipeline.spec import ChatJob, Spec, StatementSet, check_names
 from posttrace.pipeline.studies.confidence.job import Text
 from posttrace.pipeline.studies.refusal.instructions import EMBEDDED, PUBLISHED
 from posttrace.pipeline.studies.refusal.job import HERE, InstructionSet, instruction_set
@@ -69,7 +69,7 @@ class Behaviour(Spec):
         return f"log P({first})" + (f" - log P({second[0]})" if second else "") + ", nats"
 
 
-class StagesJob(FamilyJob):
+class StagesJob(ChatJob):
     """Effects of each stage's update of the weights, and where in the weights they arise."""
 
     study: Literal["stages"]
@@ -149,13 +149,17 @@ class StagesJob(FamilyJob):
             raise ValueError(
                 f"template: {self.template!r} is neither chat nor a text with {{instruction}} once"
             )
+        if self.template != "chat" and self.chat_keys:
+            raise ValueError(
+                f"{self.chat_keys[0]}: only chat templates take it; set template: chat or take it out"
+            )
         return self
 
     def identity(self, declared: dict[str, Any]) -> dict[str, Any]:
-        """Files count by their content, not by where they lie (see FamilyJob)."""
+        """Files count by their content, not by where they lie (see ChatJob)."""
         for kind in PUBLISHED:
             del declared[kind]["csv"]
         if self.text.file is not None:
             declared["text"]["file"] = "given"
         del declared["openings"]
-        return declared
+        return super().identity(declared)

@@ -47,6 +47,9 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
 
     gaps = NANS
 
+    def chats(self) -> tuple[str, ...]:
+        return self.stages.names[-1:] if self.job.template == "chat" else ()
+
     def check(self, job: StagesJob) -> None:
         if job.execution.backend != "local":
             raise JobError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from posttrace.pipeline.chat import TemplateFails, render_chats
+from posttrace.pipeline.chat import TemplateFails, written_chats
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.stages import Stages
 from posttrace.pipeline.studies.trace.directions import load_direction
@@ -103,10 +103,8 @@ def _written(job: TraceJob, stages: Stages, stage: str, chats: list[Messages]) -
             f"prompts: stage {stage}: the tokenizer of {model} has no chat template to write messages with; name other "
             "stages, or give texts (`prompt: ...`)"
         )
-    system = [] if job.system is None else [{"role": "system", "content": job.system}]
-    messages = [[*system, *(message.model_dump() for message in chat)] for chat in chats]
     try:
-        return render_chats(tokenizer, messages, date=job.date, variables=job.chat_template_kwargs)
+        return written_chats(job, tokenizer, [[(one.role, one.content) for one in chat] for chat in chats])
     except TemplateFails as error:
         raise JobError(
             f"prompts: stage {stage}: the chat template of {model} {shown(error, 300)}; edit messages, system or "

@@ -171,8 +171,9 @@ class Trace(Study[TraceJob, TraceInputs]):
         return {"activation": as_stored(values)[None]}, {}
 
     def _edits(self, work, store, prompts, generating: bool = False) -> list[list[Edit]]:
-        """Per intervention of the job: what is changed in the run of these prompts; while generating, steers at all
-        tokens are at work in the new ones, too.
+        """Per intervention of the job: what is changed in the run of these prompts.
+
+        While generating, steers at all tokens are at work in the new ones, too.
         """
         edits: list[Edit] = []
         for i, operation in enumerate(self.job.operations):
