@@ -502,3 +502,44 @@ def test_a_system_prompt_goes_into_chats_alone(job_file):
     assert "w40" not in study.inputs.probes["base"]
     with pytest.raises(JobError, match="system: no stage's prompts are written by its chat template"):
         load_job(str(job_file), ["system=w40", "templates.instruct=base"])
+
+
+def test_answers_are_scored_after_their_reasoning(tmp_path, chat_family):
+    """A template that opens a block: it is closed at `reasoning_tokens`, and the answer begins there."""
+    shutil.copytree(chat_family, tmp_path / "family")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "family/instruct")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = CHAT + "<think>"
+    tokenizer.save_pretrained(tmp_path / "family/instruct")
+    places = {stage: {"layer": 1, "position": -1} for stage in ("base", "instruct")}
+    sizes = {"direction_prompts": 4, "validation_prompts": 4, "test_prompts": 4}
+    job = write_job(
+        *(tmp_path, tmp_path / "family"),
+        **{
+            **sizes,
+            "selected": places,
+            "coefficient_search": [],
+            "random_directions": 0,
+            "reasoning_tokens": 3,
+        },
+    )
+    run_job(load_job(str(job)), str(tmp_path / "store"), say=lambda line: None)
+    found = open_group(str(tmp_path / "store"), "refusal").load()
+    close = tokenizer("\n</think>\n\n", add_special_tokens=False)["input_ids"]
+    reasoned = found.reasoning_tokens.sel(target="instruct")
+    assert (reasoned == 3 + len(close)).all() and found.reasoning_cut.sel(target="instruct").all()
+    assert (found.reasoning_tokens.sel(target="base") == 0).all()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "family/instruct").eval()
+    openings = prepare(load_job(str(job))).inputs.prompts["instruct"].openings
+    for i in (0, 5):
+        text = (
+            CHAT.partition("{%")[0].replace("{{ bos_token }}", "<s>")
+            + f"<u>{found.instruction.values[i]}\n<a><think>"
+        )
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        thought = model.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+        with torch.no_grad():
+            logits = model(torch.cat([thought, torch.tensor([close])], dim=1)).logits[0, -1]
+        wanted = logits[list(openings.refusal)].logsumexp(0) - logits[list(openings.compliant)].logsumexp(0)
+        got = found.log_odds.sel(target="instruct", intervention="none").values[0, i]
+        np.testing.assert_allclose(got, float(wanted), atol=1e-3)
