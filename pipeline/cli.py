@@ -284,7 +284,7 @@ def _dry_run(job, url: str) -> None:
     study = prepare(job)
     rows = study.summary()
     columns = list(rows[0])
-    for line in [columns, *([row[c] for c in columns] for row in rows)]:
+    for line in [columns, *([row.get(c, "") for c in columns] for row in rows)]:
         print("  ".join(f"{c:>14}" for c in map(_shown, line)))
     cells = sum(w.cells for w in study.work)
     for note in study.notes():

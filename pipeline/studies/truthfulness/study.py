@@ -167,3 +167,8 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
                 },
                 work,
             )
+        fits = [w for w in self.work if w.kind == "fit"]
+        yield (
+            {"set": "probes of all", "layers": self.stages.n_layers, "cells": sum(w.cells for w in fits)},
+            fits,
+        )
