@@ -78,10 +78,10 @@ def heatmap_grid(
         for ax in axes.flat:
             ax.tick_params(bottom=False, left=False)
         for ax in axes[-1]:
-            _label_tokens(ax, labels, key_columns)
+            label_tokens(ax, labels, key_columns)
             ax.set_xlabel(columns_are, labelpad=2)
         for ax in axes[:, 0]:
-            _label_layers(ax, layers)
+            label_layers(ax, layers)
         theme.heading(figure, title)
         _colour_bar(figure, axes, scale, rows)
     return figure
@@ -96,8 +96,6 @@ def _panel_size(tokens: int, layers: int, title: int) -> tuple[float, float, flo
 
 
 def _draw(ax: Axes, panel: Panel, scale: theme.Scale, size: float) -> None:
-    import seaborn
-
     ax.set_title(panel.title, pad=3, fontsize=size, fontweight="bold" if panel.strong else "normal")
     for spine in ax.spines.values():
         spine.set_visible(True)
@@ -105,12 +103,20 @@ def _draw(ax: Axes, panel: Panel, scale: theme.Scale, size: float) -> None:
     if panel.matrix is None:
         theme.empty(ax, panel.note)
         return
-    seaborn.heatmap(panel.matrix, ax=ax, cmap=scale.colours, norm=scale.norm, cbar=False,
+    draw_matrix(ax, panel.matrix, scale)
+
+
+def draw_matrix(ax: Axes, matrix: np.ndarray, scale: theme.Scale) -> None:
+    """Draw the cells of a heat map, dims layer x column, row 0 at the top, without labels."""
+    import seaborn
+
+    seaborn.heatmap(matrix, ax=ax, cmap=scale.colours, norm=scale.norm, cbar=False,
                     xticklabels=False, yticklabels=False,
-                    linewidths=0.4 if len(panel.matrix) <= 16 else 0.2, linecolor="white")  # fmt: skip
+                    linewidths=0.4 if len(matrix) <= 16 else 0.2, linecolor="white")  # fmt: skip
 
 
-def _label_tokens(ax: Axes, labels: Sequence[str], key_columns: Sequence[int]) -> None:
+def label_tokens(ax: Axes, labels: Sequence[str], key_columns: Sequence[int]) -> None:
+    """Label the columns of a heat map, those of key_columns in colour."""
     size = 6.0 if len(labels) <= 20 else 5.5
     shown = [label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…" for label in labels]
     ax.set_xticks(np.arange(len(labels)) + 0.5, shown, rotation=90 if len(labels) > 4 else 0, fontsize=size)
@@ -120,7 +126,8 @@ def _label_tokens(ax: Axes, labels: Sequence[str], key_columns: Sequence[int]) -
         texts[column].set(color=theme.KEY, fontweight="bold")
 
 
-def _label_layers(ax: Axes, layers: Sequence[int]) -> None:
+def label_layers(ax: Axes, layers: Sequence[int]) -> None:
+    """Label at most eight rows of a heat map with their layers."""
     step = max(1, -(-len(layers) // 8))
     positions = range(0, len(layers), step)
     ax.set_yticks([i + 0.5 for i in positions], [str(layers[i]) for i in positions], rotation=0)

@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 
 from posttrace.figures.errors import FigureError
 from posttrace.figures.study import Figure, Study
+from posttrace.stores.errors import did_you_mean
 
 STUDIES: dict[str, str] = {
     "knowledge": "posttrace.figures.studies.knowledge",
@@ -70,7 +71,8 @@ def chosen(only: str | Sequence[str] | None = None) -> list[Figure]:
         kinds = [f for f in everything if name == f.name.split("/")[1]]
         found = found or (kinds if len(kinds) == 1 else [])
         if not found:
-            valid = ", ".join([*STUDIES, *(figure.name for figure in everything)])
-            raise FigureError(f"--only {name}: no such figure; valid are {valid}")
+            valid = [*STUDIES, *(figure.name for figure in everything)]
+            near = did_you_mean(name, [*valid, *(figure.name.split("/")[1] for figure in everything)])
+            raise FigureError(f"--only {name}: no such figure{near}; valid are {', '.join(valid)}")
         wanted += found
     return [figure for figure in everything if figure in wanted]

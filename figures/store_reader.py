@@ -1,4 +1,4 @@
-"""Open a store for drawing: its record and its groups. The only module that imports `stores`."""
+"""Open a store for drawing: its record and its groups. The only module that opens stores."""
 
 from __future__ import annotations
 

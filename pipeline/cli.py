@@ -1,4 +1,4 @@
-"""The command line: `posttrace run JOB`, `check JOB`, `fetch JOB`, `figures STORE`, `report`, `show`, `verify` ..."""
+"""The command line: `posttrace run JOB`, `check`, `describe`, `fetch`, `figures STORE`, `report`, `show` ..."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
@@ -24,6 +25,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+app.register_install_completion_command()
 
 
 def _command(*examples: str):
@@ -48,6 +50,7 @@ Backend = Annotated[
     "posttrace run knowledge --set sets=[cities] --set max_pairs=null",
     "posttrace run my-job.yaml --store s3://bucket/my-run",
     "posttrace run refusal --dry-run",
+    "posttrace run my-job.yaml --quiet --log runs/my-job.log",
     "posttrace run knowledge --backend remote --set family=llama-3.1-8b",
 )
 def run(
@@ -58,6 +61,10 @@ def run(
     set_: Changes = None,
     backend: Backend = None,
     dry_run: Annotated[bool, Parameter(help="Estimate size and cost without running.", negative=())] = False,
+    quiet: Annotated[bool, Parameter(help="Print nothing but errors.", negative=())] = False,
+    log: Annotated[
+        Path | None, Parameter(help="File to append messages and progress to, with the time.")
+    ] = None,
 ) -> None:
     """Run a job; run it again to go on where it stopped."""
     from posttrace.pipeline.job import load_job
@@ -71,12 +78,21 @@ def run(
     from posttrace.pipeline.finished import finished
 
     if (n := finished(loaded, url)) is not None:
-        print(f"{url}: {n} of {n} units were done; 0 to go", file=sys.stderr)
+        from posttrace.pipeline.progress_bar import log_file
+
+        with log_file(log) as logged:
+            for say in [*([] if quiet else [_to_stderr]), *([logged] if logged else [])]:
+                say(f"{url}: {n} of {n} units were done; 0 to go")
     else:
         from posttrace.pipeline.run import run_job
 
-        run_job(loaded, url, overrides=overrides)
-    print(f"{url}: complete; next: posttrace report {url}")
+        run_job(loaded, url, overrides=overrides, quiet=quiet, log=log)
+    if not quiet:
+        print(f"{url}: complete; next: posttrace report {quote(url)}")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @_command(
@@ -105,7 +121,25 @@ def fetch(job: JobName, /, *, set_: Changes = None, backend: Backend = None) -> 
     from posttrace.pipeline.job import load_job
 
     download(load_job(job, _changes(set_, backend)), lambda line: print(line, flush=True))
-    print(f"next, also without a network: HF_HUB_OFFLINE=1 posttrace run {job}")
+    print(f"next, also without a network: HF_HUB_OFFLINE=1 posttrace run {quote(job)}")
+
+
+@_command(
+    "posttrace describe knowledge",
+    "posttrace describe trace --schema > trace.schema.json",
+)
+def describe(
+    study: Annotated[str, Parameter(help="A study, e.g. knowledge.")],
+    /,
+    *,
+    schema: Annotated[bool, Parameter(help="A JSON schema, for editors.", negative=())] = False,
+) -> None:
+    """List the keys of a study's jobs: type, default, range and meaning."""
+    from json import dumps
+
+    from posttrace.pipeline import describe as about
+
+    print(dumps(about.schema(study), indent=2, ensure_ascii=False) if schema else about.described(study))
 
 
 def _changes(set_: list[str] | None, backend: str | None) -> list[str]:
@@ -125,12 +159,13 @@ def figures(
         list[str] | None,
         Parameter(help="A figure's or study's name (`posttrace ls figures`); may be repeated.", negative=()),
     ] = None,
+    verbose: Annotated[bool, Parameter(help="List every file.", negative=())] = False,
 ) -> None:
     """Draw every figure and table from a store, and a page with all of them; needs no model."""
     from posttrace.figures import render
 
-    drawn = render(store, out, only=only, progress=print, page=only is None)
-    print(f"{len(drawn)} files" if only else f"{len(drawn)} files; report: {drawn[-1]}")
+    drawn = render(store, out, only=only, progress=print if verbose else None, page=only is None)
+    print(f"{len(drawn)} files in {out}" if only else f"{len(drawn)} files; report: {drawn[-1]}")
 
 
 @_command(
@@ -178,7 +213,7 @@ def _described(known: dict):
     kinds = ", ".join(f"{kind} {n['done']} of {n['total']}" for kind, n in units["kinds"].items())
     state = "complete" if known["complete"] else "unfinished"
     yield f"{known['url']}: {state}, {units['done']} of {units['total']} units ({kinds})"
-    yield f"job: {job['study']}, family {job['family']['name']} ({', '.join(job['family']['stages'])})"
+    yield f"job: {_job_in_words(job)}"
     versions = ", ".join(f"{name} {version}" for name, version in source.get("versions", {}).items())
     commit = f", commit {source['git_commit'][:10]}" if source.get("git_commit") else ""
     dirty = " with local changes" if source.get("git_dirty") else ""
@@ -189,6 +224,15 @@ def _described(known: dict):
         for name, array in group["arrays"].items():
             dims = " x ".join(f"{d} {n}" for d, n in zip(array["dims"], array["shape"], strict=True))
             yield f"  {name:20} {array['dtype']:9} {dims}"
+
+
+def _job_in_words(job: dict) -> str:
+    """The job in a few words; what another program wrote into the store is shown as far as it goes."""
+    family = job.get("family")
+    if isinstance(family, dict) and isinstance(family.get("stages"), dict):
+        return f"{job.get('study')}, family {family.get('name')} ({', '.join(family['stages'])})"
+    text = ", ".join(f"{key} {value}" for key, value in job.items() if isinstance(value, str | int | float))
+    return text or "not written by a study"
 
 
 @_command(
@@ -214,7 +258,7 @@ def verify(
     for problem in problems:
         print(problem)
     if problems:
-        print(f"{store}: {len(problems)} problems; next: posttrace verify {store} --repair")
+        print(f"{store}: {len(problems)} problems; next: posttrace verify {quote(store)} --repair")
         return 1
     units = summary(store)["units"]
     if not units["done"]:
@@ -245,13 +289,31 @@ def _repaired(store: str, done) -> int:
     "posttrace ls models",
     "posttrace ls jobs",
     "posttrace ls architectures",
+    "posttrace ls models --json",
 )
-def ls(what: Literal["models", "datasets", "jobs", "figures", "architectures"], /) -> None:
+def ls(
+    what: Literal["models", "datasets", "jobs", "figures", "architectures"],
+    /,
+    *,
+    json: Annotated[
+        bool, Parameter(help="The same as JSON: name -> what it stands for.", negative=())
+    ] = False,
+) -> None:
     """List what can be named: models (families and their stages), datasets, jobs or figures; or what was verified of
     each architecture.
     """
-    for name, text in _listing(what):
-        print(f"{name:24} {text}")
+    listed = _listing(what)
+    if json:
+        from json import dumps
+
+        print(dumps(dict(listed), indent=1, ensure_ascii=False))
+        return
+    for name, value in listed:
+        print(f"{name:24} {value if isinstance(value, str) else _family_in_words(**value)}")
+
+
+def _family_in_words(stages: dict[str, str], about: str) -> str:
+    return f"{', '.join(f'{stage}: {model}' for stage, model in stages.items())}; {about}"
 
 
 def _listing(what: str):
@@ -259,10 +321,7 @@ def _listing(what: str):
 
     if what == "models":
         known = spec.about_families()
-        return [
-            (family, f"{', '.join(f'{stage}: {model}' for stage, model in stages.items())}; {known[family]}")
-            for family, stages in spec.families().items()
-        ]
+        return [(name, {"stages": stages, "about": known[name]}) for name, stages in spec.families().items()]
     if what == "datasets":
         return [(name, str(path)) for name, path in spec.datasets().items()]
     if what == "jobs":

@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from posttrace.pipeline.errors import JobError, shown
@@ -19,6 +19,7 @@ from posttrace.pipeline.files import MB, absolute, read_text
 from posttrace.pipeline.plain_yaml import DEEPEST, load_yaml
 from posttrace.pipeline.spec import HERE, FamilyJob, resolved
 from posttrace.pipeline.studies import STUDIES, job_class
+from posttrace.stores.errors import did_you_mean
 
 BUILT_IN_JOBS = HERE / "jobs"
 
@@ -44,8 +45,9 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
     Paths in the file are relative to the file, paths in overrides to the working directory; values of
     overrides are YAML. Raises JobError naming the file, the key, the value and the fix.
     """
-    path, name = built_in_jobs().get(name, Path(name)), shown(name)
-    fix = f"check the path, or name a built-in job ({', '.join(built_in_jobs())})"
+    known = built_in_jobs()
+    path, near, name = known.get(name, Path(name)), did_you_mean(name, known), shown(name)
+    fix = f"check the path, or name a built-in job{near} ({', '.join(known)})"
     try:
         raw = load_yaml(read_text(path, name, fix, largest=MB))
     except ValueError as error:
@@ -58,33 +60,83 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
     return check_job(raw, name)
 
 
+def make_job(declared: Mapping[str, Any]) -> Job:
+    """Check a job that is built in code, with the keys of a job file; paths are relative to the working directory.
+
+    >>> make_job({"study": "knowledge", "family": "embedded", "sets": ["cities"], "max_pairs": 8}).max_pairs
+    8
+
+    Raises JobError naming the key, the value and the fix.
+    """
+    raw = _plain(declared)
+    if not isinstance(raw, dict):
+        raise JobError(
+            f"job: {shown(repr(declared))} is no mapping; write job({{'study': ..., 'family': ...}})"
+        )
+    _resolve_paths(raw, Path.cwd())
+    return check_job(raw, "job")
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML would give it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
 def check_job(raw: dict, name: str) -> Job:
     """The job that a mapping declares; raises JobError with a line per mistake."""
     study = raw.get("study")
     if not isinstance(study, str) or study not in STUDIES:
-        raise JobError(f"{name}: study: {shown(repr(study))} is none of {', '.join(STUDIES)}; edit study")
+        near = did_you_mean(study, STUDIES)
+        raise JobError(
+            f"{name}: study: {shown(repr(study))} is none of {', '.join(STUDIES)}{near}; edit study"
+        )
     kind = job_class(study)
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
         # A value that may have several types gives a line for each: the last one, of the fullest type, says most.
         lines = {e["loc"][:1] if e["loc"][:1] == ("layers",) else e["loc"]: e for e in error.errors()}
-        said = [f"{name}: {_explain(kind, e)}" for e in lines.values()]
+        said = [f"{name}: {_explain(study, kind, e)}" for e in lines.values()]
         more = [f"{name}: and {len(said) - MISTAKES} more mistakes"] if len(said) > MISTAKES else []
         raise JobError("\n".join([*said[:MISTAKES], *more])) from None
 
 
-def _explain(kind: type[Job], error: ErrorDetails) -> str:
+def _explain(study: str, kind: type[Job], error: ErrorDetails) -> str:
     kinds = ("tuple[", "literal[", "constrained-")
     place = shown(".".join(str(p) for p in error["loc"] if not str(p).startswith(kinds)))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        keys = ", ".join(kind.model_fields)
-        return f"{place}: unknown key; a job of this study has {keys} (see the README)"
+        *parents, key = error["loc"]
+        keys = _keys_at(kind, parents)
+        holder = shown(".".join(map(str, parents))) or "a job of this study"
+        return (
+            f"{place}: unknown key{did_you_mean(key, keys)}; {holder} has {', '.join(keys)} "
+            f"(posttrace describe {study})"
+        )
     if place.startswith("answers") and isinstance(error["input"], bool):
         return f"{place}: YAML reads {error['input']} as a boolean; quote it, with its leading space"
     got = "" if error["type"] in ("missing", "value_error") else f" (it is {shown(repr(error['input']))})"
     return f"{place}: {message}{got}" if place else f"{message}{got}"
+
+
+def _keys_at(kind: type[Job], parents: Sequence[int | str]) -> list[str]:
+    """The keys that a job may have at a place, e.g. those of `execution`."""
+    kinds: list[type[BaseModel]] = [kind]
+    for part in parents:
+        fields = [one.model_fields[part] for one in kinds if part in one.model_fields]
+        # What is no field is a number in a list, a name in a mapping, or the tag of one of several kinds.
+        kinds = [one for field in fields for one in _kinds_in(field.annotation)] if fields else kinds
+    return list(dict.fromkeys(key for one in kinds for key in one.model_fields))
+
+
+def _kinds_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for inner in get_args(annotation) for kind in _kinds_in(inner)]
 
 
 def _override(raw: dict, override: str) -> None:

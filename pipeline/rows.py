@@ -87,6 +87,12 @@ def read_rows(
 
 
 def _check_header(header: list[str], columns: list[str], path: str, place: str, help: str) -> None:
+    if len(header) == 1 and (other := next((d for d in ";\t" if d in header[0]), "")):
+        word = "semicolons" if other == ";" else "tabs"
+        raise JobError(
+            f"{place}: {shown(path)} is separated by {word} (its header is {shown(repr(header[0]))}); save it with "
+            f"commas; {help}"
+        )
     for column in columns:
         if header.count(column) != 1:
             has = shown(", ".join(header)) if header else "no rows"

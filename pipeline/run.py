@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from posttrace.pipeline.executors import backend_of
 from posttrace.pipeline.finished import asked
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import declaration, fingerprint, prepare
-from posttrace.pipeline.progress_bar import progress
+from posttrace.pipeline.progress_bar import log_file, progress
 from posttrace.pipeline.provenance import provenance
 from posttrace.pipeline.scheduler import Scheduler
 from posttrace.pipeline.study import Study, Work
@@ -19,17 +21,43 @@ from posttrace.tracers.cost import Cost
 from posttrace.tracers.models.loading import quiet_libraries, resolve_device
 
 
-def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:
+def run_job(
+    job: Job,
+    url: str,
+    *,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+    quiet: bool = False,
+    log: str | os.PathLike[str] | None = None,
+) -> Store:
     """Do what is left of a job and finalise its store.
 
     >>> run_job(load_job("knowledge"), "runs/knowledge")           # doctest: +SKIP
 
     A store that holds some of the units (of the same job) is continued; units that are done are not repeated.
-    say: where lines for people go, standard error by default. Raises JobError, TracerError or
-    StoreError; what was finished by then stays.
+    say: where lines for people go, standard error by default. quiet: say nothing and show no progress. log: a file
+    to which lines and progress are appended, with the time. Raises JobError, TracerError or StoreError; what was
+    finished by then stays.
     """
+    with log_file(log) as logged:
+        return _run(
+            job, os.fspath(url), overrides, _sayer(say, quiet, logged), {"quiet": quiet, "log": logged}
+        )
+
+
+def _sayer(say, quiet: bool, logged):
     # One write a line, so that lines of several threads stay apart.
     say = say or (lambda line: print(f"{line}\n", end="", file=sys.stderr, flush=True))
+    ways = [*([] if quiet else [say]), *([logged] if logged else [])]
+
+    def say_all(line):
+        for one in ways:
+            one(line)
+
+    return say_all
+
+
+def _run(job: Job, url: str, overrides: Sequence[str], say, shown: Mapping[str, Any]) -> Store:
     quiet_libraries()
     study = prepare(job)
     for note in study.notes():
@@ -55,15 +83,15 @@ def run_job(job: Job, url: str, *, overrides=(), say=None) -> Store:
         cost = sum((costs[w.unit.id] for w in left), Cost())
         cells = sum(w.cells for w in left)
         say(f"{cells:,} cells in {cost.forwards:,} forward passes, {cost.multiply_adds:.2e} multiply-adds")
-        _do(study, left, store, {unit: one.multiply_adds for unit, one in costs.items()}, say)
+        _do(study, left, store, {unit: one.multiply_adds for unit, one in costs.items()}, say, shown)
         store.finalise()
     return store
 
 
-def _do(study: Study, left: Sequence[Work], store: Store, costs: Mapping[str, int], say) -> None:
+def _do(study: Study, left: Sequence[Work], store: Store, costs: Mapping[str, int], say, shown) -> None:
     total = sum(costs.values())
     done = total - sum(costs[work.unit.id] for work in left)
-    with progress(total, done) as advance, Writer(store) as writer:
+    with progress(total, done, **shown) as advance, Writer(store) as writer:
         Scheduler(
             backend_of(study, store, say),
             writer,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from posttrace.pipeline.errors import shown
 from posttrace.pipeline.files import absolute
 from posttrace.pipeline.plain_yaml import load_yaml
+from posttrace.stores.errors import did_you_mean
 
 HERE = Path(__file__).resolve().parent
 BUILT_IN_SETS = HERE / "embedded" / "statements"
@@ -24,12 +25,26 @@ LONGEST_NAME = 100
 class Spec(BaseModel):
     """Common to every part of a job: unknown keys and numbers that are none are mistakes; nothing changes later."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    short_form: ClassVar[str] = ""
+    """What a text stands for where the keys could be written out; empty if a text is a mistake."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core, handler):
+        """The schema, with the short form as an alternative: a job that loads must not be a mistake in an editor."""
+        schema = handler(core)
+        if cls.short_form:
+            whole = handler.resolve_ref_schema(schema)
+            keys = dict(whole)
+            whole.clear()
+            whole["anyOf"] = [{"type": "string", "description": cls.short_form}, keys]
+        return schema
 
 
 class Stage(Spec):
     """One checkpoint of a family."""
 
+    short_form = "a folder or hub id"
     model: str
     """Folder of a transformers checkpoint, or a hub id."""
     revision: str | None = None
@@ -46,7 +61,9 @@ class Stage(Spec):
 class Family(Spec):
     """A base model and what post-training made of it."""
 
+    short_form = "a known family (posttrace ls models)"
     name: str = Field(min_length=1, max_length=LONGEST_NAME)
+    """How figures and messages call it."""
     stages: dict[str, Stage] = Field(min_length=1)
     """Stage name (base, sft, instruct ...) -> checkpoint, the base first."""
 
@@ -58,8 +75,8 @@ class Family(Spec):
         known = families()
         if value not in known:
             raise ValueError(
-                f"{value!r} is not a known family ({', '.join(known)}); use one of these, or give "
-                "`family: {name: ..., stages: {base: FOLDER_OR_HUB_ID, ...}}`"
+                f"{value!r} is not a known family{did_you_mean(value, known)} ({', '.join(known)}); use one of these, "
+                "or give `family: {name: ..., stages: {base: FOLDER_OR_HUB_ID, ...}}`"
             )
         return {"name": value, "stages": known[value]}
 
@@ -79,7 +96,9 @@ class Family(Spec):
 class StatementSet(Spec):
     """True and false statements, from a CSV file with the columns `statement` and `label` (1 true, 0 false)."""
 
+    short_form = "a known set (posttrace ls datasets), or a CSV file"
     name: str = Field(min_length=1)
+    """Its group in the store."""
     csv: str
     """File of the set."""
     where: dict[str, str] = {}
@@ -103,8 +122,8 @@ class StatementSet(Spec):
         known = datasets()
         if value not in known:
             raise ValueError(
-                f"{value!r} is not a known set ({', '.join(known)}); use one of these, or give "
-                "`{name: ..., csv: FILE}` with columns statement,label"
+                f"{value!r} is not a known set{did_you_mean(value, known)} ({', '.join(known)}); use one of these, "
+                "or give `{name: ..., csv: FILE}` with columns statement,label"
             )
         return {
             "name": value,
@@ -150,6 +169,7 @@ class Execution(Spec):
     in_flight: int = Field(default=4, ge=1, le=64)
     """Requests that a server has at one time; fewer when it says that they are too many."""
     remote: Remote = Remote()
+    """Limits of the requests to a server."""
     device: str = "auto"
     """`auto` (all GPUs, else the CPU), `cpu`, `cuda`, `cuda:1` ..."""
     max_tokens: int | None = Field(default=None, ge=1)
@@ -163,12 +183,15 @@ class FamilyJob(Spec):
     """Common to every study: the models it looks at, and how it runs."""
 
     family: Family
+    """The models: base and post-trained stages of one size."""
     stages: tuple[str, ...] | None = None
     """Stages to use, all of the family's if absent."""
     seed: int = Field(default=0, ge=0)
+    """For everything that is drawn."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: float32 on a CPU, the checkpoint's own on a GPU."""
     execution: Execution = Execution()
+    """Runtime settings; they do not affect results (beyond rounding) and may change on resume."""
     study: str
     """Name of the study, the one that a job of its kind has."""
     reserved: ClassVar[tuple[str, ...]] = ()

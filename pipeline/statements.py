@@ -19,6 +19,9 @@ DRAWN = 20_000
 CHARACTERS = 125
 """Of a statement, on average: sets of longer ones may have fewer."""
 
+WORDS_FOR_LABELS = ("true", "false", "t", "f", "yes", "no")
+"""What other files have in place of 1 and 0."""
+
 
 class Statement(NamedTuple):
     """One row of a set."""
@@ -85,6 +88,11 @@ def _ties(rows: list[Row]) -> list[str]:
 
 def _statement(spec: StatementSet, row: Row, tie: str) -> Statement:
     text, label = row.text(0).strip(), row.text(1).strip()
+    if label.lower() in WORDS_FOR_LABELS and text:
+        raise JobError(
+            f"set {spec.name}: {shown(spec.csv)} line {row.line}: label {label!r}: labels are numbers; write 1 for "
+            "true and 0 for false, in every row"
+        )
     if label not in ("0", "1") or not text:
         raise JobError(
             f"set {spec.name}: {shown(spec.csv)} line {row.line}: statement {shown(repr(text))} with label "

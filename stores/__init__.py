@@ -10,7 +10,7 @@ create       create a store, complete its creation, or find it again
 store        Store: write, read, resume, finalise
 markers      which units are finished
 lease        one writer at a time
-reading      open_group, group_paths, summary
+reading      open_group, open_store, group_paths, summary
 lazy         arrays that are read, and checked, on use
 checking     checks made before data are trusted
 verify       re-read everything and report what is wrong
@@ -29,7 +29,7 @@ errors       StoreError and its subclasses
 from posttrace.stores.checking import Problem
 from posttrace.stores.errors import Damaged, FingerprintMismatch, StoreBusy, StoreError
 from posttrace.stores.lease import Lease
-from posttrace.stores.reading import group_paths, open_group, summary
+from posttrace.stores.reading import group_paths, open_group, open_store, summary
 from posttrace.stores.repair import Repaired, repair
 from posttrace.stores.schema import Array, Coord, Group, Unit
 from posttrace.stores.store import Store, forget
@@ -51,6 +51,7 @@ __all__ = [
     "forget",
     "group_paths",
     "open_group",
+    "open_store",
     "repair",
     "summary",
     "verify",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from shlex import quote
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class Part:
 
 def cure(url: str) -> str:
     """Say what to do about lost or damaged units."""
-    return f"`posttrace verify {url} --repair` forgets the unit, then run the job again"
+    return f"`posttrace verify {quote(url)} --repair` forgets the unit, then run the job again"
 
 
 def keys_of(group: Group, unit: Unit, name: str) -> list[str]:
@@ -202,7 +203,7 @@ def refuse_lost(store: Store, path: str) -> Mapping[str, Any]:
         )
         raise Damaged(
             f"{wrong[0].path}: {wrong[0].what}{f' (unit {wrong[0].unit})' if wrong[0].unit else ''}{many}; "
-            f"`posttrace verify {store.url} --repair` repairs or forgets what is damaged, then run the job again"
+            f"`posttrace verify {quote(store.url)} --repair` repairs or forgets what is damaged, then run the job again"
         )
     return markers
 
@@ -221,7 +222,7 @@ def files_of(store: Store, group: Group) -> list[str]:
 
 def changed_files(store: Store, keys: Iterable[str]) -> Iterator[Problem]:
     """Yield the metadata and coordinate files that changed since creation."""
-    fix = f"`posttrace verify {store.url} --repair` or the next run of the job restores this file"
+    fix = f"`posttrace verify {quote(store.url)} --repair` or the next run of the job restores this file"
     have = store.location.get_many(keys)
     for key, data in have.items():
         if data is None or hash_bytes(data) != store.record["files"].get(key):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +18,9 @@ from posttrace.stores.plan import check_plan, group_to_json, unit_to_json
 from posttrace.stores.record import FORMAT, pack, read_record, settled, started, unpack
 from posttrace.stores.schema import Group, Unit
 from posttrace.stores.zarr_layout import build
+
+SHOWN = 4
+"""Keys that a message names, where two jobs differ in more."""
 
 
 def create(
@@ -110,13 +113,11 @@ def root_attrs(record: Mapping[str, Any]) -> dict[str, Any]:
 def _same(location: Location, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     if old["fingerprint"] != new["fingerprint"]:
         keys = differences(old["job"], new["job"])
-        listed = "; ".join(f"{key}: {_short(a)} in the store, {_short(b)} now" for key, a, b in keys[:20])
         raise FingerprintMismatch(
-            f"{location.url}: belongs to another job (fingerprint {old['fingerprint']}, this job has "
-            f"{new['fingerprint']}): "
-            f"{listed or 'the jobs read the same, the fingerprint covers something else'}"
-            f"{f' and {len(keys) - 20} more' if len(keys) > 20 else ''}; use another --store, or "
-            "restore the job"
+            f"{location.url}: belongs to another job (fingerprint {old['fingerprint'][:12]}, this job has "
+            f"{new['fingerprint'][:12]})\n"
+            f"{_listed(keys) or 'the jobs read the same, the fingerprint covers something else'}\n"
+            "use another --store, or restore the job"
         )
     plans = [
         {part: {item.get("path") or item["id"]: item for item in r[part]} for part in ("groups", "units")}
@@ -132,9 +133,16 @@ def _same(location: Location, old: Mapping[str, Any], new: Mapping[str, Any]) ->
         )
 
 
-def _short(value: Any) -> str:
+def _listed(keys: Sequence[tuple[str, Any, Any]]) -> str:
+    """Return the first keys at which two jobs differ, with both values, on one line of readable length."""
+    told = [f"{key}: {_short(a, 40)} in the store, {_short(b, 40)} now" for key, a, b in keys[:SHOWN]]
+    more = [f"and {len(keys) - SHOWN} more keys"] if len(keys) > SHOWN else []
+    return "; ".join([*told, *more])
+
+
+def _short(value: Any, most: int = 80) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _restore(location: Location, record: Mapping[str, Any], groups: tuple[Group, ...]) -> None:

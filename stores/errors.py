@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class StoreError(Exception):
@@ -21,6 +22,18 @@ class Damaged(StoreError):
 
 class StoreBusy(StoreError):
     """Another live process holds the lease of this store."""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return the known name nearest to a mistyped one as part of a message; "" if none is near.
+
+    Examples
+    --------
+    >>> did_you_mean("citties", ["cities", "facts"]), did_you_mean("x", ["cities"])
+    (" (did you mean 'cities'?)", '')
+    """
+    near = get_close_matches(str(name)[:100], list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 # What zarr's codecs raise on damaged bytes.

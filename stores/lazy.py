@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Checked(BackendArray):
             except DAMAGED as fault:
                 raise Damaged(
                     f"{self.place}: a chunk does not decode ({first_line(fault)}); "
-                    f"`posttrace verify {self.url} --repair` forgets its unit, then run the job again"
+                    f"`posttrace verify {quote(self.url)} --repair` forgets its unit, then run the job again"
                 ) from fault
         window = _window(key, self.shape)
         if window is not None and self.written:

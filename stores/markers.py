@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from shlex import quote
 from typing import Any
 
 from posttrace.stores.errors import Damaged
@@ -87,7 +88,7 @@ class Progress:
                 return {}
         raise Damaged(
             f"{self.location.at(GATHERED)}: the list of finished units and its spare are torn, altered or gone; "
-            f"`posttrace verify {self.location.url} --repair` finds from the data which units are done"
+            f"`posttrace verify {quote(self.location.url)} --repair` finds from the data which units are done"
         )
 
     def listed(self, data: bytes | None) -> dict[str, Marker] | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from posttrace.stores.checking import parts, refuse_lost
-from posttrace.stores.errors import DAMAGED, Damaged, StoreError, first_line, naming
+from posttrace.stores.errors import DAMAGED, Damaged, StoreError, did_you_mean, first_line, naming
 from posttrace.stores.store import Store
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
     """
     store = url if isinstance(url, Store) else Store.open(url)
     if path not in store.groups:
-        raise StoreError(f"{store.url}: no group {path!r}; it has {', '.join(store.groups)}")
+        raise StoreError(
+            f"{store.url}: no group {path!r}{did_you_mean(path, store.groups)}; it has {', '.join(store.groups)}"
+        )
     import xarray as xr
 
     from posttrace.stores.bounded import bounded
@@ -75,7 +78,7 @@ def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
         except DAMAGED as fault:
             raise Damaged(
                 f"{place}: the metadata or coordinates are damaged ({first_line(fault)}); "
-                f"`posttrace verify {store.url} --repair` restores them, or the next run of the job"
+                f"`posttrace verify {quote(store.url)} --repair` restores them, or the next run of the job"
             ) from fault
     group = store.groups[path]
     done = [unit for unit in store.units.values() if unit.group == path and unit.id in markers]
@@ -89,6 +92,43 @@ def open_group(url: str | os.PathLike[str] | Store, path: str) -> xr.Dataset:
     }
     labels = {name: variable for name, variable in guarded.items() if name in data.coords}
     return data.assign({n: v for n, v in guarded.items() if n not in labels}).assign_coords(labels)
+
+
+def open_store(url: str | os.PathLike[str] | Store) -> xr.DataTree:
+    """Open all groups of a store as a tree of lazy, labelled datasets (see `open_group`).
+
+    Every axis with labels can be selected by them. Where an array has the name of an axis that other arrays have,
+    the axis keeps the name and the array is called NAME_vector: in a refusal store `direction_vector` is the array
+    `direction`, and `refused.sel(direction="base")` selects from another one along its axis.
+
+    Raises
+    ------
+    StoreError
+        There is no store at this URL.
+    Damaged
+        Part of a group is lost or altered; may also be raised later, when values are read.
+
+    Examples
+    --------
+    >>> open_store("runs/demo")["demo"].x.attrs["units"]
+    'logit difference, nats'
+    """
+    import xarray as xr
+
+    store = url if isinstance(url, Store) else Store.open(url)
+    return xr.DataTree.from_dict({path: _labelled(open_group(store, path)) for path in store.groups})
+
+
+def _labelled(data: xr.Dataset) -> xr.Dataset:
+    """Make the labels `AXIS_name` of an axis its index, under the name of the axis."""
+    for dim in map(str, data.dims):
+        labels = f"{dim}_name"
+        if dim in data.xindexes or labels not in data.coords or data[labels].dims != (dim,):
+            continue
+        if dim in data.variables:
+            data = data.rename_vars({dim: f"{dim}_vector"}).reset_coords(f"{dim}_vector")
+        data = data.assign_coords({dim: data[labels]}).drop_vars(labels)
+    return data
 
 
 def summary(url: str | os.PathLike[str] | Store) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from shlex import quote
 from typing import Any
 
 from posttrace.stores.errors import StoreError
@@ -61,7 +62,7 @@ def opened(location: Location) -> dict[str, Any]:
     if location.size(RECORD) is not None or started(location):
         problem = (
             "the record of the store is torn, altered or gone; "
-            f"`posttrace verify {location.url} --repair` restores it, or run its job again"
+            f"`posttrace verify {quote(location.url)} --repair` restores it, or run its job again"
         )
     elif location.size(CLAIM) is not None:
         problem = "the creation of this store was cut short; run its job again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -335,7 +336,7 @@ class Store:
             except DAMAGED as fault:
                 where = ", ".join(f"[{w.start}, {w.stop})" for w in window)
                 raise Damaged(
-                    f"{place} {where}: damaged ({first_line(fault)}); `posttrace verify {self.url} --repair` "
+                    f"{place} {where}: damaged ({first_line(fault)}); `posttrace verify {quote(self.url)} --repair` "
                     "finds the chunk and forgets its unit, then run the job again"
                 ) from fault
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def mendable(url: str | os.PathLike[str]) -> Store:
 def files_wrong(store: Store) -> Iterator[Problem]:
     """Yield the faults of record, metadata, coordinates and their spares, which never change after creation."""
     place = store.location
-    fix = f"`posttrace verify {store.url} --repair` restores this file"
+    fix = f"`posttrace verify {quote(store.url)} --repair` restores this file"
     for key, text in ((RECORD, "the record of the store"), (CLAIM, "the spare of the record")):
         if place.get(key) != seal(store.record):
             yield Problem("metadata", place.at(key), f"{text} is gone, torn or altered", fix)
@@ -93,7 +94,7 @@ def units_wrong(store: Store, unfinished: bool, damaged: set[str]) -> Iterator[P
     known, lists = gathered(store, singles, complete is not None)
     yield from lists
     markers = {**(known or {}), **singles}
-    fix = f"`posttrace verify {store.url} --repair` rebuilds it from the data"
+    fix = f"`posttrace verify {quote(store.url)} --repair` rebuilds it from the data"
     for name, key in torn.items():
         what = "the marker is torn, altered or of another job"
         yield Problem("marker", at(key), what, fix, unit=name if name in store.units else "")
@@ -144,7 +145,7 @@ def gathered(
             if whole[0][unit] != whole[1][unit] and not _agrees(store, unit, whole[0][unit]):
                 known[unit] = whole[1][unit]  # type: ignore[index]
     problems = []
-    fix = f"`posttrace verify {store.url} --repair` restores it"
+    fix = f"`posttrace verify {quote(store.url)} --repair` restores it"
     for key, text in (
         (GATHERED, "the list of finished units"),
         (SPARE, "the spare of the list of finished units"),
@@ -172,7 +173,7 @@ def _agrees(store: Store, unit: str, marker: Mapping[str, Any]) -> bool:
 def _complete(
     store: Store, data: bytes | None, markers: Mapping[str, Any], singles: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    place, fix = store.location.at(COMPLETE), f"`posttrace verify {store.url} --repair` corrects it"
+    place, fix = store.location.at(COMPLETE), f"`posttrace verify {quote(store.url)} --repair` corrects it"
     done = store.units.keys() <= markers.keys()
     if data is None:
         if done and store.units and not singles:

@@ -31,7 +31,7 @@ Length = Annotated[float, Field(ge=1e-6, le=1e6)]
 class Operation(BaseModel):
     """Common to every operation: where it acts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     site: Site = "resid_post"
     """Place within the block."""
@@ -83,6 +83,7 @@ class Read(Operation):
     """
 
     op: Literal["read"] = "read"
+    """Which operation it is."""
 
 
 class Patch(Operation):
@@ -93,6 +94,7 @@ class Patch(Operation):
     """
 
     op: Literal["patch"] = "patch"
+    """Which operation it is."""
     source: str
     """Stage whose clean run the activations come from."""
 
@@ -105,6 +107,7 @@ class Steer(Operation):
     """
 
     op: Literal["steer"] = "steer"
+    """Which operation it is."""
     direction: str
     """Name of the direction; the vector itself comes with the run."""
     mode: Literal["add", "subtract", "ablate"] = "add"

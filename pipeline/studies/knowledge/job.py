@@ -15,9 +15,11 @@ class KnowledgeJob(FamilyJob):
 
     study: Literal["knowledge"]
     sets: tuple[StatementSet, ...] = Field(min_length=1)
+    """True and false statements that pairs are made from."""
     site: Site = "resid_post"
     """What is patched."""
     layers: Literal["all"] | tuple[int, ...] = "all"
+    """Block numbers, from 0; `all` for every block of the model."""
     method: Literal["exact", "attribution"] = "exact"
     """`exact`: every cell by a run; `attribution`: a first-order estimate of every cell from one backward pass,
     together with exact values for a share of the pairs, against which the figures report it."""

@@ -32,10 +32,13 @@ class Choice(Spec):
 class InstructionSet(Spec):
     """Instructions, from a CSV file with a column `instruction`, or a published set that is downloaded."""
 
+    short_form = "embedded, a published set, or a CSV file"
     name: str = Field(min_length=1)
+    """How figures call it; a published set is downloaded by its name."""
     csv: str | None = None
     """File; absent for published sets."""
     column: str = "instruction"
+    """Column of the texts."""
     where: dict[str, str] = Field(default_factory=dict)
     """Keep rows whose column has this value."""
 

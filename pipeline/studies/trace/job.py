@@ -15,7 +15,9 @@ class Message(Spec):
     """One message of a chat."""
 
     role: str = Field(min_length=1)
+    """Who speaks: user, assistant, system."""
     content: str
+    """What is said."""
 
 
 Messages = Annotated[tuple[Message, ...], Field(min_length=1)]
@@ -25,8 +27,11 @@ Messages = Annotated[tuple[Message, ...], Field(min_length=1)]
 class TracePrompt(Spec):
     """One text that is run as it is, or a chat."""
 
+    short_form = "the prompt alone"
     prompt: str | None = Field(default=None, min_length=1)
+    """The text."""
     messages: Messages | None = None
+    """A chat in its place."""
     source: str | Messages | None = None
     """For `patch`: the text (or chat) whose run the activations come from; the prompt itself if absent."""
 
@@ -80,6 +85,16 @@ class Direction(Spec):
         return self
 
 
+def _or_a_file(schema: dict) -> None:
+    listed = {key: schema.pop(key) for key in ("type", "items", "minItems")}
+    file = {
+        "type": "object",
+        "properties": {"csv": {"type": "string", "title": "Csv", "description": "File."}},
+        "required": ["csv"],
+    }
+    schema["anyOf"] = [listed, {**file, "additionalProperties": False}]
+
+
 Operation = Annotated[Read | Patch | Steer, Field(discriminator="op")]
 
 
@@ -87,9 +102,10 @@ class TraceJob(ChatJob):
     """Operations of one's own: every patch and steer acts in one run of each prompt, reads see what they left."""
 
     study: Literal["trace"]
-    prompts: tuple[TracePrompt, ...] = Field(min_length=1)
+    prompts: tuple[TracePrompt, ...] = Field(min_length=1, json_schema_extra=_or_a_file)
     """Texts, chats (`{messages: [...]}`), or `{csv: FILE}` with a column `prompt` and, for patches, `source`."""
     operations: tuple[Operation, ...] = ()
+    """What to read, patch and steer."""
     directions: dict[str, Direction] = Field(default={})
     """The directions that `steer` operations name."""
     top: int = Field(default=10, ge=1, le=1000)
