@@ -221,8 +221,8 @@ def _current_axes() -> Axes:
 def _colour_bar(ax: Axes, scale: theme.Scale) -> None:
     from matplotlib.cm import ScalarMappable
 
-    bar = ax.get_figure(root=False).colorbar(
-        ScalarMappable(scale.norm, scale.colours), ax=ax, ticks=scale.ticks
-    )
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "axes without a figure"
+    bar = figure.colorbar(ScalarMappable(scale.norm, scale.colours), ax=ax, ticks=scale.ticks)
     bar.set_label(scale.label, labelpad=4)
     bar.outline.set_visible(False)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from posttrace.pipeline.errors import JobError, shown
-from posttrace.pipeline.spec import HERE
+from posttrace.pipeline.spec import HERE, FamilyJob
 from posttrace.pipeline.studies import STUDIES, job_class
 from posttrace.stores.errors import did_you_mean
 
@@ -116,9 +116,11 @@ def _keys(whole: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[
         for name, inner in one.get("properties", {}).items():
             nested = list(_keys(whole, inner, f"{prefix}{name}."))
             default = "required" if name in required else _default(inner, bool(nested))
-            doc = inner.get("description") or _alternatives(whole, inner)[0].get("description", "")
+            doc = inner.get("description") or _alternatives(whole, inner)[0].get("description")
+            if doc is None and not prefix and name in FamilyJob.model_fields:  # narrowed by the study
+                doc = FamilyJob.model_fields[name].description
             kind = _type(whole, inner)
-            yield Key(f"{prefix}{name}", kind, default, _range(whole, inner), " ".join(doc.split()))
+            yield Key(f"{prefix}{name}", kind, default, _range(whole, inner), " ".join((doc or "").split()))
             yield from nested
 
 

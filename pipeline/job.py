@@ -127,7 +127,7 @@ def _keys_at(kind: type[Job], parents: Sequence[int | str]) -> list[str]:
     """The keys that a job may have at a place, e.g. those of `execution`."""
     kinds: list[type[BaseModel]] = [kind]
     for part in parents:
-        fields = [one.model_fields[part] for one in kinds if part in one.model_fields]
+        fields = [one.model_fields[str(part)] for one in kinds if part in one.model_fields]
         # What is no field is a number in a list, a name in a mapping, or the tag of one of several kinds.
         kinds = [one for field in fields for one in _kinds_in(field.annotation)] if fields else kinds
     return list(dict.fromkeys(key for one in kinds for key in one.model_fields))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def progress(total: int, done: int = 0, stream=None, *, quiet: bool = False, log
 
 
 @contextmanager
-def log_file(path: str | Path | None):
+def log_file(path: str | os.PathLike[str] | None):
     """Yield a function that appends a line with the time to a file; None for no file.
 
     >>> with log_file("runs/run.log") as log:          # doctest: +SKIP

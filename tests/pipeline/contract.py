@@ -14,7 +14,7 @@ from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import fingerprint, prepare
 from posttrace.pipeline.run import run_job
 from posttrace.pipeline.study import Study
-from posttrace.stores import Store
+from posttrace.stores import Store, open_store
 from posttrace.tracers.errors import TracerError
 from tests.support.commands import Command, posttrace, wait_for_units
 from tests.support.jobs import CHAT, WORDS, good_job, write_csv
@@ -86,6 +86,11 @@ class StudyContract:
         files = render(whole.url, tmp_path / "figures")
         assert any(self.study in str(path) for path in files)
         assert all(path.stat().st_size for path in files)
+        tree = open_store(whole.url)
+        for path, group in whole.groups.items():
+            assert len(tree[path].data_vars) == len(group.arrays), f"{path}: an array is missing"
+            for dim in tree[path].dims:
+                assert f"{dim}_name" not in tree[path].coords, f"{path}: {dim} cannot be selected by its name"
 
     @pytest.mark.slow
     def test_stopped_after_any_unit_it_goes_on_to_the_same_store(self, small, whole, tmp_path, monkeypatch):
