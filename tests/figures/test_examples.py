@@ -11,7 +11,7 @@ from posttrace.figures import theme
 from posttrace.figures.heatmaps import Panel, heatmap_grid
 from posttrace.figures.studies.knowledge.data import PatchGrid
 from posttrace.figures.studies.knowledge.tables import judgement
-from posttrace.stores import open_group
+from posttrace.stores import open_group, open_store
 from tests.support import examples
 from tests.support.figures import confidence, refusal, truthfulness
 from tests.support.figures.knowledge import by_head, estimated, template_group, write_dataset, write_store
@@ -43,6 +43,7 @@ def worlds():
             "xr": xr,
             "Path": Path,
             "open_group": open_group,
+            "open_store": open_store,
             "grid": grid,
             "table": next(judgement([grid])),
             "figure": heatmap_grid([[panel]], ["[s1]", ":"], [0], [0, 1], theme.normalised_scale(), "cities"),
