@@ -163,9 +163,11 @@ def figures(
 ) -> None:
     """Draw every figure and table from a store, and a page with all of them; needs no model."""
     from posttrace.figures import render
+    from posttrace.figures.files import default_folder
 
-    drawn = render(store, out, only=only, progress=print if verbose else None, page=only is None)
-    print(f"{len(drawn)} files in {out}" if only else f"{len(drawn)} files; report: {drawn[-1]}")
+    folder = out or default_folder([store], "figures")
+    drawn = render(store, folder, only=only, progress=print if verbose else None, page=only is None)
+    print(f"{len(drawn)} files in {folder}" if only else f"{len(drawn)} files; report: {drawn[-1]}")
 
 
 @_command(

@@ -62,7 +62,7 @@ def test_ls_as_json_names_what_the_text_does(what):
     lines = posttrace("ls", what).stdout.splitlines()
     assert list(listed) == [line.split()[0] for line in lines]
     if what == "models":
-        assert list(listed["embedded"]) == ["base", "sft", "instruct"]
+        assert list(listed["embedded"]["stages"]) == ["base", "sft", "instruct"]
 
 
 def test_a_quiet_run_prints_nothing_and_a_log_has_it_all(job_file, tmp_path):
