@@ -37,6 +37,7 @@ class Behaviour(Spec):
     """A behaviour of one's own: how likely a text is after each prompt, or how likely texts are."""
 
     name: str = Field(min_length=1)
+    """Its label in the store."""
     prompts: tuple[str, ...] = ()
     """Texts that `answers` follow."""
     answers: tuple[str, ...] = ()
