@@ -1,6 +1,7 @@
 """The study `difference` against plain float64 computations, one document at a time."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from posttrace.pipeline.studies.difference.measures import (
 from posttrace.stores import open_group
 from posttrace.tracers.engines.edits import Edit, apply_edits
 from posttrace.tracers.engines.text_streams import projection, steered_finals
+from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.models.unembedding import read_unembedding
 from tests.support.jobs import WORDS
@@ -325,6 +327,16 @@ def test_the_files_unembedding_gives_the_models_distributions(name, tmp_path):
     torch.testing.assert_close(unembedding.log_probabilities(found[0][0], 300), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_an_unembedding_that_is_not_the_models_stops_the_run(folder, store):
+    study = prepare(load_job(str(folder / "job.yaml")))
+    work = next(one for one in study.work if one.kind == "compare")
+    assert study.run(work, None, store)[1]["checked_cells"] > 0
+    wrong = replace(study.unembeddings[1], weight=1.01 * study.unembeddings[1].weight)
+    study.unembeddings = [study.unembeddings[0], wrong]
+    with pytest.raises(TracerError, match="stage instruct: entropy of a distribution: the fast run gives"):
+        study.run(work, None, store)
+
+
 def test_equal_distributions_differ_exactly_nowhere():
     log_p = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).mul(20).log_softmax(-1)
     found = divergences(log_p, log_p)
@@ -341,6 +353,7 @@ def test_rounding_is_as_large_as_foreseen():
         assert float(foreseen) == pytest.approx(float(error), rel=0.05)
 
 
+@pytest.mark.slow
 def test_16_bit_streams_differ_by_their_rounding(folder, store):
     job = load_job(str(folder / "job.yaml"), ["stream_dtype=bfloat16", "steering=null"])
     rounded = run_job(job, str(folder / "rounded"), say=lambda line: None)
@@ -353,6 +366,7 @@ def test_16_bit_streams_differ_by_their_rounding(folder, store):
     np.testing.assert_array_equal(rounded.read(path, "js"), store.read(path, "js"))
 
 
+@pytest.mark.slow
 def test_projected_streams_keep_lengths(folder, store):
     job = load_job(str(folder / "job.yaml"), ["projection=16", "steering=null"])
     found = run_job(job, str(folder / "projected"), say=lambda line: None)
@@ -364,6 +378,7 @@ def test_projected_streams_keep_lengths(folder, store):
     np.testing.assert_array_equal(found.read(path, "hidden_sum"), store.read(path, "hidden_sum"))
 
 
+@pytest.mark.slow
 def test_own_templates_are_compared_at_the_messages(folder, tmp_path):
     """A stage whose template has other tokens around the messages, and one that has none."""
     other = word_tokenizer([*WORDS, "<", ">", "user", "assistant", "\n", "User", "Assistant"])
