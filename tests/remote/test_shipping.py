@@ -35,11 +35,21 @@ from tests.support.remote.asked import asked_of, some_prompts
 
 NOT_ENGINES = {f"posttrace.tracers.models.{name}" for name in ("loading", "validation", "files", "identity")}
 
+LOCAL_ONLY = {
+    *(f"posttrace.tracers.engines.{name}" for name in ("behaviours", "path_attribution", "swaps", "weights")),
+    *("posttrace.tracers.models.weighted", "posttrace.tracers.oracles.stages"),
+}
+"""Of the study `stages`, which needs the weights of two checkpoints: no server has both in one request."""
+
 
 def engines():
     """Public functions of the tracers whose first argument is a model."""
     for info in pkgutil.walk_packages(tracers.__path__, "posttrace.tracers."):
-        if info.ispkg or info.name in NOT_ENGINES or info.name.startswith("posttrace.tracers.remote."):
+        if (
+            info.ispkg
+            or info.name in NOT_ENGINES | LOCAL_ONLY
+            or info.name.startswith("posttrace.tracers.remote.")
+        ):
             continue
         module = importlib.import_module(info.name)
         for name, function in inspect.getmembers(module, inspect.isfunction):
