@@ -8,7 +8,6 @@ from pkgutil import resolve_name
 
 from posttrace.figures.errors import FigureError
 from posttrace.figures.study import Figure, Study
-from posttrace.stores.errors import did_you_mean
 
 STUDIES: dict[str, str] = {
     "knowledge": "posttrace.figures.studies.knowledge",
@@ -72,6 +71,8 @@ def chosen(only: str | Sequence[str] | None = None) -> list[Figure]:
         found = found or (kinds if len(kinds) == 1 else [])
         if not found:
             valid = [*STUDIES, *(figure.name for figure in everything)]
+            from posttrace.stores.errors import did_you_mean  # with NumPy, which `--help` does without
+
             near = did_you_mean(name, [*valid, *(figure.name.split("/")[1] for figure in everything)])
             raise FigureError(f"--only {name}: no such figure{near}; valid are {', '.join(valid)}")
         wanted += found

@@ -119,7 +119,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         (["{missing}", "--out", "{out}"], "nothing"),
         (
             ["{store}", "--out", "{out}", "--only", "heatmap"],
-            "no such figure; valid are knowledge, ",
+            "no such figure (did you mean 'heatmaps'?); valid are knowledge, ",
         ),
         (["{store}", "--out", "{file}/out"], "choose another --out"),
         (["{empty}", "--out", "{out}"], "0 of 24 pairs"),
@@ -169,7 +169,7 @@ def test_labels_that_the_font_cannot_show_are_spelled_out_and_the_caption_says_s
     store = synthetic.write_store(tmp_path / "store", [group.assign_coords(token_label=("token", labels))])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawings = [d for d in products(open_source(store), chosen("knowledge/heatmaps"))]
+        drawings = [product.content for product in products(open_source(store), chosen("knowledge/heatmaps"))]
         render(store, tmp_path / "out", only="knowledge/heatmaps")
     (drawing,) = drawings
     shown = [text.get_text() for text in drawing.figure.findobj(Text)]
@@ -179,6 +179,7 @@ def test_labels_that_the_font_cannot_show_are_spelled_out_and_the_caption_says_s
 
 
 def test_labels_that_the_font_can_show_are_left_alone(finished_store):
-    for drawing in products(open_source(finished_store), chosen("knowledge/heatmaps")):
+    for product in products(open_source(finished_store), chosen("knowledge/heatmaps")):
+        drawing = product.content
         assert "codes" not in drawing.caption
         assert not any("U+" in text.get_text() for text in drawing.figure.findobj(Text))
