@@ -77,8 +77,10 @@ def misplaced(model) -> dict[str, str]:
 
 
 def one_of_each_kind(model) -> list[int]:
-    """Of each kind of block the one nearest to the middle."""
+    """Of each kind of block the one nearest to the middle; just that one where a server shows no modules."""
     kinds: dict[tuple, list[int]] = {}
+    if model.nn._module is None:
+        return [model.n_layers // 2]
     for layer, block in enumerate(model.nn._module.get_submodule(model.architecture.layers)):
         kind = tuple((name, type(child)) for name, child in block.named_children())
         kinds.setdefault((type(block), kind), []).append(layer)
