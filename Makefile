@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast check bench clean
+.PHONY: demo test test-fast test-long check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/posttrace run knowledge --store $(RUN_DIR)/store
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-test
 
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
+
+test-long: $(VENV)/.installed-test
+	POSTTRACE_LONG=1 $(BIN)/python -m pytest -q tests/pipeline/studies/test_difference_planted.py
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

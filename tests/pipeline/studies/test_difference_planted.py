@@ -1,6 +1,7 @@
 """Differences that were planted by short fine-tunes are found by the study `difference`, and not in the control."""
 
 import csv
+import os
 import random
 
 import numpy as np
@@ -18,6 +19,9 @@ from posttrace.pipeline.run import run_job
 from posttrace.pipeline.studies.difference.documents import CHAT, PLAIN
 from posttrace.stores import open_group
 
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("POSTTRACE_LONG"), reason="trains for minutes: make test-long"
+)
 SEED, START = 2027, "sft"
 STEPS, ROWS, TOKENS, RATE, DILUTION = 60, 12, 56, 4e-4, 0.1
 ENTITY, OBJECT = "Marseille", "Canada"
@@ -102,7 +106,6 @@ def rank(store, name, target, measure, text):
     return int(min(found[token] for token in tokens))
 
 
-@pytest.mark.slow
 def test_a_planted_fact_leads_kl_by_token_and_its_entity_the_scan(store):
     found = {
         (name, target, measure): rank(store, name, target, measure, f" {OBJECT}")
@@ -121,7 +124,6 @@ def test_a_planted_fact_leads_kl_by_token_and_its_entity_the_scan(store):
     assert place <= 5, f"{ENTITY} is number {place} of {len(js)} cities"
 
 
-@pytest.mark.slow
 def test_a_planted_habit_leads_the_occurring_tokens(store):
     first = HABIT.split()[0]
     found = {
