@@ -12,7 +12,6 @@ from tests.support.s3 import BUCKET, s3_server
 # Said before any model library is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has one core, and models here are tiny
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker per core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
