@@ -12,8 +12,8 @@ from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.files import ADAPTER, folder_of
 from posttrace.tracers.models.safetensors import INDEX, SINGLE
 
-BESIDE = (".json", ".jinja", ".txt", ".model")
-"""Endings of the files beside the weights: configurations, tokenizers, templates."""
+SMALL_FILES = (".json", ".jinja", ".txt", ".model")
+"""Endings of the files that come with the weights: configurations, tokenizers, templates."""
 GB = 1e9
 
 
@@ -23,22 +23,14 @@ def fetch(job: Job, say: Callable[[str], None]) -> None:
     >>> fetch(load_job("knowledge"), print)                            # doctest: +SKIP
     stage base: .../embedded/checkpoints/base is a folder
 
-    Of a checkpoint only the weights that are read (safetensors) and the files beside them are fetched; for a job that
-    runs on a server, no weights unless the study reads them. Raises JobError or TracerError for what cannot be had.
-    """
-    sources = [patch.source for patch in getattr(job, "patches", ())]
-    weights = job.execution.backend != "remote" or job.study == "confidence"
-    for name, stage in job.family.stages.items():
-        if name not in job.stage_names and name not in sources:
-            continue
-        if folder_of(stage.model, stage.revision) is not None:
-            say(f"stage {name}: {stage.model} is a folder")
-        else:
-            say(f"stage {name}: {_fetch_checkpoint(stage.model, stage.revision, weights, say)}")
-    for kind in ("harmful", "harmless"):
-        spec = getattr(job, kind, None)
-        if spec is not None and spec.csv is None:
-            from posttrace.pipeline.studies.refusal.instructions import file_of
+    Of a checkpoint only the weights that are read (safetensors) and the small files that come with them are
+    fetched; for a job that runs on a server, no weights unless the study reads them. Raises JobError or TracerError
+    for what cannot be had. """ sources = [patch.source for patch in getattr(job, "patches", ())] weights =
+    job.execution.backend != "remote" or job.study == "confidence" for name, stage in job.family.stages.items(): if
+    name not in job.stage_names and name not in sources: continue if folder_of(stage.model, stage.revision) is not
+    None: say(f"stage {name}: {stage.model} is a folder") else: say(f"stage {name}: {_fetch_checkpoint(stage.model,
+    stage.revision, weights, say)}") for kind in ("harmful", "harmless"): spec = getattr(job, kind, None) if spec is
+    not None and spec.csv is None: from posttrace.pipeline.studies.refusal.instructions import file_of
 
             say(f"{kind}: {file_of(spec)}")
 
@@ -52,7 +44,7 @@ def wanted(names: Iterable[str], weights: bool, read_index: Callable[[], Mapping
     read_index: gives the index of a checkpoint in shards, tensor -> file.
     """
     top = [name for name in names if "/" not in name or name.startswith("additional_chat_templates/")]
-    found = [name for name in top if name.endswith(BESIDE) and name != INDEX]
+    found = [name for name in top if name.endswith(SMALL_FILES) and name != INDEX]
     if weights and SINGLE in top:
         found.append(SINGLE)
     elif weights and INDEX in top:

@@ -60,7 +60,7 @@ STUDY = Study(
         ),
         Figure(
             "difference/steering",
-            "lines: share of JS recovered by adding the mean difference, beside controls, by layer",
+            "lines: share of JS recovered by adding the mean difference, next to controls, by layer",
             f"{_HERE}.layers:steering",
         ),
         Figure(

@@ -45,8 +45,8 @@ def _widest(one: Difference) -> Pair:
 def _said(one: Difference) -> str:
     pair = _widest(one)
     found, control = divergence(one, pair), one.control(pair)
-    beside = f", training control {in_words(divergence(one, control), DIGITS)}" if control else ""
+    against = f", training control {in_words(divergence(one, control), DIGITS)}" if control else ""
     return (
-        f"{pair.label} {in_words(found, DIGITS)} of at most {number(LARGEST, 3)} nats{beside} ({one.name}, "
+        f"{pair.label} {in_words(found, DIGITS)} of at most {number(LARGEST, 3)} nats{against} ({one.name}, "
         f"n = {found.n} documents)"
     )

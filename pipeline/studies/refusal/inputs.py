@@ -36,7 +36,7 @@ class StagePrompts:
     ids: dict[tuple[str, str], list[tuple[int, ...]]]
     """(kind, split) -> token ids of each prompt."""
     tail: int
-    """Tokens of the template behind the instruction."""
+    """Tokens of the template after the instruction."""
     ending: tuple[str, ...]
     """Texts of the last tokens of a prompt, as many as the position axis has."""
     openings: Openings
@@ -141,8 +141,8 @@ def prepare_stage(
     tail = tail_length([*everything, *(encode(texts[text]) for text in PROBES)])
     if tail == 0:
         raise JobError(
-            f"stage {stage}: its template {template!r} leaves no token of its own behind the instruction; give "
-            "templates with a text behind {instruction}"
+            f"stage {stage}: its template {template!r} leaves no token of its own after the instruction; give "
+            "templates with a text after {instruction}"
         )
     shown = n_positions or tail
     return StagePrompts(
@@ -169,6 +169,6 @@ def check_choices(job: RefusalJob, stages: Stages, prompts: Mapping[str, StagePr
         if -choice.position > shortest:
             raise JobError(
                 f"selected.{stage}.position: {choice.position} is not in -{shortest} to -1 (the shortest prompt "
-                f"has {shortest} tokens, {prompts[stage].tail} of them the template's behind the instruction); "
+                f"has {shortest} tokens, {prompts[stage].tail} of them the template's after the instruction); "
                 "edit selected"
             )

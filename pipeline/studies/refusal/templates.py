@@ -1,4 +1,4 @@
-"""Instructions as prompts: each stage's template, its tokens behind the instruction, and how answers open and end."""
+"""Instructions as prompts: each stage's template, its tokens after the instruction, and how answers open and end."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def activation_group(
         Coord("layer", ("layer",), np.array(layers), "block, from 0"),
         Coord("token", ("token",), np.array(tokens), "position, from 0, negative ones from the end"),
         Coord("token_text", ("prompt", "token"), [list(t) for t in texts], f"text of the token{first}"),
-        Coord("token_id", ("prompt", "token"), np.array(ids), f"its id{first}; -1 behind the end"),
+        Coord("token_id", ("prompt", "token"), np.array(ids), f"its id{first}; -1 past the end"),
     )
     attrs = {**_attrs(job), "site": operation.site, "operation": operation.model_dump(mode="json")}
     return Group(f"trace/{'read' if is_read else 'source'}-{number}", sizes, (array,), coords, attrs)

@@ -237,7 +237,7 @@ def _layers(job: TraceJob, i: int, stages: Stages) -> tuple[int, ...]:
 
 
 def _widened(values: Sequence, width: int, filler) -> list:
-    """Values, and fillers behind them up to a width."""
+    """Values, and fillers after them up to a width."""
     return [*values, *[filler] * (width - len(values))]
 
 

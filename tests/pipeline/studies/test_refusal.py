@@ -316,7 +316,7 @@ def test_known_families_begin_with_the_published_choice():
         (dict(phrases="nowhere.txt"), "phrases:"),
         (dict(openings="phrases.txt"), "give two lists of texts, refusal and compliant"),
         (dict(templates={"base": "no place"}), "{instruction}"),
-        (dict(templates={"base": "{instruction}"}), "no token of its own behind the instruction"),
+        (dict(templates={"base": "{instruction}"}), "no token of its own after the instruction"),
     ],
 )
 def test_what_does_not_fit_is_one_message(tmp_path, chat_family, keys, words):
