@@ -23,14 +23,23 @@ def fetch(job: Job, say: Callable[[str], None]) -> None:
     >>> fetch(load_job("knowledge"), print)                            # doctest: +SKIP
     stage base: .../embedded/checkpoints/base is a folder
 
-    Of a checkpoint only the weights that are read (safetensors) and the small files that come with them are
-    fetched; for a job that runs on a server, no weights unless the study reads them. Raises JobError or TracerError
-    for what cannot be had. """ sources = [patch.source for patch in getattr(job, "patches", ())] weights =
-    job.execution.backend != "remote" or job.study == "confidence" for name, stage in job.family.stages.items(): if
-    name not in job.stage_names and name not in sources: continue if folder_of(stage.model, stage.revision) is not
-    None: say(f"stage {name}: {stage.model} is a folder") else: say(f"stage {name}: {_fetch_checkpoint(stage.model,
-    stage.revision, weights, say)}") for kind in ("harmful", "harmless"): spec = getattr(job, kind, None) if spec is
-    not None and spec.csv is None: from posttrace.pipeline.studies.refusal.instructions import file_of
+    Of a checkpoint only the weights that are read (safetensors) and the small files that come with them are fetched;
+    for a job that runs on a server, no weights unless the study reads them. Raises JobError or TracerError for what
+    cannot be had.
+    """
+    sources = [patch.source for patch in getattr(job, "patches", ())]
+    weights = job.execution.backend != "remote" or job.study == "confidence"
+    for name, stage in job.family.stages.items():
+        if name not in job.stage_names and name not in sources:
+            continue
+        if folder_of(stage.model, stage.revision) is not None:
+            say(f"stage {name}: {stage.model} is a folder")
+        else:
+            say(f"stage {name}: {_fetch_checkpoint(stage.model, stage.revision, weights, say)}")
+    for kind in ("harmful", "harmless"):
+        spec = getattr(job, kind, None)
+        if spec is not None and spec.csv is None:
+            from posttrace.pipeline.studies.refusal.instructions import file_of
 
             say(f"{kind}: {file_of(spec)}")
 
