@@ -205,6 +205,11 @@ class Checkpoint:
                 f"model {self.model}: its weights are a GGUF file; give a checkpoint in safetensors format "
                 "(from_pretrained(..., gguf_file=...) and save_pretrained write one)"
             )
+        if folder is None:
+            return TracerError(
+                f"model {self.model}: no such folder, and neither {SINGLE} nor {INDEX} is to be had from the hub; "
+                "check the spelling, the network and your access to it, or fetch it first (`posttrace fetch`)"
+            )
         return TracerError(
             f"model {self.model}: neither {SINGLE} nor {INDEX} there; give a checkpoint in safetensors format"
         )

@@ -69,7 +69,7 @@ def test_heads_through_their_parts_of_the_projection_add_up_to_attention(name):
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         total = total + found[..., part] @ weight[part]
-    if model.architecture.attn_add:
+    if model.architecture.attn_norm:
         total = block.attn_add._module(total)
     torch.testing.assert_close(total, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 

@@ -213,7 +213,7 @@ def test_a_hub_id_is_read_from_its_cache(tmp_path, monkeypatch, shards):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert torch.equal(neuron_weights("someone/model", neurons).logit_var, expected.logit_var)
     with pytest.raises(
-        TracerError, match=r"nobody/none: no such folder, and model.safetensors is not to be had"
+        TracerError, match=r"nobody/none: no such folder, and neither model.safetensors nor .* is to be had"
     ):
         neuron_weights("nobody/none", neurons)
 
