@@ -87,8 +87,8 @@ def floor(one: Difference, pair: Pair) -> np.ndarray:
     """Return rounding error over difference, by layer, over all tokens but the first; NaN where nothing differs."""
     slot = [str(s) for s in one.data["slot"].values].index("all")
     done = one.finished_units
-    rounding = one.values("rounding_sum")[:, done, :, slot].sum(axis=1)
-    squared = one.values("squared_difference_sum")[pair.number, done, :, slot].sum(axis=0)
+    rounding = one.values("rounding_sum")[..., slot][:, done].sum(axis=1)
+    squared = one.values("squared_difference_sum")[pair.number, ..., slot][done].sum(axis=0)
     s, t = (one.stages.index(stage) for stage in (pair.source, pair.target))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.sqrt((rounding[s] + rounding[t]) / np.where(squared > 0, squared, np.nan))
