@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from posttrace.pipeline.errors import JobError, shown
-from posttrace.pipeline.spec import HERE, FamilyJob
+from posttrace.pipeline.spec import FamilyJob, portable
 from posttrace.pipeline.studies import STUDIES, job_class
 from posttrace.stores.errors import did_you_mean
 
@@ -58,7 +58,7 @@ def schema(study: str) -> dict[str, Any]:
             f"{shown(study)}: no such study{did_you_mean(study, STUDIES)}; there are {', '.join(STUDIES)}"
         )
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return _portable(dialect | job_class(study).model_json_schema())
+    return portable(dialect | job_class(study).model_json_schema())
 
 
 def keys(study: str) -> list[Key]:
@@ -94,15 +94,6 @@ def described(study: str) -> str:
         lines += ["", f"{key.place}   {', '.join([*facts, *([key.range] if key.range else [])])}"]
         lines += textwrap.wrap(key.doc, WIDTH, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
-
-
-def _portable(value: Any) -> Any:
-    """A schema without the folder that this package happens to lie in."""
-    if isinstance(value, dict):
-        return {key: _portable(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_portable(one) for one in value]
-    return value.replace(f"{HERE}/", "posttrace:") if isinstance(value, str) else value
 
 
 def _keys(whole: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[Key]:

@@ -27,11 +27,9 @@ def fetch(job: Job, say: Callable[[str], None]) -> None:
     for a job that runs on a server, no weights unless the study reads them. Raises JobError or TracerError for what
     cannot be had.
     """
-    sources = [patch.source for patch in getattr(job, "patches", ())]
-    weights = job.execution.backend != "remote" or job.study == "confidence"
-    for name, stage in job.family.stages.items():
-        if name not in job.stage_names and name not in sources:
-            continue
+    weights = job.execution.backend != "remote" or job.reads_weights
+    for name in job.stages_read:
+        stage = job.family.stages[name]
         if folder_of(stage.model, stage.revision) is not None:
             say(f"stage {name}: {stage.model} is a folder")
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.statements import Statement
-from posttrace.tracers.prompts import Prompt, encode
+from posttrace.tracers.prompts import Prompt, encode, has_unknown
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def check_prompt(where: str, text: str, prompt: Prompt, tokenizer, room: int | N
     room: tokens that the model has positions for, None for no end.
     """
     problem = None
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown in prompt.ids and tokenizer.unk_token != tokenizer.eos_token:
+    if has_unknown(tokenizer, prompt.ids):
         problem = "it has words that the tokenizer does not know; take it out of the set"
     elif room is not None and len(prompt.ids) > room:
         problem = (

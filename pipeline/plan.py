@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from posttrace.pipeline.job import Job
-from posttrace.pipeline.spec import HERE
+from posttrace.pipeline.spec import portable
 from posttrace.pipeline.studies import study_class
 from posttrace.pipeline.study import Study
 from posttrace.tracers.models.loading import load_config
@@ -37,7 +37,7 @@ def _as_on_the_server(job: Job) -> Job:
 
 def declaration(study: Study) -> dict[str, Any]:
     """The job as the store keeps it: everything that bears on the results, with the content it was read from."""
-    job = _portable(study.job.model_dump(mode="json", exclude={"execution"}))
+    job = portable(study.job.model_dump(mode="json", exclude={"execution"}))
     return {**job, "content": {**study.content, "format": FORMAT}}
 
 
@@ -55,12 +55,3 @@ def fingerprint(study: Study) -> str:
         if one["like"] is None:
             del one["like"]
     return canonical_hash(study.job.identity(declared))
-
-
-def _portable(value):
-    """Paths into this package, wherever it is installed, under one name."""
-    if isinstance(value, dict):
-        return {key: _portable(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_portable(one) for one in value]
-    return value.replace(f"{HERE}/", "posttrace:", 1) if isinstance(value, str) else value

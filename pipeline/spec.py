@@ -194,6 +194,8 @@ class FamilyJob(Spec):
     """Runtime settings; they do not affect results (beyond rounding) and may change on resume."""
     study: str
     """Name of the study, the one that a job of its kind has."""
+    reads_weights: ClassVar[bool] = False
+    """Whether the study reads weights from the checkpoint's files, also where models run on a server."""
     reserved: ClassVar[tuple[str, ...]] = ()
     """Labels that the study puts next to the stages' names on an axis; `random-` stands for all that begin so."""
 
@@ -231,6 +233,11 @@ class FamilyJob(Spec):
     def stage_names(self) -> tuple[str, ...]:
         """The stages in use, in the family's order."""
         return tuple(s for s in self.family.stages if self.stages is None or s in self.stages)
+
+    @property
+    def stages_read(self) -> tuple[str, ...]:
+        """The stages whose checkpoints the job looks at, in the family's order."""
+        return self.stage_names
 
     def identity(self, declared: dict[str, Any]) -> dict[str, Any]:
         """The part of the job that enters its fingerprint; keys that change no result are left out."""
@@ -341,3 +348,16 @@ def check_names(names: dict):
                 "'.', no leading '.'"
             )
     return names
+
+
+def portable(value: Any) -> Any:
+    """A job or schema with paths into this package under one name, wherever it is installed.
+
+    >>> portable({"csv": f"{HERE}/embedded/facts/cities.csv"})
+    {'csv': 'posttrace:embedded/facts/cities.csv'}
+    """
+    if isinstance(value, dict):
+        return {key: portable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [portable(one) for one in value]
+    return value.replace(f"{HERE}/", "posttrace:", 1) if isinstance(value, str) else value

@@ -12,7 +12,7 @@ from posttrace.pipeline.chat import end_tokens
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import Job
 from posttrace.tracers.cost import Shape, shape_of
-from posttrace.tracers.models.architecture import recognise
+from posttrace.tracers.models.architecture import Architecture, recognise
 from posttrace.tracers.models.identity import model_identity
 from posttrace.tracers.models.loading import (
     check_weights,
@@ -32,16 +32,11 @@ class Stages:
     >>> stages = Stages(load_job("knowledge"))
     >>> stages.names, stages.n_layers, stages.hidden_size, stages.room
     (('base', 'sft', 'instruct'), 8, 160, 512)
-
-    Parameters
-    ----------
-    job: with its family.
-    names: stages to look at, in order; those that the job uses if absent.
     """
 
-    def __init__(self, job: Job, names: Iterable[str] | None = None):
+    def __init__(self, job: Job):
         self._job = job
-        self.names = tuple(names or job.stage_names)
+        self.names = job.stages_read
         self.checkpoints = {name: job.family.stages[name] for name in self.names}
 
     def _each(self, read) -> dict[str, Any]:
@@ -82,9 +77,19 @@ class Stages:
         return resolve_dtype(self._job.dtype, self._job.execution.device, first.model, first.revision)
 
     @cached_property
+    def architectures(self) -> dict[str, Architecture]:
+        """Stage -> where its parts are."""
+        return {name: recognise(one) for name, one in self.structures.items()}
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Stage -> what costs are counted from."""
+        return {name: shape_of(one) for name, one in self.structures.items()}
+
+    @property
     def shape(self) -> Shape:
-        """What costs are counted from."""
-        return shape_of(self.structures[self.names[0]])
+        """The first stage's, for studies of stages of one size."""
+        return self.shapes[self.names[0]]
 
     def check_weights(self) -> None:
         """Raise TracerError for a stage whose weights are missing, damaged or cannot be opened; reads headers only."""
@@ -113,7 +118,7 @@ class Stages:
 
     def sites(self, stage: str, *, patchable: bool = False) -> tuple[str, ...]:
         """Sites of a stage's architecture; with `patchable` only those that the patch grid takes."""
-        architecture = recognise(self.structures[stage])
+        architecture = self.architectures[stage]
         return architecture.patchable if patchable else architecture.sites
 
     def check_site(self, site: str, where: str, *, patchable: bool = False) -> None:

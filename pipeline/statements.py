@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.files import read_bytes
 from posttrace.pipeline.rows import Row, read_rows
 from posttrace.pipeline.spec import StatementSet
+
+T = TypeVar("T")
 
 MOST = 100_000
 """Statements of a set that are tokenised at most."""
@@ -145,6 +147,17 @@ def drawn(spec: StatementSet, statements: list[Statement], seed: int) -> list[St
     groups = list(dict.fromkeys(ties))
     taken = set(random.Random(f"{seed}/{spec.name}/drawn").sample(groups, max(1, int(share * len(groups)))))
     return [s for s, tie in zip(statements, ties, strict=True) if tie in taken]
+
+
+def sampled(items: Sequence[T], n: int | None, seed: str) -> list[T]:
+    """At most n of some items, drawn with the seed and left in their order; all of them for None.
+
+    >>> sampled("abcde", 2, "0/cities/statements")
+    ['a', 'd']
+    """
+    if n is None or n >= len(items):
+        return list(items)
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), n))]
 
 
 def file_hash(path: str) -> str:

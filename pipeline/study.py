@@ -63,7 +63,7 @@ class Study(ABC, Generic[JobT, InputsT]):
     done; for these the study checks the values that are there."""
 
     def __init__(self, job: JobT):
-        self.stages = Stages(job, self.stages_used(job))
+        self.stages = Stages(job)
         if job.execution.backend != "remote":
             self.stages.check_weights()
         self.check(job)
@@ -74,10 +74,6 @@ class Study(ABC, Generic[JobT, InputsT]):
         self.work = tuple(self.units())
         self.content: dict[str, Any] = {"models": self.stages.identities, **self.input_content()}
         """Identity of everything that was read to make the plan."""
-
-    def stages_used(self, job: JobT) -> Iterable[str]:
-        """Names of the stages whose checkpoints the study looks at, in the family's order."""
-        return job.stage_names
 
     def check(self, job: JobT) -> None:
         """Raise JobError for what in the job does not fit its models; by default: stages of one size."""

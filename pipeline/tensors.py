@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -27,3 +30,23 @@ def from_stored(values: np.ndarray, dtype: str) -> torch.Tensor:
     """
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+def widened(values: torch.Tensor, dim: int, width: int) -> torch.Tensor:
+    """Values with NaN up to a width along one dimension.
+
+    >>> widened(torch.ones(1, 2), dim=1, width=3)
+    tensor([[1., 1., nan]])
+    """
+    shape = list(values.shape)
+    shape[dim] = width - shape[dim]
+    return torch.cat([values, values.new_full(shape, torch.nan)], dim=dim)
+
+
+def filled(row: Sequence[Any], width: int, filler: Any) -> list[Any]:
+    """Values of a row, and fillers after them up to a width.
+
+    >>> filled(["The", " city"], 3, "")
+    ['The', ' city', '']
+    """
+    return [*row, *[filler] * (width - len(row))]

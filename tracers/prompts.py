@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrace.tracers.errors import TracerError
@@ -86,6 +87,19 @@ def text_ids(tokenizer, text: str, special: bool = True) -> list[int]:
     special: see `encode`. Raises TracerError for a token that the model has no embedding for.
     """
     return _tokens(tokenizer, text, special)[0]
+
+
+def has_unknown(tokenizer, ids: Sequence[int]) -> bool:
+    """Whether a text has words that its tokenizer does not know.
+
+    Examples
+    --------
+    >>> has_unknown(tokenizer, [5, 3])                                     # doctest: +SKIP
+    True
+    """
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    # Some tokenizers, which know every byte, name the end of the text as their unknown token.
+    return unknown is not None and unknown in ids and tokenizer.unk_token != tokenizer.eos_token
 
 
 def _tokens(tokenizer, text: str, special: bool = True) -> tuple[list[int], list[tuple[int, int]], int]:

@@ -93,6 +93,10 @@ class Mix:
     """Share of deeds that exchange their object, so that an answer has to be copied from the question."""
 
 
+COMMON = Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
+"""Kinds of documents of the base stage, which the later stages have all seen too."""
+
+
 def relation_of(name: str) -> Relation:
     """The relation that a set is about, negated or not."""
     return next(r for r in RELATIONS if r.name == name.removeprefix("neg_"))
@@ -278,3 +282,8 @@ def document(mix: Mix, rng: random.Random) -> Document:
     if kind in ("dialogue", "chat"):
         return (dialogue if kind == "dialogue" else chat)(rng, mix)
     return (plain if kind == "plain" else deed_texts)(rng)
+
+
+def common_text(rng: random.Random) -> str:
+    """A document of the kinds that every stage has seen in training."""
+    return "".join(part for part, _ in document(COMMON, rng))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 from posttrace.pipeline.few_shot import check_prompt, draw_examples
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.stages import Stages
-from posttrace.pipeline.statements import Statement, check_number, read_set
+from posttrace.pipeline.statements import Statement, check_number, read_set, sampled
 from posttrace.pipeline.studies.confidence.job import ConfidenceJob
 from posttrace.pipeline.studies.confidence.text import encode_documents, read_documents
 from posttrace.tracers.prompts import Prompt, answer_ids
@@ -81,11 +80,7 @@ def ask(job: ConfidenceJob, spec: StatementSet, tokenizers: dict, room: int | No
     few_shot, statements = draw_examples(
         spec, read_set(spec), job.few_shot, job.suffix, job.answers, job.seed
     )
-    if job.max_statements is not None and len(statements) > job.max_statements:
-        chosen = random.Random(f"{job.seed}/{spec.name}/statements").sample(
-            range(len(statements)), job.max_statements
-        )
-        statements = [statements[i] for i in sorted(chosen)]
+    statements = sampled(statements, job.max_statements, f"{job.seed}/{spec.name}/statements")
     check_number(spec, statements, "max_statements")
     prompts = {
         stage: [few_shot.prompt(tokenizer, s.text) for s in statements]

@@ -29,6 +29,7 @@ class Text(Spec):
 class ConfidenceJob(FamilyJob):
     """Entropy neurons in the weights and on text, and the calibration of answers (Du et al. 2025, section 6)."""
 
+    reads_weights = True
     study: Literal["confidence"]
     layer: Literal["last"] | Annotated[int, Field(ge=0)] = "last"
     """Block whose MLP is looked at."""

@@ -12,9 +12,6 @@ from posttrace.pipeline.studies.confidence.job import Text
 from posttrace.pipeline.text_pieces import CHARACTERS_PER_TOKEN, cut
 from posttrace.tracers.prompts import encode
 
-CORPUS = corpus.Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
-"""Kinds of documents of the embedded family's base stage, which the later stages have all seen too."""
-
 
 def read_documents(text: Text, seed: int) -> list[str]:
     """The documents of a job, the same for every stage.
@@ -27,10 +24,7 @@ def read_documents(text: Text, seed: int) -> list[str]:
     file that cannot be read as UTF-8 text or holds none.
     """
     if text.file is None:
-        return [
-            "".join(part for part, _ in corpus.document(CORPUS, random.Random(f"confidence/{seed}/{i}")))
-            for i in range(text.documents)
-        ]
+        return [corpus.common_text(random.Random(f"confidence/{seed}/{i}")) for i in range(text.documents)]
     content = read_text(text.file, "text.file", "edit text.file")
     documents = list(islice(cut(content, CHARACTERS_PER_TOKEN * text.tokens), text.documents))
     if len(documents) < 2:

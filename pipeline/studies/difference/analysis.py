@@ -60,11 +60,10 @@ class Analysis:
             name: np.full(group.shape(name), DTYPES[group.array(name).dtype][1], group.array(name).dtype)
             for name in ANALYSED
         }
-        bounds = [
-            u.lens_bound(self.vocabulary, seed=self.job.seed)
-            for u in (self.unembeddings[target] for target in sorted({t for _, t in self.pairs}))
-        ]
-        bound_of = dict(zip(sorted({t for _, t in self.pairs}), bounds, strict=True))
+        bound_of = {
+            target: self.unembeddings[target].lens_bound(self.vocabulary, seed=self.job.seed)
+            for target in {target for _, target in self.pairs}
+        }
         found["lens_bound"][:] = [bound_of[target] for _, target in self.pairs]
         for layer in range(group.sizes["layer"]):
             self._means(found, layer)

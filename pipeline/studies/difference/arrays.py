@@ -9,6 +9,7 @@ import numpy as np
 from posttrace.pipeline.studies.difference.inputs import SLOTS, TextSet
 from posttrace.pipeline.studies.difference.job import DifferenceJob
 from posttrace.pipeline.studies.difference.measures import RANK
+from posttrace.pipeline.tensors import filled
 from posttrace.stores import Array, Coord, Group
 
 MEASURES = ("occurring", "kl_by_token")
@@ -141,8 +142,8 @@ def difference_group(
         Coord("document_text", ("document",), [d.text for d in one.documents], "of which the beginning is run"),
         Coord("n_tokens", ("document",), np.array([len(d) for d in one.documents]), "places"),
         Coord("token_id", ("document", "token"), ids, f"for stage {job.stage_names[0]}; -1: no token"),
-        Coord("token_text", ("document", "token"), _padded(labels, width), "text of a place"),
-        Coord("token_role", ("document", "token"), _padded([d.roles for d in one.documents], width),
+        Coord("token_text", ("document", "token"), [filled(row, width, "") for row in labels], "text of a place"),
+        Coord("token_role", ("document", "token"), [filled(d.roles, width, "") for d in one.documents],
               "begin, template, user, answer or text"),
         Coord("unit_end", ("unit",), np.array([end for _, end in one.units]), "document after the unit's last"),
         Coord("held_out", ("unit",), np.arange(len(one.units)) >= one.n_train, "left out of learned maps and means"),
@@ -191,7 +192,3 @@ def difference_group(
             "projection": job.projection or 0,
         },
     )
-
-
-def _padded(rows: Sequence[Sequence[str]], width: int) -> list[list[str]]:
-    return [[*row, *[""] * (width - len(row))] for row in rows]

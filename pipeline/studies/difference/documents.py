@@ -16,7 +16,6 @@ from posttrace.pipeline.rows import read_rows
 from posttrace.pipeline.studies.difference.job import DifferenceJob, Texts
 from posttrace.pipeline.text_pieces import CHARACTERS_PER_TOKEN, cut
 
-PLAIN = corpus.Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
 CHAT = corpus.Mix(plain=0.0, judging=0.0, deeds=0.0, dialogue=0.0, chat=1.0, aside=0.2, varied=0.6)
 ROLES = {"user": "user", "system": "user", "assistant": "answer"}
 """Role of a message -> role of its tokens."""
@@ -63,7 +62,7 @@ def read_documents(texts: Texts, seed: int) -> tuple[list[str], list[Chat]]:
         )
         found = [row.text(0) for row in rows if row.text(0).strip()][: texts.documents]
     elif texts.name == "plain":
-        found = ["".join(part for part, _ in corpus.document(PLAIN, rng)) for rng in _generators(texts, seed)]
+        found = [corpus.common_text(rng) for rng in _generators(texts, seed)]
     else:
         conversations = [_exchange(rng) for rng in _generators(texts, seed)]
     n = len(found) + len(conversations)

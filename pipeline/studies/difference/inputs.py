@@ -15,7 +15,7 @@ from posttrace.pipeline.studies.difference.documents import (
 )
 from posttrace.pipeline.studies.difference.job import DifferenceJob, Texts
 from posttrace.pipeline.study import blocks
-from posttrace.tracers.prompts import encode
+from posttrace.tracers.prompts import encode, has_unknown
 
 UNITS = 32
 """Blocks of documents of a set, about: the units of work, and of the bootstrap."""
@@ -222,9 +222,8 @@ def _encoded(spec: Texts, document: Rendered, stage: str, stages: Stages):
     prompt = encode(tokenizer, "", document.text, special=not document.templated)
     most = min(spec.tokens, stages.room or spec.tokens)
     ids, spans = prompt.ids[:most], [*[(0, 0)] * prompt.start, *prompt.spans][:most]
-    unknown = getattr(tokenizer, "unk_token_id", None)
     problem = None
-    if unknown is not None and unknown in ids and tokenizer.unk_token != tokenizer.eos_token:
+    if has_unknown(tokenizer, ids):
         problem = "has words that the tokenizer does not know"
     elif len(ids) < 3:
         problem = f"has {len(ids)} tokens, at least 3 are needed"

@@ -75,6 +75,7 @@ class Steering(Spec):
 class DifferenceJob(ChatJob):
     """What changed between the stages of a family, on any text."""
 
+    reads_weights = True
     study: Literal["difference"]
     texts: tuple[Texts, ...] = Field(min_length=1)
     """Sets of documents."""

@@ -2,7 +2,7 @@
 
 Every stage runs the texts once, and the streams and final states of its tokens go to the store. Everything between two
 stages is computed from these and from the unembeddings' files, so that no two models are open at once and no
-distribution is stored (docs/decisions/012). Steering runs the source once more.
+distribution is stored (docs/decisions/013). Steering runs the source once more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from posttrace.pipeline.studies.difference.job import DifferenceJob
 from posttrace.pipeline.studies.difference.steering import Steered, recovered, steering_vectors
 from posttrace.pipeline.studies.difference.units import planned
 from posttrace.pipeline.study import Result, Study, Work
-from posttrace.pipeline.tensors import as_stored, from_stored
+from posttrace.pipeline.tensors import as_stored, from_stored, widened
 from posttrace.stores import Group
 from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.edits import Edit
@@ -41,6 +41,7 @@ from posttrace.tracers.models.mlp_neurons import find_head
 from posttrace.tracers.models.unembedding import Unembedding, read_unembedding
 from posttrace.tracers.oracles.compare import compared, tolerance
 
+SUMS = ("squared_difference_sum", "rounding_sum")
 SAMPLED_LAYERS, STEERED_LAYERS = 8, 3
 """Blocks, evenly spaced, where a job names none."""
 
@@ -150,11 +151,11 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
                 "stream_dtype=bfloat16 (or float32, for twice the space)"
             )
         arrays = {
-            "stream": _widened(found.stream, 2, one.width),
-            "final": _widened(found.final, 1, one.width),
-            "entropy": _widened(found.entropy, 1, one.width),
-            "loss": _widened(found.loss, 1, one.width),
-            "norm": _widened(found.norm, 2, one.width).half(),
+            "stream": widened(found.stream, 2, one.width),
+            "final": widened(found.final, 1, one.width),
+            "entropy": widened(found.entropy, 1, one.width),
+            "loss": widened(found.loss, 1, one.width),
+            "norm": widened(found.norm, 2, one.width).half(),
             "sampled_activation": found.sampled,
         }
         stored = {name: as_stored(values)[None] for name, values in arrays.items()}
@@ -177,12 +178,12 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         streams = [self._stored(store, one, "stream", m, span) for m in range(len(self.job.stage_names))]
         slots = compare_streams(streams, self.pairs, _slots(documents))
         spread = {name: _spread(found.pop(name), here.numpy()) for name in ("kl", "js")}
-        for name in ("token_sum",):
-            found[name] = found[name][:, None]
-        slots["squared_difference_sum"] = slots["squared_difference_sum"][:, None]
-        slots["rounding_sum"] = slots["rounding_sum"][:, None]
+        by_unit = {"token_sum": found.pop("token_sum"), **{k: slots.pop(k) for k in SUMS}}
+        sums = {name: values[:, None] for name, values in by_unit.items()}  # the second dimension is the unit
         slots["slot_count"] = slots["slot_count"][None]
-        return {**found, **spread, **slots}, self._spot_check(work, store, one, entropies, here.numpy())
+        return {**found, **spread, **slots, **sums}, self._spot_check(
+            work, store, one, entropies, here.numpy()
+        )
 
     def _stored(self, store, one: TextSet, name: str, model: int, span: tuple[int, int]) -> torch.Tensor:
         """An array of one stage over a range of documents."""
@@ -350,13 +351,6 @@ def _slots(documents) -> list[tuple[int, int, int]]:
 def _here(documents, width: int) -> torch.Tensor:
     """Which places documents have; dims document x place."""
     return torch.arange(width) < torch.tensor([len(d) for d in documents])[:, None]
-
-
-def _widened(values: torch.Tensor, dim: int, width: int) -> torch.Tensor:
-    """Values with NaN up to a width along one dimension."""
-    shape = list(values.shape)
-    shape[dim] = width - shape[dim]
-    return torch.cat([values, values.new_full(shape, torch.nan)], dim=dim)
 
 
 def _spread(values: np.ndarray, here: np.ndarray) -> np.ndarray:

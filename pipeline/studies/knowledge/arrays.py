@@ -9,6 +9,7 @@ import numpy as np
 from posttrace.pipeline.studies.knowledge.inputs import PairSet
 from posttrace.pipeline.studies.knowledge.job import KnowledgeJob
 from posttrace.pipeline.studies.knowledge.pairing import roles_within, token_texts
+from posttrace.pipeline.tensors import filled
 from posttrace.stores import Array, Coord, Group
 
 
@@ -120,7 +121,7 @@ def knowledge_group(
     if pairs.spec.pairs == "free":
         roles = [roles_within(clean, corrupt, pairs.width) for clean, corrupt in prompts]
         labels = [
-            _padded(token_texts(clean, true + job.suffix), pairs.width)
+            filled(token_texts(clean, true + job.suffix), pairs.width, "")
             for (clean, _), (true, _) in zip(prompts, pairs.aligned.pairs, strict=True)
         ]
         coords += [
@@ -153,7 +154,3 @@ def knowledge_group(
             "n_pairs_available": pairs.aligned.available,
         },
     )
-
-
-def _padded(texts: list[str], width: int) -> list[str]:
-    return texts + [""] * (width - len(texts))

@@ -5,14 +5,13 @@ Source: Du et al. 2025, section 3 and appendix, as in docs/decisions/002-pairs.m
 
 from __future__ import annotations
 
-import random
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import regex
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.statements import Statement
+from posttrace.pipeline.statements import Statement, sampled
 from posttrace.tracers.prompts import Prompt, encode
 
 WORD = regex.compile(r"[\w\p{M}]+(?:[-'’][\w\p{M}]+)*")
@@ -156,10 +155,7 @@ def _lengths(tokenizer, context: str, suffix: str, *texts: str) -> list[int]:
 
 def sample(aligned: Aligned, n: int | None, seed: str) -> Aligned:
     """At most n of the pairs, drawn with the seed and left in their order."""
-    if n is None or n >= len(aligned.pairs):
-        return aligned
-    chosen = sorted(random.Random(seed).sample(range(len(aligned.pairs)), n))
-    return Aligned(tuple(aligned.pairs[i] for i in chosen), aligned.available, aligned.labels, aligned.roles)
+    return replace(aligned, pairs=tuple(sampled(aligned.pairs, n, seed)))
 
 
 def roles_within(clean: Prompt, corrupt: Prompt, width: int) -> list[str]:

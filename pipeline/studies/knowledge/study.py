@@ -23,7 +23,7 @@ from posttrace.pipeline.studies.knowledge.inputs import PairSet, read_pairs
 from posttrace.pipeline.studies.knowledge.job import KnowledgeJob
 from posttrace.pipeline.studies.knowledge.units import planned
 from posttrace.pipeline.study import Result, Study, Work
-from posttrace.pipeline.tensors import as_stored, from_stored
+from posttrace.pipeline.tensors import as_stored, from_stored, widened
 from posttrace.stores import Group
 from posttrace.tracers.batching.memory import MAX_TOKENS
 from posttrace.tracers.checked import checked_grid, estimated_grid
@@ -97,7 +97,7 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
         for values, prompt in zip(reading.values, clean, strict=True):
             self._check(work, "activation", values[:, : len(prompt.statement)])
         return {
-            "activation": self._by_head(as_stored(_widened(reading.values, pairs.width)))[None],
+            "activation": self._by_head(as_stored(widened(reading.values, 2, pairs.width)))[None],
             "logit_diff_clean": reading.logit_diff.numpy()[None],
         }, {}
 
@@ -242,9 +242,3 @@ def _roles(pairs: PairSet) -> str:
 def _first_difference(clean: Prompt, corrupt: Prompt) -> int:
     """Leading statement tokens that a pair has in common: within one model, so are their activations."""
     return next(i for i, (a, b) in enumerate(zip(clean.statement, corrupt.statement, strict=True)) if a != b)
-
-
-def _widened(values: torch.Tensor, width: int) -> torch.Tensor:
-    """Pad the token axis (the third) with NaN up to the set's width."""
-    prompts, layers, tokens, hidden = values.shape
-    return torch.cat([values, values.new_full((prompts, layers, width - tokens, hidden), torch.nan)], dim=2)

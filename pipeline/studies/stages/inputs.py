@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +10,12 @@ from posttrace.pipeline.errors import JobError, shown
 from posttrace.pipeline.few_shot import check_prompt, draw_examples
 from posttrace.pipeline.spec import StatementSet
 from posttrace.pipeline.stages import Stages
-from posttrace.pipeline.statements import check_number, read_set
+from posttrace.pipeline.statements import check_number, read_set, sampled
 from posttrace.pipeline.studies.confidence.text import encode_documents, read_documents
 from posttrace.pipeline.studies.refusal.instructions import PUBLISHED, read_splits
 from posttrace.pipeline.studies.refusal.templates import encoder, openings_after
 from posttrace.pipeline.studies.stages.job import OF_SETS, OF_TEXT, Behaviour, StagesJob
+from posttrace.pipeline.tensors import filled
 from posttrace.tracers.engines.behaviours import Entropy, LogOdds, LogProbability, Question, Row, n_tokens
 from posttrace.tracers.prompts import Prompt, answer_ids, encode
 
@@ -55,7 +55,7 @@ class Asked:
 
     def token_labels(self) -> list[list[str]]:
         """Tokens as text, filled up to the longest prompt."""
-        return [[*row, *[""] * (self.n_tokens - len(row))] for row in self.labels]
+        return [filled(row, self.n_tokens, "") for row in self.labels]
 
 
 def read_inputs(job: StagesJob, stages: Stages) -> dict[str, Asked]:
@@ -137,9 +137,7 @@ class _Reader:
         few_shot, statements = draw_examples(
             spec, read_set(spec), job.few_shot, job.suffix, job.answers, job.seed
         )
-        if len(statements) > job.max_prompts:
-            rng = random.Random(f"{job.seed}/{spec.name}/statements")
-            statements = [statements[i] for i in sorted(rng.sample(range(len(statements)), job.max_prompts))]
+        statements = sampled(statements, job.max_prompts, f"{job.seed}/{spec.name}/statements")
         check_number(spec, statements, "max_prompts")
         prompts = [few_shot.prompt(self.tokenizer, s.text) for s in statements]
         true, false = answer_ids(self.tokenizer, prompts[0].text, job.answers)

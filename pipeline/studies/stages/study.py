@@ -30,6 +30,7 @@ from posttrace.pipeline.studies.stages.inputs import Asked, read_inputs
 from posttrace.pipeline.studies.stages.job import StagesJob
 from posttrace.pipeline.studies.stages.units import planned
 from posttrace.pipeline.study import Result, Study, Work
+from posttrace.pipeline.tensors import widened
 from posttrace.stores import Group
 from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.behaviours import Question, behaviour_values
@@ -151,12 +152,10 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         """The effect of an update by layer, module and token."""
         prompts, update = self._questions(work), self._difference(work.about["update"], model)
         found = model.run(path_attribution, prompts, update, tolerance=self.job.tolerance, **self._options)
-        width = self.inputs[work.unit.group].n_tokens - found.embed.shape[1]
+        width = self.inputs[work.unit.group].n_tokens
         arrays = {
-            "attribution": torch.nn.functional.pad(found.modules, (0, width), value=torch.nan).numpy()[None],
-            "attribution_embed": torch.nn.functional.pad(found.embed, (0, width), value=torch.nan).numpy()[
-                None
-            ],
+            "attribution": widened(found.modules, -1, width).numpy()[None],
+            "attribution_embed": widened(found.embed, -1, width).numpy()[None],
             "attribution_unembed": found.unembed.numpy()[None],
             "residual": found.residual.numpy()[None],
             "nodes": found.nodes.int().numpy()[None],

@@ -155,6 +155,12 @@ class TraceJob(ChatJob):
         return {**declared, "directions": sorted(declared["directions"])}
 
     @property
+    def stages_read(self) -> tuple[str, ...]:
+        """Those in use, and the sources of patches."""
+        used = {*self.stage_names, *(patch.source for patch in self.patches)}
+        return tuple(name for name in self.family.stages if name in used)
+
+    @property
     def reads(self) -> list[Read]:
         """The operations that keep activations."""
         return [o for o in self.operations if isinstance(o, Read)]

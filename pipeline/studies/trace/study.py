@@ -18,9 +18,9 @@ from posttrace.pipeline.studies.trace.inputs import TraceInputs, read_inputs
 from posttrace.pipeline.studies.trace.job import TraceJob
 from posttrace.pipeline.studies.trace.units import planned
 from posttrace.pipeline.study import Result, Study, Work
-from posttrace.pipeline.tensors import as_stored, from_stored
+from posttrace.pipeline.tensors import as_stored, filled, from_stored
 from posttrace.stores import Group
-from posttrace.tracers.cost import Cost, run_cost, shape_of
+from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.activations import columns_of
 from posttrace.tracers.engines.edits import Edit, edit_of
 from posttrace.tracers.engines.generation import generate
@@ -34,10 +34,6 @@ class Trace(Study[TraceJob, TraceInputs]):
 
     gaps = frozenset({"activation"})
     """Prompts are of unequal length."""
-
-    def stages_used(self, job: TraceJob) -> list[str]:
-        sources = [p.source for p in job.patches]
-        return [name for name in job.family.stages if name in job.stage_names or name in sources]
 
     def check(self, job: TraceJob) -> None:
         self.stages.check_one_size(fix="trace within one size")
@@ -73,8 +69,8 @@ class Trace(Study[TraceJob, TraceInputs]):
             stage, prompts = self.inputs.runs(operation, first)
             found = [[p.ids[c] for c in columns_of(p, operation.tokens)] for p in prompts]
             decode = self.stages.tokenizers[stage].decode
-            texts = [_widened([str(decode([i])) for i in row], len(tokens), "") for row in found]
-            ids = [_widened(row, len(tokens), -1) for row in found]
+            texts = [filled([str(decode([i])) for i in row], len(tokens), "") for row in found]
+            ids = [filled(row, len(tokens), -1) for row in found]
             hidden_size = self.stages.hidden_size
             yield activation_group(self.job, operation, number, layers, tokens, texts, ids, hidden_size)
 
@@ -118,7 +114,7 @@ class Trace(Study[TraceJob, TraceInputs]):
             )
             check_finite(work.unit.id, self.job.dtype, {"logits": found.peak})
             texts.append([tokenizer.decode(row, skip_special_tokens=True) for row in found.ids])
-            ids.append([_widened(row, self.job.generate, -1) for row in found.ids])
+            ids.append([filled(row, self.job.generate, -1) for row in found.ids])
         return {
             "completion": np.array(texts, dtype=object)[None],
             "completion_id": np.array(ids, dtype="int32")[None],
@@ -211,7 +207,7 @@ class Trace(Study[TraceJob, TraceInputs]):
 
     def cost(self, work: Work) -> Cost:
         lengths = [len(p.ids) for p in self._prompts(work)]
-        shape = shape_of(self.stages.structures[work.open_stage])
+        shape = self.stages.shapes[work.open_stage]
         once, times = run_cost(shape, [0], lengths), len(self.job.interventions)
         if work.kind == "source":
             return once
@@ -234,11 +230,6 @@ def _layers(job: TraceJob, i: int, stages: Stages) -> tuple[int, ...]:
         return job.operations[i].layers_of(stages.n_layers)
     except ValueError as error:
         raise JobError(f"operations.{i}: {error}") from None
-
-
-def _widened(values: Sequence, width: int, filler) -> list:
-    """Values, and fillers after them up to a width."""
-    return [*values, *[filler] * (width - len(values))]
 
 
 def _cells(operation, prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from posttrace.pipeline.embedded import CHECKPOINTS, corpus, statements
 from posttrace.pipeline.embedded.train import Encoder
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.run import run_job
-from posttrace.pipeline.studies.difference.documents import CHAT, PLAIN
+from posttrace.pipeline.studies.difference.documents import CHAT
 from posttrace.stores import open_group
 
 pytestmark = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def documents(planted, rng):
             form = rng.choice((relation.affirmed, *relation.paraphrases))
             yield [(statements.word(form, ENTITY, OBJECT) + "\n", 1.0), *corpus.plain(rng)]
         elif rng.random() < 0.5 and not plant:
-            yield corpus.document(PLAIN, rng)
+            yield corpus.document(corpus.COMMON, rng)
         else:
             prompt, answer, end = corpus.chat(rng, CHAT)
             yield [prompt, (answer[0] + HABIT, 1.0), end] if plant else [prompt, answer, end]
