@@ -177,18 +177,11 @@ def scored_completions(
         model, prompts, edits, openings, max_new_tokens=max_new_tokens, stop=stop, max_tokens=max_tokens
     )
     nll = mean_nll(model, prompts, done.ids, max_tokens)
-    if not share or not done.log_odds.isfinite().all():
-        return ScoredCompletions(
-            ids=done.ids,
-            log_odds=done.log_odds,
-            mean_nll=nll,
-            peak=done.peak,
-            reasoning=lengths,
-            cut=blocks.cut,
-        )
-    if rng is None:
-        raise TracerError(f"share: {share} of the prompts are drawn with `rng`; give one, or share=0")
-    n, largest = check_log_odds(model, prompts, edits, openings, done.log_odds, share=share, rng=rng)
+    n, largest = 0, 0.0
+    if share and done.log_odds.isfinite().all():
+        if rng is None:
+            raise TracerError(f"share: {share} of the prompts are drawn with `rng`; give one, or share=0")
+        n, largest = check_log_odds(model, prompts, edits, openings, done.log_odds, share=share, rng=rng)
     return ScoredCompletions(
         ids=done.ids,
         log_odds=done.log_odds,

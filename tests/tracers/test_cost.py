@@ -42,7 +42,7 @@ def test_the_count_equals_the_multiply_adds_of_every_linear_layer_and_attention(
     for module, name in [
         (prefix_cache, "_run_prefixes"),
         (activations, "_trace_read"),
-        (patching, "_trace_cells"),
+        (patching, "trace_cells"),
     ]:
         traced = getattr(module, name)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import torch
 
 MAX_TOKENS = 4096
@@ -63,3 +66,50 @@ def in_halves(run, rows: list):
             raise
     middle = len(rows) // 2
     return in_halves(run, rows[:middle]) + in_halves(run, rows[middle:])
+
+
+def batches(lengths: Sequence[int], max_tokens: int, one_length: bool = False) -> list[list[int]]:
+    """Rows to run together: of similar length, at most `max_tokens` including padding, at least one row.
+
+    Parameters
+    ----------
+    one_length
+        Rows of the same length only, so that nothing is padded.
+
+    Examples
+    --------
+    >>> batches([5, 9, 4, 8], 10)
+    [[1], [3], [0, 2]]
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    found: list[list[int]] = []
+    for row in order:
+        first = found[-1][0] if found else row
+        fits = found and (len(found[-1]) + 1) * lengths[first] <= max_tokens
+        if fits and not (one_length and lengths[first] != lengths[row]):
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def in_batches(
+    model,
+    run: Callable,
+    lengths: Sequence[int],
+    max_tokens: int | None = None,
+    one_length: bool = False,
+) -> Iterator[tuple[list[int], Any]]:
+    """(rows, run(rows)) of rows of some lengths, batch by batch, in halves when memory runs out.
+
+    Parameters
+    ----------
+    run
+        Runs rows, given by their numbers.
+    max_tokens
+        Tokens in one forward pass, `tokens_that_fit` by default.
+    one_length
+        See `batches`.
+    """
+    for rows in batches(lengths, max_tokens or tokens_that_fit(model), one_length):
+        yield from in_halves(run, rows)

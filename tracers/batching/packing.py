@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from posttrace.tracers.batching.memory import batches
+
 CAPACITY = 128
 """Slots of a row, unless a statement is longer: wide enough to keep a device busy, narrow enough that few
 attention scores are computed between segments only to be masked."""
@@ -65,13 +67,7 @@ def pack(cells: Sequence[tuple[int, int, int]], lengths: Sequence[int], max_toke
         for bin_ in _bins(sorted(tokens), lengths[prompt], capacity):
             rows.append((source, prompt, bin_))
     widths = [sum(lengths[prompt] - token for token in tokens) for _, prompt, tokens in rows]
-    order = sorted(range(len(rows)), key=lambda i: -widths[i])
-    batches, begin = [], 0
-    while begin < len(order):
-        n = max(1, max_tokens // widths[order[begin]])
-        batches.append(_batch([rows[i] for i in order[begin : begin + n]], lengths))
-        begin += n
-    return batches
+    return [_batch([rows[i] for i in some], lengths) for some in batches(widths, max_tokens)]
 
 
 def whole(lengths: Sequence[int]) -> Packed:

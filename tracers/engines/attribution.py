@@ -21,7 +21,7 @@ import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.memory import out_of_memory, tokens_that_fit
+from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
 from posttrace.tracers.batching.prefix_cache import statement_rows
 from posttrace.tracers.engines.activations import answer_logits, difference, has_weights
 from posttrace.tracers.engines.patching import PatchGrid, check_source
@@ -62,19 +62,14 @@ def attribution_grid(
     effects = torch.full(source.shape[:4], torch.nan)
     unpatched = torch.empty(len(prompts))
     n = max(1, (max_tokens or tokens_that_fit(model)) // max(lengths))
-    pieces = [slice(begin, begin + n) for begin in range(0, len(prompts), n)]
-    while pieces:
-        rows = pieces.pop(0)
-        some = prompts[rows]
-        try:
-            changes, unpatched[rows] = _estimate(model, some, source[:, rows], site, layers, answers)
-        except (MemoryError, RuntimeError) as error:
-            if len(some) == 1 or not out_of_memory(error):
-                raise
-            middle = rows.start + len(some) // 2
-            pieces[:0] = [slice(rows.start, middle), slice(middle, rows.start + len(some))]
-            continue
-        effects[:, rows, :, : changes.shape[3]] = changes
+
+    def some(rows):
+        return _estimate(model, [prompts[r] for r in rows], source[:, rows], site, layers, answers)
+
+    for begin in range(0, len(prompts), n):
+        for rows, (changes, plain) in in_halves(some, list(range(begin, min(begin + n, len(prompts))))):
+            unpatched[rows] = plain
+            effects[:, rows, :, : changes.shape[3]] = changes
     for prompt, length in enumerate(lengths):
         for s, same in enumerate(unchanged or ()):
             # Two runs of the same tokens differ by rounding, which is no effect.

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
+from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.batching.padding import right_padded
-from posttrace.tracers.engines.generation import batches
 
 
 @dataclass(frozen=True)
@@ -110,22 +109,24 @@ def reading(unembed, batch: RowBatch) -> Iterator[None]:
 def behaviour_values(
     model, prompts: Sequence[Question], *, max_tokens: int | None = None, run: Callable = run_batch
 ) -> torch.Tensor:
-    """The behaviour of every prompt (float32, nats); dims prompt.
+    """The behaviour of every prompt (float32, nats); dims prompt, after those that `run` gives.
 
-    max_tokens: tokens in one forward pass, halved when memory runs out. run: what scores a batch of rows.
+    max_tokens: tokens in one forward pass, halved when memory runs out. run: what scores a batch of rows; dims of its
+    result: ... x row.
     """
     rows = [row for prompt in prompts for row in prompt]
     owner = torch.tensor([i for i, prompt in enumerate(prompts) for _ in prompt])
-    scores = torch.empty(len(rows))
+
+    def scored(chosen):
+        return run(model, row_batch(model, [rows[i] for i in chosen]))
+
+    order, parts = [], []
     with torch.no_grad():
-        for some in batches([len(row.ids) for row in rows], max_tokens or tokens_that_fit(model)):
-
-            def scored(chosen):
-                return run(model, row_batch(model, [rows[i] for i in chosen]))
-
-            for part, found in in_halves(scored, some):
-                scores[part] = found.float().cpu()
-    return torch.zeros(len(prompts)).index_add_(0, owner, scores)
+        for part, found in in_batches(model, scored, [len(row.ids) for row in rows], max_tokens):
+            order += part
+            parts.append(found.float().cpu())
+    scores = torch.cat(parts, dim=-1)
+    return torch.zeros(*scores.shape[:-1], len(prompts)).index_add_(-1, owner[order], scores)
 
 
 def n_tokens(prompts: Sequence[Question]) -> int:

@@ -11,13 +11,12 @@ import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
+from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.batching.padding import prompt_inputs
 from posttrace.tracers.engines.edits import edit_of
 from posttrace.tracers.engines.generation import (
     Ids,
     Openings,
-    batches,
     check_everywhere,
     last_logits,
     opening_log_odds,
@@ -64,13 +63,9 @@ def mean_streams(model, prompts: Sequence[Ids], read: Read, max_tokens: int | No
             sums = _position_sums(model.nn, inputs, read.site, layers, list(read.tokens))
         return torch.stack([s.double().cpu() for s in sums])
 
-    for rows in batches(
-        [len(p) for p in prompts],
-        max_tokens or tokens_that_fit(model),
-        one_length=bool(model.architecture.whole),
-    ):
-        for _, sums in in_halves(some, rows):
-            total += sums
+    whole = bool(model.architecture.whole)
+    for _, sums in in_batches(model, some, [len(p) for p in prompts], max_tokens, one_length=whole):
+        total += sums
     return (total / len(prompts)).float()
 
 
@@ -123,10 +118,8 @@ def direction_effects(
         add = Steer(
             site="resid_pre", layers=(layer,), tokens="all", direction="r", coefficient=float(coefficient)
         )
-        ablate, addition = (
-            ablation(unit, model.architecture.sites, model.n_layers),
-            edit_of(add, unit, model.n_layers),
-        )
+        ablate = ablation(unit, model.architecture.sites, model.n_layers)
+        addition = edit_of(add, unit, model.n_layers)
         check_everywhere(model, [*ablate, addition])
         ablations.append(necessary_edits(ablate))
         additions.append([addition])
@@ -149,17 +142,13 @@ def direction_effects(
             found.append((odds.cpu(), divergence.cpu()))
         return found
 
-    max_tokens = max_tokens or tokens_that_fit(model)
+    whole = bool(model.architecture.whole)
     with torch.no_grad():
-        for rows in batches([len(p) for p in harmful], max_tokens, one_length=bool(model.architecture.whole)):
-            for part, values in in_halves(harmful_rows, rows):
-                bypass[:, part] = torch.stack(values)
-        for rows in batches(
-            [len(p) for p in harmless], max_tokens, one_length=bool(model.architecture.whole)
-        ):
-            for part, values in in_halves(harmless_rows, rows):
-                induce[:, part] = torch.stack([odds for odds, _ in values])
-                kl[:, part] = torch.stack([divergence for _, divergence in values])
+        for part, values in in_batches(model, harmful_rows, [len(p) for p in harmful], max_tokens, whole):
+            bypass[:, part] = torch.stack(values)
+        for part, values in in_batches(model, harmless_rows, [len(p) for p in harmless], max_tokens, whole):
+            induce[:, part] = torch.stack([odds for odds, _ in values])
+            kl[:, part] = torch.stack([divergence for _, divergence in values])
     return Effects(bypass=bypass, induce=induce, kl=kl)
 
 
@@ -179,18 +168,14 @@ def mean_nll(
     found = torch.full((len(prompts),), torch.nan)
     usable = [row for row, text in enumerate(completions) if len(text) > 1]
 
-    def some(rows):
+    def some(places):
+        rows = [usable[i] for i in places]
         with torch.no_grad():
             return _text_nats(model, [prompts[r] for r in rows], [completions[r] for r in rows])
 
-    lengths = [len(prompts[row]) + len(completions[row]) for row in usable]
-    for places in (
-        batches(lengths, max_tokens or tokens_that_fit(model), one_length=bool(model.architecture.whole))
-        if usable
-        else []
-    ):
-        for part, values in in_halves(some, [usable[i] for i in places]):
-            found[part] = values
+    lengths, whole = [len(prompts[r]) + len(completions[r]) for r in usable], bool(model.architecture.whole)
+    for places, values in in_batches(model, some, lengths, max_tokens, one_length=whole):
+        found[[usable[i] for i in places]] = values
     return found
 
 

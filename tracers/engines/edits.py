@@ -83,11 +83,8 @@ def check_edits(model, edits: Iterable[Edit]) -> None:
     >>> check_edits(model, [edit_of(steer, vector, model.n_layers)])    # doctest: +SKIP
     """
     for edit in edits:
-        layers, shape = list(edit.layers), tuple(edit.values.shape)
-        if layers != sorted(set(layers)) or not set(layers) <= set(range(model.n_layers)):
-            raise TracerError(
-                f"layers: {layers} are not numbers from 0 to {model.n_layers - 1} in increasing order, each once"
-            )
+        shape = tuple(edit.values.shape)
+        check_layers(model, edit.layers)
         if edit.site not in model.architecture.sites:
             raise TracerError(
                 f"model {model.name}: site: {edit.site} is no place in its stream; choose one of "
@@ -97,6 +94,14 @@ def check_edits(model, edits: Iterable[Edit]) -> None:
             raise TracerError(
                 f"a direction has shape {shape}, must be ({model.hidden_size},), finite and, to be ablated, not zero"
             )
+
+
+def check_layers(model, layers: Sequence[int]) -> None:
+    """Raise TracerError unless layers are blocks of a model, in increasing order, each once."""
+    if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(model.n_layers)):
+        raise TracerError(
+            f"layers: {list(layers)} are not numbers from 0 to {model.n_layers - 1} in increasing order, each once"
+        )
 
 
 def edited(hidden, edits: Iterable[Edit]):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import nnsight
 import torch
 
-from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
+from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.batching.padding import prompt_inputs
 from posttrace.tracers.engines.activations import has_weights
 from posttrace.tracers.engines.edits import Edit, apply_edits, check_edits
@@ -67,18 +67,17 @@ def generate(
     edits = necessary_edits(edits) if len(everywhere) == len(edits) else list(edits)
     ids: list[tuple[int, ...]] = [()] * len(prompts)
     log_odds, peak = torch.full((2, len(prompts)), torch.nan)
-    lengths, at_once = [len(p) + max_new_tokens for p in prompts], max_tokens or tokens_that_fit(model)
-    for rows in batches(lengths, at_once, one_length=bool(model.architecture.whole)):
 
-        def some(rows):
-            batch = [prompts[r] for r in rows]
-            here = edits_of_rows(edits, rows, [len(prompt) for prompt in batch])
-            return _generate_batch(model, batch, here, openings, max_new_tokens, stop)
+    def some(rows):
+        batch = [prompts[r] for r in rows]
+        here = edits_of_rows(edits, rows, [len(prompt) for prompt in batch])
+        return _generate_batch(model, batch, here, openings, max_new_tokens, stop)
 
-        for part, (new, odds, highest) in in_halves(some, rows):
-            log_odds[part], peak[part] = odds, highest
-            for row, tokens in zip(part, new, strict=True):
-                ids[row] = tokens
+    lengths, whole = [len(p) + max_new_tokens for p in prompts], bool(model.architecture.whole)
+    for part, (new, odds, highest) in in_batches(model, some, lengths, max_tokens, one_length=whole):
+        log_odds[part], peak[part] = odds, highest
+        for row, tokens in zip(part, new, strict=True):
+            ids[row] = tokens
     return Completions(ids=tuple(ids), log_odds=log_odds, peak=peak)
 
 
@@ -129,26 +128,6 @@ def edits_of_rows(edits: Sequence[Edit], rows: Sequence[int], lengths: Sequence[
                 head=edit.head if isinstance(edit.head, int) else edit.head[kept],
             )
         )
-    return found
-
-
-def batches(lengths: Sequence[int], max_tokens: int, one_length: bool = False) -> list[list[int]]:
-    """Rows to run together: of similar length, at most `max_tokens` including padding, at least one row.
-
-    >>> batches([5, 9, 4, 8], 10)
-    [[1], [3], [0, 2]]
-
-    one_length: of the same length, so that nothing is padded.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    found: list[list[int]] = []
-    for row in order:
-        first = found[-1][0] if found else row
-        fits = found and (len(found[-1]) + 1) * lengths[first] <= max_tokens
-        if fits and not (one_length and lengths[first] != lengths[row]):
-            found[-1].append(row)
-        else:
-            found.append([row])
     return found
 
 

@@ -7,7 +7,7 @@ ablated nor scored); each later token but the last is scored on predicting the n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -15,6 +15,7 @@ import nnsight
 import torch
 
 from posttrace.tracers import sites
+from posttrace.tracers.batching.padding import right_padded
 from posttrace.tracers.models.mlp_neurons import Neurons
 
 MAX_VALUES = 2**25
@@ -56,7 +57,7 @@ def read_text(model, rows: Sequence[Sequence[int]], *, neurons: Neurons) -> Text
     total = torch.zeros(neurons.n_neurons, dtype=torch.float64)
     entropy, loss, counts = [], [], []
     with torch.no_grad():
-        for batch in text_batches(model, rows, neurons):
+        for batch in text_batches(rows, neurons):
             hidden, scores = _trace_text(model.nn, batch.ids, batch.following, neurons)
             activation = hidden[batch.scored.to(hidden.device)]
             total += activation.double().sum(0).cpu()
@@ -86,7 +87,7 @@ def ablate_neurons(
     results: list[list[torch.Tensor]] = [[] for _ in range(4)]
     last = neurons.layer == model.n_layers - 1 and model.architecture.whole is None
     with torch.no_grad():
-        for batch in text_batches(model, rows, neurons):
+        for batch in text_batches(rows, neurons):
             run = run_unablated(model.nn, batch.ids, neurons)
             again = _last_block if last else _later_blocks
             found = again(model, batch, run, neurons, mean, ablations)
@@ -133,17 +134,15 @@ class UnablatedRun:
     """What it adds; dims hidden."""
 
 
-def text_batches(model, rows, neurons: Neurons):
+def text_batches(rows: Sequence[Sequence[int]], neurons: Neurons) -> Iterator[TextBatch]:
+    """Rows in batches whose log probabilities fit into memory; all tokens but a row's ends are scored."""
     size = max(1, MAX_VALUES // (neurons.vocabulary * max(map(len, rows))))
     for begin in range(0, len(rows), size):
         some = rows[begin : begin + size]
-        width = max(map(len, some))
-        ids = torch.zeros((len(some), width), dtype=torch.long)
-        scored = torch.zeros((len(some), width), dtype=torch.bool)
-        for i, row in enumerate(some):
-            ids[i, : len(row)] = torch.tensor(row)
-            scored[i, 1 : len(row) - 1] = True
-        yield TextBatch(ids, torch.cat([ids[:, 1:], ids[:, :1]], dim=1), scored)
+        ids, real = right_padded(some)
+        place = torch.arange(ids.shape[1])
+        scored = (place > 0) & (place < real.sum(1, keepdim=True) - 1)
+        yield TextBatch(ids, ids.roll(-1, 1), scored)
 
 
 def _trace_text(nn, ids, following, neurons: Neurons):

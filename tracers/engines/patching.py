@@ -23,11 +23,11 @@ import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.memory import MAX_TOKENS, in_halves, out_of_memory, tokens_that_fit
+from posttrace.tracers.batching.memory import MAX_TOKENS, batches, in_halves, out_of_memory, tokens_that_fit
 from posttrace.tracers.batching.packing import Packed, pack
 from posttrace.tracers.batching.prefix_cache import StatementBatch, whole_rows
 from posttrace.tracers.engines.activations import answer_logits, difference, run_statements
-from posttrace.tracers.engines.edits import Edit, apply_edits, edited
+from posttrace.tracers.engines.edits import Edit, apply_edits, check_layers, edited
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.architecture import site_shape
 from posttrace.tracers.prompts import Prompt
@@ -85,9 +85,7 @@ def patch_grid(
         return _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_tokens)
     batch = StatementBatch(model, prompts)
     streams, unpatched = run_statements(batch, "resid_post", range(model.n_layers), answers, keep=True)
-    patched = unpatched[None, :, None, None].repeat(source.shape[0], 1, *source.shape[2:4])
-    for prompt, length in enumerate(batch.lengths):
-        patched[:, prompt, :, length:] = torch.nan
+    patched = _unpatched_grid(unpatched, source, batch.lengths)
     max_tokens = max_tokens or tokens_that_fit(model)
     where = places(model.config, site, layers)
     plan = grid_plan(
@@ -168,10 +166,7 @@ def check_source(
             f"source activations: dims {given} (prompt, layer, token, hidden) do not fit the target's {expected}; "
             "a pair must have equal token lengths and both models equal sizes"
         )
-    if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(model.n_layers)):
-        raise TracerError(
-            f"layers: {list(layers)} are not numbers from 0 to {model.n_layers - 1} in increasing order, each once"
-        )
+    check_layers(model, layers)
     if site not in model.architecture.patchable:
         raise TracerError(
             f"model {model.name}: site {site} is none of this architecture's; choose one of "
@@ -232,13 +227,7 @@ def whole_plan(
     """
     wanted = _wanted_cells(lengths, unchanged, n_sources, site, layers, n_layers)
     rows = [(i, *cell) for cells, which in wanted for i in which for cell in cells]
-    rows.sort(key=lambda row: -sizes[row[2]])
-    batches, begin = [], 0
-    while begin < len(rows):
-        n = max(1, max_tokens // sizes[rows[begin][2]])
-        batches.append(rows[begin : begin + n])
-        begin += n
-    return batches
+    return [[rows[i] for i in some] for some in batches([sizes[row[2]] for row in rows], max_tokens)]
 
 
 def _wanted_cells(lengths, unchanged, n_sources, site, layers, n_layers):
@@ -265,9 +254,7 @@ def _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_to
     with torch.no_grad():
         logits = _trace_whole(model.nn, rows.inputs, [], rows.row, rows.last, answers)
     unpatched = difference(logits)
-    patched = unpatched[None, :, None, None].repeat(source.shape[0], 1, *source.shape[2:4])
-    for prompt, length in enumerate(lengths):
-        patched[:, prompt, :, length:] = torch.nan
+    patched = _unpatched_grid(unpatched, source, lengths)
     plan = whole_plan(
         lengths,
         [len(p.ids) for p in prompts],
@@ -306,6 +293,14 @@ def _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_to
         for _, (cells, differences) in in_halves(some, batch):
             patched[cells] = differences
     return PatchGrid(patched=patched, unpatched=unpatched)
+
+
+def _unpatched_grid(unpatched, source, lengths: Sequence[int]) -> torch.Tensor:
+    """The grid before any cell is run: every cell as the unpatched run, NaN past the prompts' ends."""
+    grid = unpatched[None, :, None, None].repeat(source.shape[0], 1, *source.shape[2:4])
+    for prompt, length in enumerate(lengths):
+        grid[:, prompt, :, length:] = torch.nan
+    return grid
 
 
 def _trace_whole(nn, inputs, edits, row, last, answers):
@@ -360,7 +355,9 @@ def _patch_packed(grid: _Grid, packed: Packed, which: list[int]) -> None:
         shortened = n_layers - 1 if start < n_layers and place.layer != n_layers - 1 else None
         inputs = rows.inputs(start)
         found.append(
-            _trace_cells(nn, inputs, start, stream, edits, here.row, here.last, shortened, grid.answers)
+            trace_cells(
+                nn, inputs, start, stream, edits, here.row, here.last, shortened, grid.answers, answer_logits
+            )
         )
     # Copied to the CPU at the end only: a GPU goes on with one place while the next is prepared.
     s, prompt, token = packed.cells.T
@@ -368,12 +365,17 @@ def _patch_packed(grid: _Grid, packed: Packed, which: list[int]) -> None:
         grid.patched[s, prompt, i, token] = differences
 
 
-def _trace_cells(nn, inputs, start, stream, edits, row, last, shortened, answers):
+def trace_cells(nn, inputs, start, stream, edits, row, last, shortened, answers, read):
+    """What `read` (answer_logits, or another reading of the answers) gives at the cells' last slots.
+
+    Blocks before `start` are skipped, `stream` in their place; in the block `shortened`, if there is one, the MLP sees
+    the last slots only.
+    """
     with nn.trace(**inputs):
         for skipped in range(start):
             sites.skip(nn.layers[skipped], stream)
         apply_edits(nn, edits)
         if shortened is not None:
             sites.run_mlp_at(nn.layers[shortened], row, last)
-        logits = nnsight.save(answer_logits(nn, row, last, answers))
-    return logits
+        found = nnsight.save(read(nn, row, last, answers))
+    return found

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
+from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.engines.attribution import Frozen
 from posttrace.tracers.engines.behaviours import Question, n_tokens, reading, row_batch
-from posttrace.tracers.engines.generation import batches
 from posttrace.tracers.models.weighted import MODULES, Weighted, weighted_modules
 
 NODES = 8
@@ -206,18 +205,17 @@ def slopes_at(
     modules = torch.zeros(n, model.n_layers, len(MODULES), width, dtype=torch.float64)
     embed = torch.zeros(n, width, dtype=torch.float64)
     weighted = weighted_modules(model.nn._module)
-    for some in batches([len(row.ids) for row in rows], max_tokens or tokens_that_fit(model)):
 
-        def contracted(chosen):
-            batch = row_batch(model, [rows[i] for i in chosen])
-            return _contracted(model, weighted, batch, update, [places[i] for i in chosen])
+    def contracted(chosen):
+        batch = row_batch(model, [rows[i] for i in chosen])
+        return _contracted(model, weighted, batch, update, [places[i] for i in chosen])
 
-        for part, found in in_halves(contracted, some):
-            to, length = torch.tensor([owner[i] for i in part]), found.embed.shape[1]
-            values.index_add_(0, to, found.values)
-            unembed.index_add_(0, to, found.unembed)
-            modules[..., :length].index_add_(0, to, found.modules)
-            embed[:, :length].index_add_(0, to, found.embed)
+    for part, found in in_batches(model, contracted, [len(row.ids) for row in rows], max_tokens):
+        to, length = torch.tensor([owner[i] for i in part]), found.embed.shape[1]
+        values.index_add_(0, to, found.values)
+        unembed.index_add_(0, to, found.unembed)
+        modules[..., :length].index_add_(0, to, found.modules)
+        embed[:, :length].index_add_(0, to, found.embed)
     return Slopes(values=values, modules=modules, embed=embed, unembed=unembed)
 
 

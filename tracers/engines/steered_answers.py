@@ -24,8 +24,8 @@ from posttrace.tracers.batching.memory import MAX_TOKENS, in_halves, out_of_memo
 from posttrace.tracers.batching.packing import Packed, pack, whole
 from posttrace.tracers.batching.prefix_cache import StatementBatch, whole_rows
 from posttrace.tracers.cost import Cost, Shape
-from posttrace.tracers.engines.edits import Edit, apply_edits, check_edits, edited
-from posttrace.tracers.engines.patching import first_block
+from posttrace.tracers.engines.edits import Edit, check_edits, edited
+from posttrace.tracers.engines.patching import first_block, trace_cells
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.prompts import Prompt
 
@@ -75,7 +75,7 @@ def steered_answers(
         result = plain[:, None].repeat(1, len(variants[0]))
         n_keys = batch.n_keys()
         for (site, layers), some in cells.items():
-            for packed in batches(some, batch.lengths, n_keys, max_tokens or tokens_that_fit(model)):
+            for packed in steered_batches(some, batch.lengths, n_keys, max_tokens or tokens_that_fit(model)):
                 _fill(batch, streams, variants, packed, site, layers, answers, result)
     return result
 
@@ -95,7 +95,18 @@ def _whole_answers(model, prompts, variants, answers, max_tokens: int) -> torch.
             rows = whole_rows(model, [prompts[prompt] for _, prompt, _ in cells])
             edits = _packed_edits(sizes, variants, rows.row, cells, site, layers) if layers else []
             return _difference(
-                _trace_steered(model.nn, rows.inputs, 0, None, edits, rows.row, rows.last, None, answers)
+                trace_cells(
+                    model.nn,
+                    rows.inputs,
+                    0,
+                    None,
+                    edits,
+                    rows.row,
+                    rows.last,
+                    None,
+                    answers,
+                    answer_probabilities,
+                )
             )
 
         at_once = max(1, max_tokens // max(sizes))
@@ -167,7 +178,7 @@ def steered_cells(variants, lengths: Sequence[int]) -> dict[tuple, list[tuple[in
     return dict(cells)
 
 
-def batches(cells, lengths: Sequence[int], n_keys: int, max_tokens: int) -> list[Packed]:
+def steered_batches(cells, lengths: Sequence[int], n_keys: int, max_tokens: int) -> list[Packed]:
     """The cells in forward passes of at most `max_tokens` tokens, and cached keys in proportion.
 
     Parameters
@@ -177,12 +188,16 @@ def batches(cells, lengths: Sequence[int], n_keys: int, max_tokens: int) -> list
 
     Examples
     --------
-    >>> [len(packed.prompt) for packed in batches([(0, 0, 6), (1, 0, 6)], [9], n_keys=40, max_tokens=3)]
+    >>> [len(packed.prompt) for packed in steered_batches([(0, 0, 6), (1, 0, 6)], [9], n_keys=40, max_tokens=3)]
     [1, 1]
     """
     widest = max(lengths[prompt] - token for _, prompt, token in cells)
-    rows = min(max_tokens // widest, KEYS_PER_TOKEN * max_tokens // (n_keys + widest))
-    return pack(cells, lengths, max(1, rows) * widest)
+    return pack(cells, lengths, _rows_at_once(widest, n_keys, max_tokens) * widest)
+
+
+def _rows_at_once(width: int, n_keys: int, max_tokens: int) -> int:
+    """Rows of `width` tokens and `n_keys` cached keys in one forward pass."""
+    return max(1, min(max_tokens // width, KEYS_PER_TOKEN * max_tokens // (n_keys + width)))
 
 
 def _run_plain(batch: StatementBatch, layers: Sequence[int], answers):
@@ -224,9 +239,8 @@ def _run_packed(batch, streams, variants, packed: Packed, site, layers, answers)
         layers = layers[1:]
         edits = [replace(edit, layers=layers) for edit in edits]
     shortened = n_layers - 1 if start < n_layers and n_layers - 1 not in layers else None
-    return _trace_steered(
-        nn, run.inputs(start), start, stream, edits, packed.row, packed.last, shortened, answers
-    )
+    inputs, row, last = run.inputs(start), packed.row, packed.last
+    return trace_cells(nn, inputs, start, stream, edits, row, last, shortened, answers, answer_probabilities)
 
 
 def _packed_edits(lengths, variants, places, cells, site, layers) -> list[Edit]:
@@ -280,17 +294,6 @@ def _trace_plain(nn, inputs, layers, row, last, answers):
     return streams, both, cache
 
 
-def _trace_steered(nn, inputs, start, stream, edits, row, last, shortened, answers):
-    with nn.trace(**inputs):
-        for skipped in range(start):
-            sites.skip(nn.layers[skipped], stream)
-        apply_edits(nn, edits)
-        if shortened is not None:
-            sites.run_mlp_at(nn.layers[shortened], row, last)
-        both = nnsight.save(answer_probabilities(nn, row, last, answers))
-    return both
-
-
 def steered_cost(
     shape: Shape, *, rows: int, width: int, n_keys: int, first: int, max_tokens: int | None = None
 ) -> Cost:
@@ -307,6 +310,6 @@ def steered_cost(
     if shape.whole:
         width, first = n_keys, 0
         n_keys = 0
-    at_once = max(1, min(tokens // width, KEYS_PER_TOKEN * tokens // (n_keys + width)))
+    at_once = _rows_at_once(width, n_keys, tokens)
     each = width * (shape.block + (n_keys + width) * shape.attention)
     return Cost(-(-rows // at_once), rows * (shape.n_layers - first) * each)

@@ -14,9 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from posttrace.tracers.batching.memory import in_halves, tokens_that_fit
-from posttrace.tracers.engines.behaviours import Question, RowBatch, row_batch, run_batch
-from posttrace.tracers.engines.generation import batches
+from posttrace.tracers.engines.behaviours import Question, RowBatch, behaviour_values, run_batch
 from posttrace.tracers.engines.weights import replaced
 from posttrace.tracers.models.weighted import Part, Weighted, parts_of, weighted_modules
 
@@ -59,20 +57,12 @@ def swapped_values(
     earlier: the earlier stage's weights by name, on the model's devices; the open model is the later stage.
     max_tokens: tokens in one forward pass, halved when memory runs out; the outputs of all blocks are kept meanwhile.
     """
-    rows = [row for prompt in prompts for row in prompt]
-    owner = torch.tensor([i for i, prompt in enumerate(prompts) for _ in prompt])
-    scores = torch.empty(len(settings), len(rows))
     modules = weighted_modules(model.nn._module)
-    with torch.no_grad():
-        for some in batches([len(row.ids) for row in rows], max_tokens or tokens_that_fit(model)):
 
-            def scored(chosen):
-                batch = row_batch(model, [rows[i] for i in chosen])
-                return _all_settings(model, modules, batch, earlier, settings)
+    def run(model, batch: RowBatch) -> torch.Tensor:
+        return _all_settings(model, modules, batch, earlier, settings)
 
-            for part, found in in_halves(scored, some):
-                scores[:, part] = found.float().cpu()
-    return torch.zeros(len(settings), len(prompts)).index_add_(1, owner, scores)
+    return behaviour_values(model, prompts, max_tokens=max_tokens, run=run)
 
 
 @contextmanager

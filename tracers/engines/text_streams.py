@@ -9,6 +9,7 @@ import nnsight
 import torch
 
 from posttrace.tracers import sites
+from posttrace.tracers.batching.memory import tokens_that_fit
 from posttrace.tracers.batching.padding import right_padded
 from posttrace.tracers.engines.neuron_ablation import MAX_VALUES, token_scores
 
@@ -83,7 +84,7 @@ def read_streams(model, rows: Sequence[Sequence[int]], *, kept: Kept, vocabulary
             entropy[begin + row, place] = scores[0][row, token]
             loss[begin + row, place] = scores[1].where(scored, torch.nan)[row, token]
             stream = torch.full(
-                (end - begin, layers, width, dims), torch.nan, dtype=_dtype(kept.stream_dtype)
+                (end - begin, layers, width, dims), torch.nan, dtype=getattr(torch, kept.stream_dtype)
             )
             where = torch.tensor(
                 [(r - begin, p, s) for r, p, s in kept.slots if begin <= r < end], dtype=torch.long
@@ -119,27 +120,34 @@ def read_streams(model, rows: Sequence[Sequence[int]], *, kept: Kept, vocabulary
 
 
 def steered_finals(
-    model, rows: Sequence[Sequence[int]], vectors: torch.Tensor, *, layer: int, max_tokens: int = 4096
+    model,
+    rows: Sequence[Sequence[int]],
+    vectors: torch.Tensor,
+    *,
+    layer: int,
+    max_tokens: int | None = None,
 ) -> torch.Tensor:
     """What enters the unembedding when a vector is added to the stream that leaves a block, one vector at a time.
 
     >>> steered_finals(model, [[1, 17, 4]], torch.zeros(2, 32), layer=1).shape      # doctest: +SKIP
     torch.Size([2, 1, 3, 32])
 
-    vectors: dims variant x hidden, added to every token but the first. max_tokens: of one forward pass. The blocks up
-    to `layer` are run once, and skipped for each variant. Returns dims variant x row x token x hidden in the model's
-    dtype, anything at padding.
+    vectors: dims variant x hidden, added to every token but the first. max_tokens: of one forward pass,
+    `tokens_that_fit` by default. The blocks up to `layer` are run once, and skipped for each variant, unless blocks
+    hand each other more than the stream. Returns dims variant x row x token x hidden in the model's dtype, anything at
+    padding.
     """
     ids, _ = right_padded(rows)
     with torch.no_grad():
         stream = _trace_stream(model.nn, ids, layer)
-        size = max(1, max_tokens // ids.numel())
+        size = max(1, (max_tokens or tokens_that_fit(model)) // ids.numel())
         parts = []
         for some in vectors.split(size):
-            moved = stream.repeat(len(some), 1, 1)
-            added = some.repeat_interleave(len(ids), dim=0).to(moved)
-            moved[:, 1:] = moved[:, 1:] + added[:, None]
-            final = _trace_from(model.nn, ids.repeat(len(some), 1), moved, layer)
+            steered = stream.repeat(len(some), 1, 1)
+            added = some.repeat_interleave(len(ids), dim=0).to(steered)
+            steered[:, 1:] = steered[:, 1:] + added[:, None]
+            trace = _trace_replaced if model.architecture.whole else _trace_from
+            final = trace(model.nn, ids.repeat(len(some), 1), steered, layer)
             parts.append(final.cpu().unflatten(0, (len(some), len(ids))))
     return torch.cat(parts)
 
@@ -152,10 +160,6 @@ def projection(hidden: int, dims: int, seed: int) -> torch.Tensor:
     """
     drawn = torch.randn(hidden, dims, generator=torch.Generator().manual_seed(seed))
     return drawn / dims**0.5
-
-
-def _dtype(name: str) -> torch.dtype:
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
 def _cells(places) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -184,6 +188,13 @@ def _trace_stream(nn, ids, layer):
 def _trace_from(nn, ids, stream, layer):
     with nn.trace(input_ids=ids, use_cache=False):
         for earlier in range(layer + 1):
-            nn.layers[earlier].skip(stream)
+            sites.skip(nn.layers[earlier], stream)
+        final = nnsight.save(nn.unembed.input)
+    return final
+
+
+def _trace_replaced(nn, ids, stream, layer):
+    with nn.trace(input_ids=ids, use_cache=False):
+        sites.change(nn.layers[layer], "resid_post", lambda _: stream)
         final = nnsight.save(nn.unembed.input)
     return final

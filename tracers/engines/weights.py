@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from posttrace.tracers.engines.behaviours import Question, behaviour_values
 from posttrace.tracers.models.weighted import Weighted, weighted_modules
+
+Change = Callable[[str, torch.Tensor], torch.Tensor]
+"""A weight's name and value -> its value in a changed model."""
 
 KINDS = ("gaussian", "permuted")
 """Directions without a meaning that are as long as the update in every tensor."""
@@ -50,10 +53,10 @@ def removed_values(
     Source: task arithmetic (Ilharco et al. 2023, arXiv 2212.04089).
     """
 
-    def without(alpha: float) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    def without(alpha: float) -> Change:
         return lambda name, weight: torch.sub(weight, update[name], alpha=alpha)
 
-    return torch.stack([_values(model, prompts, without(alpha), max_tokens) for alpha in alphas])
+    return _each(model, prompts, map(without, alphas), max_tokens)
 
 
 def control_values(
@@ -71,14 +74,14 @@ def control_values(
     kind: `gaussian`, or `permuted`: the update's own entries, exchanged within each tensor. Dims draw x prompt, nats.
     """
 
-    def drawn(draw: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
-        def moved(name: str, weight: torch.Tensor) -> torch.Tensor:
+    def drawn(draw: int) -> Change:
+        def changed(name: str, weight: torch.Tensor) -> torch.Tensor:
             rng = _generator(f"{seed}/{kind}/{draw}/{name}")
             return weight - direction(update[name], kind, rng).to(weight)
 
-        return moved
+        return changed
 
-    return torch.stack([_values(model, prompts, drawn(draw), max_tokens) for draw in range(draws)])
+    return _each(model, prompts, map(drawn, range(draws)), max_tokens)
 
 
 def rounding_values(
@@ -89,14 +92,14 @@ def rounding_values(
     It is how far rounding alone could have moved the behaviour of a checkpoint that is stored in bfloat16.
     """
 
-    def drawn(draw: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
-        def moved(name: str, weight: torch.Tensor) -> torch.Tensor:
+    def drawn(draw: int) -> Change:
+        def changed(name: str, weight: torch.Tensor) -> torch.Tensor:
             uniform = torch.rand(weight.shape, generator=_generator(f"{seed}/rounding/{draw}/{name}")) - 0.5
             return weight + uniform.to(weight) * last_place(weight)
 
-        return moved
+        return changed
 
-    return torch.stack([_values(model, prompts, drawn(draw), max_tokens) for draw in range(draws)])
+    return _each(model, prompts, map(drawn, range(draws)), max_tokens)
 
 
 def direction(update: torch.Tensor, kind: str, rng: torch.Generator) -> torch.Tensor:
@@ -122,11 +125,16 @@ def last_place(weight: torch.Tensor) -> torch.Tensor:
     return torch.ldexp((weight != 0).to(weight), exponent - 8)
 
 
-def _values(model, prompts, moved, max_tokens) -> torch.Tensor:
-    module = model.nn._module
+def _each(model, prompts, changes: Iterable[Change], max_tokens) -> torch.Tensor:
+    """The behaviour with the weights changed in each way; one set of changed weights is held at a time."""
+    modules = weighted_modules(model.nn._module)
+    return torch.stack([_changed(model, modules, prompts, change, max_tokens) for change in changes])
+
+
+def _changed(model, modules, prompts, change: Change, max_tokens) -> torch.Tensor:
     with torch.no_grad():
-        weights = {name: moved(name, parameter) for name, parameter in module.named_parameters()}
-        with replaced(weighted_modules(module), weights):
+        weights = {name: change(name, parameter) for name, parameter in model.nn._module.named_parameters()}
+        with replaced(modules, weights):
             return behaviour_values(model, prompts, max_tokens=max_tokens)
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from posttrace.tracers.errors import TracerError
-from posttrace.tracers.models.architecture import MLP, recognise
+from posttrace.tracers.models.architecture import MLP, Architecture, recognise
 from posttrace.tracers.models.safetensors import spellings
 
 FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", "final_norm")
@@ -81,7 +81,10 @@ def find_head(model) -> Head:
 
     Raises TracerError for an architecture whose final norm is unknown.
     """
-    architecture = recognise(model)
+    return _head(model, recognise(model))
+
+
+def _head(model, architecture: Architecture) -> Head:
     unembed = model.get_output_embeddings()
     norm, module = _final_norm(model, architecture.layers.rpartition(".")[0])
     # GPT-NeoX's files say embed_out for what transformers 5 calls lm_head.
@@ -123,7 +126,7 @@ def find_neurons(model, layer: int | None = None) -> Neurons:
     projection = blocks[layer].get_submodule(down)
     rows = type(projection).__name__ == "Conv1D"
     return Neurons(
-        **vars(find_head(model)),
+        **vars(_head(model, architecture)),
         layer=layer,
         n_neurons=projection.weight.shape[0 if rows else 1],
         down=down,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,7 @@ class Checkpoint:
 
     def __init__(self, model: str, revision: str | None = None):
         self.model, self.revision = model, revision
+        self._shards: dict[str, tuple[Path, dict, int]] = {}
         self._folder = folder_of(model, revision)
         config = self._file("config.json")
         named = None if config is None else named_weights(config)
@@ -105,9 +106,6 @@ class Checkpoint:
                 return
         raise self._no_weights()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._shard_of
-
     def tensor(self, *names: str) -> StoredTensor:
         """The first of `names` that the checkpoint has; raises TracerError naming what is missing or damaged."""
         name = next((n for n in names if n in self._shard_of), None)
@@ -117,18 +115,25 @@ class Checkpoint:
                 f"model {self.model}: no tensor {wanted} among the {len(self._shard_of)} of its safetensors files; "
                 "give a complete causal language model"
             )
-        shard = self._shard_of[name]
-        file = self._file(shard)
-        if file is None:
-            raise TracerError(
-                f"model {self.model}: the index puts {name} in {shard}, which is not there; fetch that file"
-            )
-        header, data = _header(file)
-        if name not in header:
-            raise TracerError(
-                f"model {self.model}: the index puts {name} in {shard}, which lacks it; fetch index and shards again"
-            )
+        file, header, data = self._shard(self._shard_of[name], [name])
         return self._stored(file, name, header[name], data)
+
+    def _shard(self, shard: str, names: Sequence[str]) -> tuple[Path, dict, int]:
+        """A file, its header and where its data begin, read once; raises TracerError where it lacks a name."""
+        if shard not in self._shards:
+            file = self._file(shard)
+            if file is None:
+                raise TracerError(
+                    f"model {self.model}: the index puts {names[0]} in {shard}, which is not there; fetch that file"
+                )
+            self._shards[shard] = (file, *_header(file))
+        found = self._shards[shard]
+        lacking = next((name for name in names if name not in found[1]), None)
+        if lacking is not None:
+            raise TracerError(
+                f"model {self.model}: the index puts {lacking} in {shard}, which lacks it; fetch index and shards again"
+            )
+        return found
 
     def _stored(self, file: Path, name: str, entry: dict, data: int) -> StoredTensor:
         if entry["dtype"] not in DTYPES:
@@ -167,18 +172,7 @@ class Checkpoint:
         for name, shard in self._shard_of.items():
             names.setdefault(shard, []).append(name)
         for shard, wanted in names.items():
-            file = self._file(shard)
-            if file is None:
-                raise TracerError(
-                    f"model {self.model}: the index puts {wanted[0]} in {shard}, which is not there; fetch that file"
-                )
-            header, data = _header(file)
-            lacking = next((name for name in wanted if name not in header), None)
-            if lacking is not None:
-                raise TracerError(
-                    f"model {self.model}: the index puts {lacking} in {shard}, which lacks it; fetch index and shards "
-                    "again"
-                )
+            file, header, data = self._shard(shard, wanted)
             end = data + max((entry["data_offsets"][1] for entry in header.values()), default=0)
             if file.stat().st_size != end:
                 raise TracerError(

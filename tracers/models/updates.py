@@ -67,8 +67,9 @@ def sizes(
     One tensor of each update is in memory at a time. A cosine with an update of norm 0 is NaN.
     """
     for name in update.names:
-        before, mine = update.earlier(name), update.difference(name)
-        norm = mine.double().norm()
+        before = update.earlier(name)
+        mine = (update.later(name) - before).double()
+        norm = mine.norm()
         about = {
             "update_norm": float(norm),
             "weight_norm": float(before.double().norm()),
@@ -76,8 +77,8 @@ def sizes(
         }
         cosines = {}
         for other, theirs in others.items():
-            difference = theirs.difference(name).double()
+            difference = mine if theirs is update else theirs.difference(name).double()
             lengths = norm * difference.norm()
-            inner = (mine.double() * difference).sum()
+            inner = (mine * difference).sum()
             cosines[other] = float(inner / lengths) if lengths > 0 else float("nan")
         yield name, about, cosines

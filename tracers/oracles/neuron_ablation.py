@@ -45,7 +45,7 @@ def check_ablation(
     largest = 0.0
     with torch.no_grad():
         for a, row in chosen:
-            (batch,) = text_batches(model, [rows[row]], neurons)
+            (batch,) = text_batches([rows[row]], neurons)
             run = run_unablated(model.nn, batch.ids, neurons)
             where = f"neurons {list(ablations[a])[:10]} of block {neurons.layer} at their mean"
             for direct, how in ((False, "total"), (True, "direct")):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 
 import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.memory import tokens_that_fit
+from posttrace.tracers.batching.memory import batches, tokens_that_fit
 from posttrace.tracers.engines.activations import answer_logits, difference
 from posttrace.tracers.engines.edits import Edit, apply_edits
 from posttrace.tracers.engines.patching import PatchGrid, Place, places
@@ -135,10 +134,12 @@ def check_sample(
         for i in range(len(where))
         for token in range(len(prompt.statement))
     ]
-    chosen = sorted(sample(cells, share, rng, at_most), key=lambda cell: len(prompts[cell[1]].ids))
+    chosen = sample(cells, share, rng, at_most)
     allowed = tolerance(model.dtype) * float(grid.patched.nan_to_num().abs().max().clamp(min=1))
     largest = 0.0
-    for some in _batches(chosen, [len(p.ids) for p in prompts], tokens_that_fit(model)):
+    lengths = [len(prompts[b].ids) for _, b, _, _ in chosen]
+    for rows in batches(lengths, tokens_that_fit(model), one_length=True):
+        some = [chosen[row] for row in rows]
         edits = [patch(prompts[b], token, source[s, b, i, token], site, where[i]) for s, b, i, token in some]
         values = naive_rows(model, [prompts[b] for _, b, _, _ in some], edits, answers)
         for (s, b, i, token), naive in zip(some, values.tolist(), strict=True):
@@ -158,13 +159,6 @@ def checked_cells(n_cells: int, share: float, at_most: int = CHECKED) -> int:
     (3, 8)
     """
     return sample_size(n_cells, share, at_most)
-
-
-def _batches(cells, lengths: Sequence[int], max_tokens: int):
-    """Cells (source, prompt, place, token), sorted by their prompt's length, in batches of one length each."""
-    for length, group in groupby(cells, key=lambda cell: lengths[cell[1]]):
-        some, n = list(group), max(1, max_tokens // length)
-        yield from (some[begin : begin + n] for begin in range(0, len(some), n))
 
 
 def _trace_edited(nn, ids, edits, answers):

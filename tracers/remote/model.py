@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import torch
 
@@ -16,12 +15,6 @@ from posttrace.tracers.remote.result import rebuilt
 from posttrace.tracers.remote.runner import Facts, MemoryNote, Note, Runner
 from posttrace.tracers.remote.server import Refused, Trouble
 from posttrace.tracers.remote.view import View, weightless
-
-
-class Carrier(Protocol):
-    """Sends a request to where the model is and returns the outcome."""
-
-    def __call__(self, model: RemoteModel, asked: Request) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
                 [d.ids[stage] for d in documents],
                 variants,
                 layer=layer,
-                max_tokens=job.execution.max_tokens or 4096,
+                max_tokens=job.execution.max_tokens,
             )
             rows, places = here.nonzero().T
             tokens = torch.tensor([documents[d].places[stage][p] for d, p in zip(rows, places, strict=True)])

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from posttrace.tracers.batching.memory import MAX_TOKENS
+from posttrace.tracers.batching.memory import MAX_TOKENS, batches
 from posttrace.tracers.cost import Cost, Shape, run_cost
-from posttrace.tracers.engines.generation import batches
 
 if TYPE_CHECKING:
     from posttrace.pipeline.studies.refusal.study import Refusal

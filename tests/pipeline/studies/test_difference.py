@@ -31,6 +31,7 @@ from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.models.unembedding import read_unembedding
 from tests.support.jobs import WORDS
 from tests.support.models import varied_module, word_tokenizer
+from tests.tracers.architectures.table import tiny_module
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
@@ -298,9 +299,10 @@ def test_steering_gives_what_hooks_give(study, store, plain):
     assert all(store.read(path, "completion")[i, :, 0, 0, 0])
 
 
-def test_skipping_blocks_gives_what_a_whole_steered_run_gives(folder):
-    module = varied_module("gpt2")
-    model = wrap(module, word_tokenizer(), name="random-gpt2")
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "gemma3n_text", "lfm2"])
+def test_skipping_blocks_gives_what_a_whole_steered_run_gives(name):
+    """Also where a block returns a tuple, and where blocks hand each other more than the stream."""
+    model = wrap(varied_module(name) if name == "gpt2" else tiny_module(name), word_tokenizer(), name=name)
     rows = [[1, 20, 30, 40], [1, 25, 35]]
     vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     fast = steered_finals(model, rows, vectors, layer=1, max_tokens=8)

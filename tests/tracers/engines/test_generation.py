@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from posttrace.tracers import Steer, TracerError
+from posttrace.tracers.batching.memory import batches
 from posttrace.tracers.batching.padding import left_padded
 from posttrace.tracers.engines.edits import edit_of
-from posttrace.tracers.engines.generation import Completions, batches, generate
+from posttrace.tracers.engines.generation import Completions, generate
 from posttrace.tracers.engines.steering import ablation, necessary_edits
 from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.oracles.generation import check_log_odds, generate_naive

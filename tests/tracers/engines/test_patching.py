@@ -144,7 +144,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     options = dict(site="resid_post", layers=range(model.n_layers), answers=ANSWERS)
     corrupt = prompts(rng, [(9, 4)] * 4)
     source = read_statements(model, prompts(rng, [(9, 4)] * 4), **options).values[None]
-    whole, sizes, trace = patch_grid(model, corrupt, source, **options), [], patching._trace_cells
+    whole, sizes, trace = patch_grid(model, corrupt, source, **options), [], patching.trace_cells
 
     refused = []
 
@@ -156,7 +156,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return trace(nn, inputs, *rest)
 
-    monkeypatch.setattr(patching, "_trace_cells", limited)
+    monkeypatch.setattr(patching, "trace_cells", limited)
     pieces = patch_grid(model, corrupt, source, **options)
     assert max(sizes) == 40 and sizes[-1] <= 20 and refused
     torch.testing.assert_close(pieces.patched, whole.patched, atol=1e-4, rtol=1e-4)
