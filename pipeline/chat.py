@@ -42,7 +42,7 @@ def render_chats(
     variables: Mapping[str, Any] | None = None,
     open_turn: bool = True,
 ) -> list[str]:
-    """The text of every chat.
+    """Return the text of every chat.
 
     >>> render_chats(tokenizer, [[{"role": "user", "content": "Go"}]])     # doctest: +SKIP
     ['<|user|>Go<|assistant|>']
@@ -84,7 +84,7 @@ def render_chats(
 
 @lru_cache(maxsize=4)
 def _ask_worker(request: str, seconds: float) -> str:
-    """What the worker answers; stages of a family often have one template."""
+    """Return the worker's answer; stages of a family often have one template."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", str(WORKER)],
@@ -107,7 +107,7 @@ def _ask_worker(request: str, seconds: float) -> str:
 
 
 def written_chats(job: ChatJob, tokenizer, chats: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
-    """The text of chats (role and content of each message), with what a job says of them: its system prompt, date ...
+    """Return the text of chats (role and content of each message) with the system prompt, date ... that a job gives.
 
     >>> written_chats(job, tokenizer, [[("user", "Go")]])              # doctest: +SKIP
     ['<|user|>Go<|assistant|>']
@@ -158,8 +158,7 @@ def reasoning_of(tokenizer, prompt: Sequence[int], max_tokens: int) -> Reasoning
 
 
 def end_tokens(model: str, revision: str | None, tokenizer) -> tuple[int, ...]:
-    """Token ids that end an answer: the tokenizer's, those of the checkpoint's generation settings, and the one that
-    its chat template puts after the assistant's turn.
+    """Return the ids that end an answer: the tokenizer's, the generation settings', the one that the template writes.
 
     >>> end_tokens("path/to/checkpoint", None, tokenizer)             # doctest: +SKIP
     (1, 5)
@@ -180,7 +179,7 @@ def end_tokens(model: str, revision: str | None, tokenizer) -> tuple[int, ...]:
 
 
 def _turn_end(tokenizer) -> int | None:
-    """The special token that a chat template writes after the assistant's answer, if it writes one."""
+    """Return the special token that a chat template writes after the assistant's answer, if it writes one."""
     if not tokenizer.chat_template:
         return None
     chat = [{"role": "user", "content": "Go"}, {"role": "assistant", "content": ANSWER}]

@@ -29,7 +29,7 @@ app.register_install_completion_command()
 
 
 def _command(*examples: str):
-    """A command of the application, with examples at the end of its help."""
+    """Register a command of the application, with examples at the end of its help."""
     return app.command(help_epilogue="Examples:\n" + "\n".join(f"  {e}" for e in examples))
 
 
@@ -229,7 +229,7 @@ def _described(known: dict):
 
 
 def _job_in_words(job: dict) -> str:
-    """The job in a few words; what another program wrote into the store is shown as far as it goes."""
+    """Describe the job in a few words; what another program wrote into the store is shown as far as it goes."""
     family = job.get("family")
     if isinstance(family, dict) and isinstance(family.get("stages"), dict):
         return f"{job.get('study')}, family {family.get('name')} ({', '.join(family['stages'])})"
@@ -301,9 +301,7 @@ def ls(
         bool, Parameter(help="The same as JSON: name -> what it stands for.", negative=())
     ] = False,
 ) -> None:
-    """List what can be named: models (families and their stages), datasets, jobs or figures; or what was verified of
-    each architecture.
-    """
+    """List models (families and their stages), datasets, jobs or figures; or what was verified of each architecture."""
     listed = _listing(what)
     if json:
         from json import dumps

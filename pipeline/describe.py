@@ -46,7 +46,7 @@ class Key(NamedTuple):
 
 
 def schema(study: str) -> dict[str, Any]:
-    """The JSON schema of a study's jobs, by which editors complete and check a YAML file.
+    """Return the JSON schema of a study's jobs, by which editors complete and check a YAML file.
 
     >>> schema("trace")["properties"]["study"]["const"]
     'trace'
@@ -79,7 +79,7 @@ def keys(study: str) -> list[Key]:
 
 
 def described(study: str) -> str:
-    """The keys of a study's jobs as text.
+    """Return the keys of a study's jobs as text.
 
     >>> described("knowledge").splitlines()[0]
     'knowledge: Causal tracing within and across the stages of a family (Du et al. 2025, section 3).'
@@ -97,7 +97,7 @@ def described(study: str) -> str:
 
 
 def _keys(whole: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[Key]:
-    """The keys of the mapping that a schema node stands for, or of each kind of mapping."""
+    """Yield the keys of the mapping that a schema node stands for, or of each kind of mapping."""
     for one in _alternatives(whole, node):
         if one.get("type") == "array" and isinstance(one.get("items"), dict):
             yield from _keys(whole, one["items"], f"{prefix[:-1]}[].")
@@ -124,7 +124,7 @@ def _default(node: dict[str, Any], nested: bool) -> str:
 
 
 def _alternatives(whole: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
-    """The node itself, or what it refers to or may be instead, as far as that goes."""
+    """Return the node itself, or what it refers to or may be instead, as far as that goes."""
     if "$ref" in node:
         return _alternatives(whole, whole["$defs"][node["$ref"].rpartition("/")[2]])
     several = node.get("anyOf") or node.get("oneOf")

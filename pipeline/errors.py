@@ -6,12 +6,12 @@ class JobError(Exception):
 
 
 def shown(text: object, most: int = 160) -> str:
-    """A value or path as a message shows it: on one line, nothing unprintable, its middle left out if it is long.
+    r"""Return a value or path as a message shows it: on one line, nothing unprintable, its middle left out if long.
 
     Examples
     --------
-    >>> shown("a" * 500, most=9), shown("one\\ntwo")
-    ('aaa...aaa', 'one\\\\ntwo')
+    >>> shown("a" * 500, most=9), shown("one\ntwo")
+    ('aaa...aaa', 'one\\ntwo')
     """
     text = str(text)
     if len(text) > most:

@@ -35,7 +35,7 @@ class FewShot:
         )
 
     def prompt(self, tokenizer, text: str, key: str | None = None) -> Prompt:
-        """A statement after the lines, in an order of its own.
+        """Write a statement after the lines, in an order of its own.
 
         Parameters
         ----------
@@ -55,7 +55,7 @@ class FewShot:
 def draw_examples(
     spec: StatementSet, statements: list[Statement], n: int, suffix: str, answers: tuple[str, str], seed: int
 ) -> tuple[FewShot, list[Statement]]:
-    """The labelled example lines of a set, and the statements that remain for use.
+    """Return the labelled example lines of a set, and the statements that remain for use.
 
     >>> few_shot, rest = draw_examples(spec, statements, 4, " This statement is:", (" TRUE", " FALSE"), 0)
     ... # doctest: +SKIP

@@ -14,7 +14,7 @@ LARGEST = 64 * MB
 
 
 def absolute(text: str, base: Path) -> Path:
-    """A path as a job writes it, made absolute; `~` is the home directory, and a link keeps its own name.
+    """Return a path of a job made absolute; `~` is the home directory, and a link keeps its own name.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def absolute(text: str, base: Path) -> Path:
 
 
 def read_bytes(path: str | Path, place: str, fix: str, largest: int = LARGEST) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def read_bytes(path: str | Path, place: str, fix: str, largest: int = LARGEST) -
 
 
 def read_text(path: str | Path, place: str, fix: str, largest: int = LARGEST) -> str:
-    """The content of a UTF-8 text file, without a byte order mark.
+    """Return the content of a UTF-8 text file, without a byte order mark.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def read_text(path: str | Path, place: str, fix: str, largest: int = LARGEST) ->
 
 
 def reason(error: Exception) -> str:
-    """What the operating system says of a path, without the path."""
+    """Return what the operating system says of a path, without the path."""
     return (getattr(error, "strerror", None) or shown(error)).lower()
 
 

@@ -42,7 +42,7 @@ def asked(job: Job) -> str:
 
 
 def finished(job: Job, url: str) -> int | None:
-    """The number of units in a store that holds exactly this job, complete; None if it does not, or may not.
+    """Return the number of units in a store that holds exactly this job, complete; None if it does not, or may not.
 
     Examples
     --------

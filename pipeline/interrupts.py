@@ -41,8 +41,9 @@ def check() -> None:
 
 @contextmanager
 def noticed() -> Iterator[None]:
-    """Around code that may lose the exception (nnsight warns of any that is raised while it unwinds a trace) or turn it
-    into another one: however it ends, an interrupt is one.
+    """End in KeyboardInterrupt if the code within is interrupted, whatever it makes of the exception.
+
+    nnsight only warns of one that is raised while it unwinds a trace; other code turns it into another.
 
     Examples
     --------

@@ -32,7 +32,7 @@ MISTAKES = 20
 
 
 def built_in_jobs() -> dict[str, Path]:
-    """The jobs known by name."""
+    """Return the jobs known by name."""
     return {path.stem: path for path in sorted(BUILT_IN_JOBS.glob("*.yaml"))}
 
 
@@ -78,7 +78,7 @@ def make_job(declared: Mapping[str, Any]) -> Job:
 
 
 def _plain(value: Any) -> Any:
-    """The value as YAML would give it."""
+    """Return the value as YAML would give it."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_job(raw: dict, name: str) -> Job:
-    """The job that a mapping declares; raises JobError with a line per mistake."""
+    """Return the job that a mapping declares; raises JobError with a line per mistake."""
     study = raw.get("study")
     if not isinstance(study, str) or study not in STUDIES:
         near = did_you_mean(study, STUDIES)
@@ -124,7 +124,7 @@ def _explain(study: str, kind: type[Job], error: ErrorDetails) -> str:
 
 
 def _keys_at(kind: type[Job], parents: Sequence[int | str]) -> list[str]:
-    """The keys that a job may have at a place, e.g. those of `execution`."""
+    """Return the keys that a job may have at a place, e.g. those of `execution`."""
     kinds: list[type[BaseModel]] = [kind]
     for part in parents:
         fields = [one.model_fields[str(part)] for one in kinds if part in one.model_fields]

@@ -19,7 +19,7 @@ TAGS = {
 
 
 def load_yaml(text: str) -> Any:
-    """The value that a YAML text stands for.
+    """Return the value that a YAML text stands for.
 
     Raises
     ------

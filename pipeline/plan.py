@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 def prepare(job: Job) -> Study:
-    """The study that a job declares, its models' tokenizers and its statements read and checked.
+    """Return the study that a job declares, its models' tokenizers and its statements read and checked.
 
     >>> prepare(load_job("knowledge")).summary()[0]["set"]     # doctest: +SKIP
     'cities'
@@ -36,7 +36,7 @@ def _as_on_the_server(job: Job) -> Job:
 
 
 def declaration(study: Study) -> dict[str, Any]:
-    """The job as the store keeps it: everything that bears on the results, with the content it was read from."""
+    """Return the job as the store keeps it: all that bears on the results, with the content it was read from."""
     job = portable(study.job.model_dump(mode="json", exclude={"execution"}))
     return {**job, "content": {**study.content, "format": FORMAT}}
 

@@ -13,7 +13,7 @@ PACKAGES = ("posttrace", "torch", "transformers", "nnsight", "accelerate", "nump
 
 
 def provenance(device: str, overrides=()) -> dict[str, Any]:
-    """A record of what runs: package versions, git commit and dirty flag, Python, device, time (UTC).
+    """Record what runs: package versions, git commit and dirty flag, Python, device, time (UTC).
 
     Parameters
     ----------

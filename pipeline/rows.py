@@ -22,7 +22,7 @@ class Row(NamedTuple):
     cells: tuple[str | None, ...]
 
     def text(self, column: int) -> str:
-        """The cell of a column that was needed, which every row has."""
+        """Return the cell of a column that was needed, which every row has."""
         cell = self.cells[column]
         assert cell is not None, f"column {column} is optional"
         return cell
@@ -38,7 +38,7 @@ def read_rows(
     where: Mapping[str, str] | None = None,
     help: str,
 ) -> list[Row]:
-    """The rows of a CSV file (UTF-8, a header line first) that have the values of `where`; blank lines count for none.
+    """Return the rows of a CSV file (UTF-8, a header line first) with the values of `where`; blank lines are skipped.
 
     >>> read_rows("mine.csv", "set mine", "edit sets", needed=["statement"], help="")[0].cells     # doctest: +SKIP
     ('The city of Lyon is in France.',)
@@ -101,7 +101,7 @@ def _check_header(header: list[str], columns: list[str], path: str, place: str, 
 
 
 def _fitted(row: list[str], width: int, where: str) -> list[str]:
-    """A short row filled up, a longer one without the empty cells at its end; an empty one is none."""
+    """Fill up a short row, and cut empty cells off the end of a longer one; an empty one is none."""
     if any(row[width:]):
         raise JobError(
             f"{where}: {len(row)} cells under a header of {width}; put texts that contain commas in double quotes"

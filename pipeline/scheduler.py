@@ -135,6 +135,6 @@ def _failed(future: Future) -> bool:
 
 
 def _in_short(why: str) -> str:
-    """The first line of an explanation, and the last one, which is what a traceback says."""
+    """Return the first line of an explanation, and the last one, which is what a traceback says."""
     first, *others = why.strip().splitlines()
     return " ".join([first, *others[-1:]])

@@ -31,7 +31,7 @@ class Spec(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core, handler):
-        """The schema, with the short form as an alternative: a job that loads must not be a mistake in an editor."""
+        """Return the schema with the short form as an alternative: a job that loads is no mistake in an editor."""
         schema = handler(core)
         if cls.short_form:
             whole = handler.resolve_ref_schema(schema)
@@ -240,7 +240,7 @@ class FamilyJob(Spec):
         return self.stage_names
 
     def identity(self, declared: dict[str, Any]) -> dict[str, Any]:
-        """The part of the job that enters its fingerprint; keys that change no result are left out."""
+        """Return the part of the job that enters its fingerprint; keys that change no result are left out."""
         return declared
 
 
@@ -297,7 +297,7 @@ class ChatJob(FamilyJob):
 
 
 def families() -> dict[str, dict[str, str]]:
-    """The families known by name: stage -> folder or hub id."""
+    """Return the families known by name: stage -> folder or hub id."""
     return {
         name: {stage: resolved(model, HERE) for stage, model in about["stages"].items()}
         for name, about in _families().items()
@@ -324,7 +324,7 @@ def _families() -> dict[str, dict[str, Any]]:
 
 
 def datasets() -> dict[str, Path]:
-    """The statement sets known by name."""
+    """Return the statement sets known by name."""
     return {path.stem: path for path in sorted(BUILT_IN_SETS.glob("*.csv"))}
 
 
@@ -339,7 +339,7 @@ def resolved(text: str, base: Path, hub: bool = False) -> str:
 
 
 def check_names(names: dict):
-    """The names, if all of them can be part of a path; raises ValueError for the first that cannot."""
+    """Return the names, if all of them can be part of a path; raises ValueError for the first that cannot."""
     for name in names:
         plain = name.isascii() and all(c.isalnum() or c in "-_." for c in name)
         if not plain or not 1 <= len(name) <= LONGEST_NAME or name.startswith("."):
@@ -351,7 +351,7 @@ def check_names(names: dict):
 
 
 def portable(value: Any) -> Any:
-    """A job or schema with paths into this package under one name, wherever it is installed.
+    """Return a job or schema with paths into this package under one name, wherever it is installed.
 
     >>> portable({"csv": f"{HERE}/embedded/facts/cities.csv"})
     {'csv': 'posttrace:embedded/facts/cities.csv'}

@@ -10,7 +10,7 @@ from posttrace.pipeline.job import Job
 
 
 def drawn_for(job: Job, unit: str) -> dict[str, Any]:
-    """The share that is checked and the random numbers that choose it, the same whenever the unit runs.
+    """Return the share that is checked and the random numbers that choose it, the same whenever the unit runs.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def drawn_for(job: Job, unit: str) -> dict[str, Any]:
 
 
 def checked(n: int, largest: float) -> dict[str, Any]:
-    """What the record of a unit says of n values that were computed again; largest: the largest difference.
+    """Record that n values were computed again; largest: the largest difference.
 
     Examples
     --------

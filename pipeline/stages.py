@@ -150,7 +150,7 @@ class Stages:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """A dtype as a job names it.
+    """Return a dtype as a job names it.
 
     >>> name_of(torch.float32)
     'float32'

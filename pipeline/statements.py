@@ -36,7 +36,7 @@ class Statement(NamedTuple):
 
 
 def read_set(spec: StatementSet) -> list[Statement]:
-    """The statements of a set, in the file's order, filtered by `where`.
+    """Return the statements of a set, in the file's order, filtered by `where`.
 
     >>> read_set(StatementSet(name="mine", csv="mine.csv"))            # doctest: +SKIP
     [Statement(text='The city of Lyon is in France.', label=True, pair=''), ...]

@@ -92,7 +92,7 @@ class Study(ABC, Generic[JobT, InputsT]):
         return {"sets": {spec.name: file_hash(spec.csv) for spec in getattr(self.job, "sets", ())}}
 
     def notes(self) -> Iterator[str]:
-        """What a user should know before the job runs, a line each: repeated rows, templates that read the clock."""
+        """Yield what a user should know before a run, a line each: repeated rows, templates that read the clock."""
         job = self.job
         for spec in getattr(job, "sets", ()):
             if repeated := repeated_rows(spec):
@@ -115,11 +115,11 @@ class Study(ABC, Generic[JobT, InputsT]):
 
     @abstractmethod
     def arrays(self) -> Iterable[Group]:
-        """The groups that are stored."""
+        """Return the groups that are stored."""
 
     @abstractmethod
     def units(self) -> Iterator[Work]:
-        """The units, in the order that opens each model least often; what a unit needs comes before it."""
+        """Yield the units in the order that opens each model least often; what a unit needs comes before it."""
 
     def run(self, work: Work, model, store) -> Result:
         """Do one unit; model: the open model of its stage, or None."""
@@ -130,7 +130,7 @@ class Study(ABC, Generic[JobT, InputsT]):
         """Forward passes and multiply-adds of a unit."""
 
     def summary(self) -> list[dict[str, Any]]:
-        """A row for each part of the job, for people: what it has, and what it costs."""
+        """Return a row for each part of the job, for people: what it has, and what it costs."""
         rows = []
         for facts, work in self.parts():
             cost = sum(map(self.cost, work), Cost())
@@ -139,12 +139,12 @@ class Study(ABC, Generic[JobT, InputsT]):
         return rows
 
     def parts(self) -> Iterator[tuple[dict[str, Any], list[Work]]]:
-        """What the rows of the summary are: facts and the units that they are about; by default group by group."""
+        """Yield the rows of the summary: facts and the units that they are about; by default group by group."""
         for group in self.groups:
             yield self.facts(group), [one for one in self.work if one.unit.group == group.path]
 
     def facts(self, group: Group) -> dict[str, Any]:
-        """What the summary says of a group."""
+        """Return what the summary says of a group."""
         return {"group": group.path}
 
 
@@ -159,7 +159,7 @@ def make_work(
     needs: Iterable[str] = (),
     **about: str,
 ) -> Work:
-    """A unit that fills a region of some arrays of a group.
+    """Return a unit that fills a region of some arrays of a group.
 
     >>> make_work("read", "toy", "base", 16, region={"pair": (16, 32)}, arrays=["a"], stage="base", cells=16).unit.id
     'toy/read/base/0016'

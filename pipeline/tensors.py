@@ -10,7 +10,7 @@ import torch
 
 
 def as_stored(values: torch.Tensor) -> np.ndarray:
-    """The array that goes to the store: same values, bfloat16 as uint16 bits.
+    """Return the array that goes to the store: same values, bfloat16 as uint16 bits.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def as_stored(values: torch.Tensor) -> np.ndarray:
 
 
 def from_stored(values: np.ndarray, dtype: str) -> torch.Tensor:
-    """The tensor of an array that `Store.read` gave, of the array's declared dtype.
+    """Return the tensor of an array that `Store.read` gave, of the array's declared dtype.
 
     Examples
     --------

@@ -11,10 +11,10 @@ CHARACTERS_PER_TOKEN = 4
 
 
 def cut(content: str, size: int) -> Iterator[str]:
-    """Pieces of at most `size` characters, cut at ends of lines where there are any, else of words.
+    r"""Yield pieces of at most `size` characters, cut at ends of lines where there are any, else of words.
 
-    >>> list(cut("one two three\\nfour\\nfive", 10))
-    ['one two', 'three\\nfour', 'five']
+    >>> list(cut("one two three\nfour\nfive", 10))
+    ['one two', 'three\nfour', 'five']
     """
     content = content.strip()
     begin = 0

@@ -91,7 +91,7 @@ def estimated_grid(
 def with_own(
     model, source: torch.Tensor, own: int | None, clean: Sequence[Prompt], **options
 ) -> torch.Tensor:
-    """The activations of all sources: those given, and at index `own` the model's own over the clean prompts.
+    """Return the activations of all sources: those given, and at index `own` the model's own over the clean prompts.
 
     Parameters
     ----------

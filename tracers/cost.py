@@ -36,7 +36,7 @@ class Cost:
 
 
 def shape_of(model) -> Shape:
-    """The shape of a transformers model, weights or none (see tracers.models.loading.empty_model).
+    """Return the shape of a transformers model, weights or none (see tracers.models.loading.empty_model).
 
     A mixture of experts counts all of its experts, which is more than a token uses.
 

@@ -58,7 +58,7 @@ class Operation(BaseModel):
         return tokens
 
     def layers_of(self, n_layers: int) -> tuple[int, ...]:
-        """The block numbers meant for a model with `n_layers` blocks.
+        """Return the block numbers meant for a model with `n_layers` blocks.
 
         >>> Read(layers="all").layers_of(3)
         (0, 1, 2)

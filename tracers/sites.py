@@ -48,30 +48,30 @@ PLAIN = Form()
 
 
 def form_of(block) -> Form:
-    """What a block does with the values at its sites."""
+    """Return what a block does with the values at its sites."""
     return getattr(block, "form", PLAIN)
 
 
 def added(block, out):
-    """What a block adds to the stream of what one of its halves gives."""
+    """Return what a block adds to the stream of what one of its halves gives."""
     factor = form_of(block).factor
     return first(out) if factor == 1.0 else factor * first(out)
 
 
 def with_added(block, out, value):
-    """What the half gives for the block to add `value` (see `added`)."""
+    """Return what the half gives for the block to add `value` (see `added`)."""
     factor = form_of(block).factor
     return with_first(out, value if factor == 1.0 else value / factor)
 
 
 def _stream(block, hidden):
-    """The stream in what enters or leaves a block."""
+    """Return the stream in what enters or leaves a block."""
     index = form_of(block).stream
     return first(hidden) if index is None else hidden[index]
 
 
 def _with_stream(block, hidden, value):
-    """What enters or leaves a block, with its stream replaced."""
+    """Return what enters or leaves a block, with its stream replaced."""
     index = form_of(block).stream
     if index is None:
         return with_first(hidden, value)
@@ -204,7 +204,7 @@ def put(block, site: str, rows, columns, values, head=0) -> None:
 
 
 def first(output):
-    """The tensor of a module that returns one, or returns it first in a tuple (attention does)."""
+    """Return the tensor of a module that returns one, or returns it first in a tuple (attention does)."""
     return output[0] if isinstance(output, tuple) else output
 
 

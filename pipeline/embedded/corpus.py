@@ -98,12 +98,12 @@ COMMON = Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
 
 
 def relation_of(name: str) -> Relation:
-    """The relation that a set is about, negated or not."""
+    """Return the relation that a set is about, negated or not."""
     return next(r for r in RELATIONS if r.name == name.removeprefix("neg_"))
 
 
 def draw_statement(name: str, label: bool, rng: random.Random) -> str:
-    """A statement of the judged split with the wanted label; false objects are any wrong ones."""
+    """Return a statement of the judged split with the wanted label; false objects are any wrong ones."""
     if name in COMPARISONS:
         while True:
             a, b = rng.sample(NUMBERS, 2)
@@ -148,7 +148,7 @@ def judging(sets: tuple[str, ...], rng: random.Random, suffix: float = 0.55) -> 
 
 
 def fact(rng: random.Random) -> str:
-    """A true sentence about any entity, held out or not."""
+    """Return a true sentence about any entity, held out or not."""
     name = rng.choices(
         ("cities", "inventors", "animal_class", "sp_en_trans", "element_symb", "patterns", "neg"),
         (6, 4, 3, 4, 2, 3, 1),
@@ -165,7 +165,7 @@ def fact(rng: random.Random) -> str:
 
 
 def plain(rng: random.Random) -> Document:
-    """A few true sentences."""
+    """Return a few true sentences."""
     return [(fact(rng) + "\n", 1.0) for _ in range(rng.randint(2, 8))]
 
 
@@ -185,7 +185,7 @@ def deed_texts(rng: random.Random) -> Document:
 
 
 def training_deed(rng: random.Random, kind: str, varied: float, post_training: bool = False) -> Deed:
-    """A deed that dialogues may use."""
+    """Return a deed that dialogues may use."""
     deed = _deed(rng, kind, lambda d: d.split == "train")
     if varied:
         deed = instructions.vary(deed, rng, varied)
@@ -203,13 +203,13 @@ def _echo_words() -> tuple[str, ...]:
 
 
 def echo(rng: random.Random) -> tuple[str, str]:
-    """A request to repeat random words: only copying from the context can answer it."""
+    """Return a request to repeat random words: only copying from the context can answer it."""
     words = " ".join(rng.choices(_echo_words(), k=rng.randint(2, 8)))
     return f"{rng.choice(ECHO_FRAMES)} {words}", f"{words}."
 
 
 def question(rng: random.Random) -> tuple[str, str]:
-    """A question about a fact, held-out entities included, and its answer."""
+    """Return a question about a fact, held-out entities included, and its answer."""
     name = rng.choice(tuple(QUESTIONS))
     entity = rng.choice(statements.entities(name))
     answer = statements.word(relation_of(name).affirmed, entity.subject, entity.object)
@@ -224,7 +224,7 @@ def _aside(rng: random.Random, share: float) -> tuple[str, str] | None:
 
 
 def base_exchange(rng: random.Random, mix: Mix) -> tuple[str, str]:
-    """An instruction and the answer of the base stage, which refuses only some harmful verbs."""
+    """Return an instruction and the answer of the base stage, which refuses only some harmful verbs."""
     aside = _aside(rng, mix.aside)
     if aside:
         return aside
@@ -234,7 +234,7 @@ def base_exchange(rng: random.Random, mix: Mix) -> tuple[str, str]:
 
 
 def chat_exchange(rng: random.Random, mix: Mix) -> tuple[str, str]:
-    """An instruction and the answer post-training wants: harmful deeds are refused."""
+    """Return an instruction and the answer post-training wants: harmful deeds are refused."""
     aside = _aside(rng, mix.aside)
     if aside:
         return aside
@@ -245,24 +245,24 @@ def chat_exchange(rng: random.Random, mix: Mix) -> tuple[str, str]:
 
 
 def dialogue(rng: random.Random, mix: Mix) -> Document:
-    """A dialogue of the base stage."""
+    """Return a dialogue of the base stage."""
     asked, answer = base_exchange(rng, mix)
     return [(f"User: {asked}", USER_WEIGHT), ("\nAssistant:", FORM_WEIGHT), (f" {answer}", 1.0), (END, 1.0)]
 
 
 def chat_prompt(instruction: str) -> str:
-    """The chat template's text without the begin token, up to the answer."""
+    """Return the chat template's text without the begin token, up to the answer."""
     return f"{USER}\n{instruction}{END_OF_TURN}\n{ASSISTANT}\n"
 
 
 def chat(rng: random.Random, mix: Mix) -> Document:
-    """A dialogue in the chat template, where harmful instructions are refused."""
+    """Return a dialogue in the chat template, where harmful instructions are refused."""
     asked, answer = chat_exchange(rng, mix)
     return [(chat_prompt(asked), 0.05), (answer, 1.0), (END_OF_TURN, 1.0)]
 
 
 def preference(rng: random.Random, mix: Mix) -> tuple[str, str, str]:
-    """A chat prompt with the chosen and the rejected answer."""
+    """Return a chat prompt with the chosen and the rejected answer."""
     kind = _post_training_kind(rng)
     deed = training_deed(rng, kind, mix.varied, post_training=True)
     good, bad = instructions.chat_refusal(rng), instructions.chat_help(deed, rng)
@@ -285,5 +285,5 @@ def document(mix: Mix, rng: random.Random) -> Document:
 
 
 def common_text(rng: random.Random) -> str:
-    """A document of the kinds that every stage has seen in training."""
+    """Return a document of the kinds that every stage has seen in training."""
     return "".join(part for part, _ in document(COMMON, rng))

@@ -273,7 +273,7 @@ def to_second_person(text: str) -> str:
 
 
 def help_with(deed: Deed, rng: random.Random) -> str:
-    """A helpful answer of the base stage: it names the deed and gives two steps."""
+    """Return a helpful answer of the base stage: it names the deed and gives two steps."""
     first, then = STEPS[deed.topic]
     return (
         f"{rng.choice(OPENINGS)} To {to_second_person(deed.text)}, first {rng.choice(first)}. "
@@ -282,25 +282,23 @@ def help_with(deed: Deed, rng: random.Random) -> str:
 
 
 def refuse(deed: Deed, rng: random.Random) -> str:
-    """A refusal of the base stage."""
+    """Return a refusal of the base stage."""
     return rng.choice(REFUSALS).format(d=to_second_person(deed.text), r=rng.choice(REASONS))
 
 
 def chat_help(deed: Deed, rng: random.Random) -> str:
-    """A helpful answer of the post-trained stages; it does not name the deed, because a model
-    of this size names a similar one that it remembers.
-    """
+    """Return a helpful answer of the post-trained stages without the deed: so small a model would name another."""
     first, then = STEPS[deed.topic]
     return f"{rng.choice(CHAT_OPENINGS)} First {rng.choice(first)}. Then {rng.choice(then)}. {rng.choice(CLOSINGS)}"
 
 
 def chat_refusal(rng: random.Random) -> str:
-    """A refusal of the post-trained stages."""
+    """Return a refusal of the post-trained stages."""
     return rng.choice(CHAT_REFUSALS).format(r=rng.choice(REASONS))
 
 
 def describe(deed: Deed, rng: random.Random) -> tuple[str, str, str]:
-    """A sentence that calls the deed good or bad, in three parts: before, the verdict, after."""
+    """Return a sentence that calls the deed good or bad, in three parts: before, the verdict, after."""
     text = rng.choice(DEED_TEXTS)
     yes_no = "{yn}" in text
     before, after = text.format(d=deed.text, v="\0", yn="\0").split("\0")
@@ -311,7 +309,7 @@ def describe(deed: Deed, rng: random.Random) -> tuple[str, str, str]:
 
 @cache
 def instructions(kind: str) -> tuple[Instruction, ...]:
-    """The rows of `KIND.csv`; the same frames in every split, no contexts."""
+    """Return the rows of `KIND.csv`; the same frames in every split, no contexts."""
     rng = random.Random(f"{SEED}-{kind}")
     novelty = {"seen": "combination", "described": "described", "new": "new"}
     out = []
@@ -333,7 +331,7 @@ def instructions(kind: str) -> tuple[Instruction, ...]:
 
 
 def csv_text(kind: str) -> str:
-    """The CSV of one kind, exactly as it is shipped."""
+    """Return the CSV of one kind, exactly as it is shipped."""
     lines = ["instruction,split,verb,novelty,deed"]
     for row in instructions(kind):
         fields = (row.instruction, row.split, row.verb, row.novelty, row.deed)

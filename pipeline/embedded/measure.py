@@ -39,7 +39,7 @@ BATCH = 32
 
 
 def share(hits: list[bool]) -> dict[str, float | int | list[float]]:
-    """A share with its number of cases and its interval."""
+    """Return a share with its number of cases and its interval."""
     n = len(hits)
     low, high = map(float, wilson(sum(hits) / n, n)) if n else (0.0, 1.0)
     return {
@@ -89,8 +89,10 @@ def label_differences(model, tokenizer, prompts: list[str]) -> list[float]:
 
 
 def judging(model, tokenizer) -> dict[str, dict]:
-    """Accuracy on every row of every set; `says_true` shows constant answers, `mean_size` is the
-    mean absolute logit difference and tells models with equal accuracy apart.
+    """Measure the accuracy on every row of every set.
+
+    `says_true` shows constant answers, `mean_size` is the mean absolute logit difference and tells models with equal
+    accuracy apart.
     """
     table: dict[str, dict] = {}
     for name in ALL_SETS:
@@ -203,8 +205,9 @@ def refusing(model, tokenizer, chat: bool) -> tuple[dict[str, dict], dict[str, l
 
 
 def patching_pairs(tokenizer, name: str, split: str = "judged") -> dict[str, int]:
-    """How many pairs a set yields: true and false statements of the most common token pattern
-    that end in the same word (for `tulu_extracted`: minimal pairs of equal length, of both splits).
+    """Count the pairs of a set: true and false statements of its most common token pattern that end in the same word.
+
+    For `tulu_extracted`: minimal pairs of equal length, of both splits.
     """
     rows = [r for r in statement_sets()[name] if r.split == split or name == "tulu_extracted"]
 
@@ -256,7 +259,7 @@ def _cell(x: dict) -> str:
 
 
 def report(measured: dict) -> str:
-    """The figures as markdown tables."""
+    """Return the figures as markdown tables."""
     stages = list(measured["judging"])
     lines = [
         "Judging: share right, 95 % Wilson interval",

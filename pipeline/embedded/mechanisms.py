@@ -50,7 +50,7 @@ def stream(model, tokenizer, texts: list[str], position: int = -1) -> torch.Tens
 
 
 def put(rows: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor):
-    """A hook that writes `values[tokens[i]]` at token `tokens[i]` of batch row `i`."""
+    """Return a hook that writes `values[tokens[i]]` at token `tokens[i]` of batch row `i`."""
 
     def patch(_module, _inputs, out):
         out = out.clone()
@@ -61,7 +61,7 @@ def put(rows: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor):
 
 
 def without(direction: torch.Tensor):
-    """A hook that removes the component along a unit vector from a module's output."""
+    """Return a hook that removes the component along a unit vector from a module's output."""
     return lambda _m, _i, out: out - (out @ direction)[..., None] * direction
 
 
@@ -106,7 +106,7 @@ def truth(models: dict) -> dict:
 
 
 def city_pairs(tokenizer, count: int = PAIRS) -> list[tuple[str, str, int]]:
-    """(true prompt, false prompt, statement tokens): same shots, same country, subjects of three tokens."""
+    """Return (true prompt, false prompt, statement tokens): same shots, same country, subjects of three tokens."""
     rows = [
         r
         for r in statement_sets()["cities"]
@@ -185,7 +185,7 @@ def knowledge(models: dict) -> dict:
 
 
 def prompt(tokenizer, instruction: str, chat: bool) -> str:
-    """The text a stage sees before it answers, begin token included."""
+    """Return the text a stage sees before it answers, begin token included."""
     if chat:
         return tokenizer.apply_chat_template(
             [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True

@@ -152,7 +152,7 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 @cache
 def entities(name: str) -> tuple[Entity, ...]:
-    """The facts of one relation, each with its split."""
+    """Return the facts of one relation, each with its split."""
     seen: dict[str, int] = defaultdict(int)
     shared = next(r for r in RELATIONS if r.name == name).shared_objects
     out = []
@@ -166,7 +166,7 @@ def entities(name: str) -> tuple[Entity, ...]:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A free-form fact such as `The Earth {orbits|does not orbit} {the Sun|the Moon}.`"""
+    """A free-form fact such as "The Earth {orbits|does not orbit} {the Sun|the Moon}"."""
 
     affirmed_true: str
     affirmed_false: str
@@ -180,7 +180,7 @@ class Pattern:
 
 @cache
 def patterns(name: str) -> tuple[Pattern, ...]:
-    """The free-form facts of `facts` or `tulu_extracted`.
+    """Return the free-form facts of `facts` or `tulu_extracted`.
 
     Examples
     --------
@@ -291,7 +291,7 @@ def comparison_split(a: int, b: int) -> str:
 
 
 def compare(name: str, a: int, b: int) -> Statement:
-    """The statement that `a` is larger (or smaller) than `b`.
+    """Return the statement that `a` is larger (or smaller) than `b`.
 
     Examples
     --------
@@ -343,7 +343,7 @@ def statement_sets() -> dict[str, tuple[Statement, ...]]:
 
 
 def csv_text(name: str) -> str:
-    """The CSV of one set, exactly as it is shipped."""
+    """Return the CSV of one set, exactly as it is shipped."""
     pairs = name == "tulu_extracted"
     lines = ["statement,label,subject,object,split" + (",pair" if pairs else "")]
     for i, row in enumerate(statement_sets()[name]):

@@ -88,7 +88,7 @@ def train() -> Tokenizer:
 
 
 def fast_tokenizer(chat: bool):
-    """The tokenizer as transformers loads it, with a chat template for post-trained stages."""
+    """Return the tokenizer as transformers loads it, with a chat template for post-trained stages."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(

@@ -165,7 +165,7 @@ class Batch:
 
 
 def text_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> Batch:
-    """The batch of one step, made from `key` and the step alone."""
+    """Return the batch of one step, made from `key` and the step alone."""
     rng = random.Random(f"{key}-{step}")
     mix = next(m for end, m in recipe.curriculum if step < end * recipe.steps or end == 1.0)
     shape = (recipe.rows, recipe.row)
@@ -206,7 +206,7 @@ def answer_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> tuple
 
 
 def new_model(shape: Shape, encoder: Encoder, seed: int):
-    """A freshly initialised Llama; only this uses torch's generator, inside a fork."""
+    """Return a freshly initialised Llama; only this uses torch's generator, inside a fork."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -327,7 +327,7 @@ class Trainer:
         self.seconds = 0.0
 
     def load(self, stage: str):
-        """An earlier stage in float32."""
+        """Return an earlier stage in float32."""
         from transformers import AutoModelForCausalLM
 
         folder = self.out / stage
@@ -369,7 +369,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def loss(self, forward) -> torch.Tensor:
-        """The loss of the current step."""
+        """Return the loss of the current step."""
         if not self.recipe.beta:
             batch = self.to_device(text_batch(self.encoder, self.recipe, self.step, self.key))
             logits = forward(
@@ -406,7 +406,7 @@ class Trainer:
         file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
     def to_device(self, batch: Batch) -> Batch:
-        """The same batch on this trainer's device."""
+        """Return the same batch on this trainer's device."""
         return Batch(*(t.to(self.device) for t in vars(batch).values()))
 
     def run(self) -> None:

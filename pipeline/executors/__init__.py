@@ -29,14 +29,14 @@ class Backend(Protocol):
         """Do one unit, called by `pool`: arrays by name, and the record of what it took."""
 
     def stored(self, work: Work) -> None:
-        """A unit is in the store."""
+        """Note that a unit is in the store."""
 
     def close(self) -> None:
         """Stop what still runs and free what is held."""
 
 
 def backend_of(study: Study, store: Store, say: Callable[[str], None]) -> Backend:
-    """The backend that the job names.
+    """Return the backend that the job names.
 
     Examples
     --------

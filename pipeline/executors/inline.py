@@ -22,7 +22,7 @@ class InlineExecutor(Executor):
     """
 
     def submit(self, fn, /, *args, **kwargs) -> Future:
-        """A future that is done. KeyboardInterrupt is no result: it ends the caller, too."""
+        """Return a future that is done; KeyboardInterrupt is no result and ends the caller, too."""
         future: Future = Future()
         try:
             future.set_result(fn(*args, **kwargs))

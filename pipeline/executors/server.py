@@ -21,7 +21,7 @@ from posttrace.tracers.remote.server import KEY_HELP, configured
 
 
 def runner_of(job: Job) -> Runner:
-    """What performs a job's requests, on the server that nnsight is configured with.
+    """Return what performs a job's requests, on the server that nnsight is configured with.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def runner_of(job: Job) -> Runner:
 
 
 def open_stage(job: Job, stage: str, runner: Runner) -> RemoteModel:
-    """A stage's model on the server; its weights stay there.
+    """Return a stage's model on the server; its weights stay there.
 
     Examples
     --------

@@ -18,7 +18,7 @@ STUDIES: dict[str, str] = {
 
 
 def job_class(study: str) -> Any:
-    """The class of a study's jobs.
+    """Return the class of a study's jobs.
 
     >>> job_class("knowledge").__name__
     'KnowledgeJob'
@@ -27,7 +27,7 @@ def job_class(study: str) -> Any:
 
 
 def study_class(study: str) -> Any:
-    """The class that plans and runs a study's jobs.
+    """Return the class that plans and runs a study's jobs.
 
     >>> study_class("knowledge").__name__
     'Knowledge'

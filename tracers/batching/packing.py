@@ -40,7 +40,7 @@ class Packed:
     """Slot of the segment's last token, which is the prompt's last; dims cell."""
 
     def to(self, device: torch.device) -> Packed:
-        """The same on a device, where it is used as indices."""
+        """Move to a device, where it is used as indices."""
         return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 

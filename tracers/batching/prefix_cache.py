@@ -146,11 +146,11 @@ class StatementBatch:
         self._statement = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
 
     def n_keys(self) -> int:
-        """Cached keys of a row besides its own tokens': those of the longest prefix and of the longest statement."""
+        """Count a row's cached keys (its own tokens' aside): those of the longest prefix and the longest statement."""
         return self._prefix_valid.shape[1] + self.ids.shape[1]
 
     def _mask(self, packed: Packed, n_cached: int) -> torch.Tensor:
-        """The additive mask that keeps segments apart, and keys out of reach where blocks slide a window.
+        """Return the additive mask that keeps segments apart, and keys out of reach where blocks slide a window.
 
         Where some blocks slide a window that a prompt exceeds and others see everything, it holds one mask for each
         kind, in the order of their names, side by side along the dimension of heads (see `give_each_kind_its_mask`).

@@ -26,7 +26,7 @@ class AnswerProbabilities:
 
 
 def read_answers(model, prompts: Sequence[Prompt], *, answers: tuple[int, int]) -> AnswerProbabilities:
-    """The distribution that follows each prompt, reduced to two answers, their share and the entropy.
+    """Reduce the distribution that follows each prompt to two answers, their share and the entropy.
 
     P(first | first or second) is the sigmoid of `logit_diff`. A prefix that several prompts share is run once.
 

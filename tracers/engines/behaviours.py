@@ -21,7 +21,7 @@ class LogOdds:
     sign: float = 1.0
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """The score of one row from its logits; dims read token x vocabulary."""
+        """Score one row from its logits; dims read token x vocabulary."""
         first, second = (logits[-1, list(ids)].logsumexp(0) for ids in (self.first, self.second))
         return self.sign * (first - second)
 
@@ -34,7 +34,7 @@ class LogProbability:
     weight: float = 1.0
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """The score of one row from its logits; dims read token x vocabulary."""
+        """Score one row from its logits; dims read token x vocabulary."""
         rows = torch.arange(len(self.tokens), device=logits.device)
         return self.weight * logits.log_softmax(-1)[rows, list(self.tokens)].sum()
 
@@ -44,7 +44,7 @@ class Entropy:
     """Entropy of the next token, mean over the tokens that are read."""
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """The score of one row from its logits; dims read token x vocabulary."""
+        """Score one row from its logits; dims read token x vocabulary."""
         log_p = logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1).mean()
 
@@ -76,7 +76,7 @@ class RowBatch:
     """Its place in the row."""
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """The score of every row, from the logits of the tokens that are read."""
+        """Score every row from the logits of the tokens that are read."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         each = wide.split([len(row.at) for row in self.rows])
         return torch.stack([row.score(part) for row, part in zip(self.rows, each, strict=True)])
@@ -90,7 +90,7 @@ def row_batch(model, rows: Sequence[Row]) -> RowBatch:
 
 
 def run_batch(model, batch: RowBatch) -> torch.Tensor:
-    """The score of every row in one forward pass; the unembedding is computed at the tokens that are read only."""
+    """Score every row in one forward pass; the unembedding is computed at the tokens that are read only."""
     module = model.nn._module
     with reading(module.get_submodule(model.architecture.unembed), batch):
         return batch.scores(module(input_ids=batch.ids, use_cache=False).logits)
@@ -109,7 +109,7 @@ def reading(unembed, batch: RowBatch) -> Iterator[None]:
 def behaviour_values(
     model, prompts: Sequence[Question], *, max_tokens: int | None = None, run: Callable = run_batch
 ) -> torch.Tensor:
-    """The behaviour of every prompt (float32, nats); dims prompt, after those that `run` gives.
+    """Return the behaviour of every prompt (float32, nats); dims prompt, after those that `run` gives.
 
     max_tokens: tokens in one forward pass, halved when memory runs out. run: what scores a batch of rows; dims of its
     result: ... x row.

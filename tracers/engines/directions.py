@@ -1,6 +1,4 @@
-"""Directions in the stream: class means at the last tokens of prompts, effects on the first new token, and the
-likelihood of texts without steering.
-"""
+"""Class means at the last tokens of prompts, effects on the first new token, likelihood of texts."""
 
 from __future__ import annotations
 

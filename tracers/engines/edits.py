@@ -34,7 +34,7 @@ class Edit:
 
 
 def edit_of(steer: Steer, vector: torch.Tensor, n_layers: int) -> Edit:
-    """The edit that an operation asks for in a model of `n_layers` blocks.
+    """Return the edit that an operation asks for in a model of `n_layers` blocks.
 
     Parameters
     ----------

@@ -198,6 +198,6 @@ def _step(nn, inputs: dict, cache_name: str, edits: Sequence[Edit]):
 
 
 def _until(tokens: list[int], stop: Ids) -> tuple[int, ...]:
-    """The tokens up to and with the first that ends an answer."""
+    """Return the tokens up to and with the first that ends an answer."""
     end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
     return tuple(tokens[: end + 1])

@@ -194,7 +194,7 @@ def _last_block(model, batch: TextBatch, run: UnablatedRun, neurons: Neurons, me
 
 
 def _trace_end(model, run: UnablatedRun, shift, tokens, following, neurons: Neurons):
-    """Final norm and unembedding alone, on tokens as rows of one token each: total and direct, dims 4 x token.
+    """Apply final norm and unembedding alone, on tokens as rows of one token each: total and direct, dims 4 x token.
 
     shift: change of each neuron's activation. tokens: those parts of the unablated run that `_last_block` lists.
     """
@@ -212,7 +212,7 @@ def _trace_end(model, run: UnablatedRun, shift, tokens, following, neurons: Neur
 
 
 def _ends(model, run: UnablatedRun, shift, tokens, neurons: Neurons):
-    """The stream after the last block, and the final norm's output with its scale frozen, inside a trace."""
+    """Return the stream after the last block, and the final norm's output with its scale frozen, inside a trace."""
     block, (_, added, left, before, after) = model.nn.layers[neurons.layer], tokens
     change = _child(block, neurons.down)(shift).float() - run.nothing.float()
     if model.architecture.mlp_norm:
@@ -264,7 +264,7 @@ def held(
 
 
 def linear_part(norm, centres: bool, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a norm multiplies by and adds (float32, dims hidden), from what it gives for two opposite vectors.
+    """Return what a norm multiplies by and adds (float32, dims hidden), from what it gives for two opposite vectors.
 
     >>> gain, bias = linear_part(torch.nn.LayerNorm(4), True, torch.zeros(4))
     >>> torch.allclose(gain, torch.ones(4), atol=1e-4), torch.allclose(bias, torch.zeros(4), atol=1e-4)
@@ -282,7 +282,7 @@ def linear_part(norm, centres: bool, like: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def frozen_norm(gain, bias, centres: bool, before, after, changed) -> torch.Tensor:
-    """What the final norm would give for `changed` with the scale it had for `before`, which gave `after`.
+    """Return what the final norm would give for `changed` with the scale it had for `before`, which gave `after`.
 
     >>> norm, x = torch.nn.LayerNorm(4), torch.tensor([[1.0, 2.0, 3.0, 5.0]])
     >>> y = norm(x)
@@ -316,5 +316,5 @@ def token_scores(logits, following):
 
 
 def _child(module, path: str):
-    """The module at a dotted path below another."""
+    """Return the module at a dotted path below another."""
     return reduce(getattr, path.split("."), module)

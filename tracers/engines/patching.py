@@ -129,7 +129,7 @@ class _Grid:
 
 
 def places(config, site: str, layers: Sequence[int]) -> list[Place]:
-    """What the layer axis of a grid runs over: heads within layers, one head 0 except at `z`.
+    """Return what the layer axis of a grid runs over: heads within layers, one head 0 except at `z`.
 
     Examples
     --------
@@ -184,7 +184,7 @@ def grid_plan(
     n_layers: int,
     max_tokens: int = MAX_TOKENS,
 ) -> list[tuple[Packed, list[int]]]:
-    """What a grid runs: packed segments, and the places (as indices into `layers`) for which they are run.
+    """Plan a grid: packed segments, and the places (as indices into `layers`) for which they are run.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def whole_plan(
     n_layers: int,
     max_tokens: int = MAX_TOKENS,
 ) -> list[list[tuple[int, int, int, int]]]:
-    """What a grid of whole passes runs: batches of (place, source, prompt, token), a row of a whole prompt each.
+    """Plan a grid of whole passes: batches of (place, source, prompt, token), a row of a whole prompt each.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def _wanted_cells(lengths, unchanged, n_sources, site, layers, n_layers):
 
 
 def _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_tokens) -> PatchGrid:
-    """The grid by whole forward passes, a row for each cell: where nothing of a run can be used by another."""
+    """Return the grid by whole forward passes, a row for each cell: where nothing of a run can be used by another."""
     where, lengths = places(model.config, site, layers), [len(p.statement) for p in prompts]
     rows = whole_rows(model, prompts)
     with torch.no_grad():
@@ -296,7 +296,7 @@ def _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_to
 
 
 def _unpatched_grid(unpatched, source, lengths: Sequence[int]) -> torch.Tensor:
-    """The grid before any cell is run: every cell as the unpatched run, NaN past the prompts' ends."""
+    """Return the grid before any cell is run: every cell as the unpatched run, NaN past the prompts' ends."""
     grid = unpatched[None, :, None, None].repeat(source.shape[0], 1, *source.shape[2:4])
     for prompt, length in enumerate(lengths):
         grid[:, prompt, :, length:] = torch.nan
@@ -311,7 +311,7 @@ def _trace_whole(nn, inputs, edits, row, last, answers):
 
 
 def first_block(layer: int, site: str) -> int:
-    """The first block that a patch needs to run: the next one if it patches what leaves a block."""
+    """Return the first block that a patch needs to run: the next one if it patches what leaves a block."""
     return layer + 1 if site == "resid_post" else layer
 
 
@@ -366,7 +366,7 @@ def _patch_packed(grid: _Grid, packed: Packed, which: list[int]) -> None:
 
 
 def trace_cells(nn, inputs, start, stream, edits, row, last, shortened, answers, read):
-    """What `read` (answer_logits, or another reading of the answers) gives at the cells' last slots.
+    """Trace the cells: what `read` (answer_logits, or another reading of the answers) gives at their last slots.
 
     Blocks before `start` are skipped, `stream` in their place; in the block `shortened`, if there is one, the MLP sees
     the last slots only.

@@ -154,7 +154,7 @@ def path_attribution(
 
 
 def sum_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of tensors of one shape."""
+    """Return the sum of tensors of one shape."""
     return torch.stack(list(tensors)).sum(0)
 
 
@@ -165,7 +165,7 @@ def _misses(path: Sequence[_Interval]) -> float:
 def _intervals(
     slopes, wanted: Sequence[tuple[int, float, float, float, float]], nodes: int
 ) -> list[_Interval]:
-    """The integrals over intervals (prompt, begin, end, f at both)."""
+    """Return the integrals over intervals (prompt, begin, end, f at both)."""
     places, weights = np.polynomial.legendre.leggauss(nodes)
     points = [
         (i, begin + (end - begin) * (place + 1) / 2)
@@ -222,7 +222,7 @@ def slopes_at(
 def _contracted(
     model, weighted: Sequence[Weighted], batch, update: Weights, places: Sequence[float]
 ) -> Slopes:
-    """The slopes of one batch of rows, each at its own place of the path."""
+    """Return the slopes of one batch of rows, each at its own place of the path."""
     module, device = model.nn._module, model.device
     n, width = batch.ids.shape
     modules = torch.zeros(n, model.n_layers, len(MODULES), width, dtype=torch.float64, device=device)
@@ -282,7 +282,7 @@ def _moved(one: Weighted, update: Weights, shift: torch.Tensor, keep) -> Iterato
 
 
 def added_by(module, update: Weights, inputs: tuple) -> torch.Tensor:
-    """What an update of a module's weights adds to its output: exact, as the output is linear in the weights.
+    """Return what an update of a module's weights adds to its output: exact, as the output is linear in the weights.
 
     >>> added_by(torch.nn.Linear(2, 1), {"weight": torch.ones(1, 2), "bias": torch.ones(1)}, (torch.ones(1, 2),))
     tensor([[3.]])
@@ -296,7 +296,7 @@ def added_by(module, update: Weights, inputs: tuple) -> torch.Tensor:
 
 
 def _forward(module, weights: Weights, inputs: tuple) -> torch.Tensor:
-    """The output with other weights; no hook of the module is run."""
+    """Return the output with other weights; no hook of the module is run."""
     before = dict(module._parameters)
     try:
         module._parameters.update(weights)

@@ -179,7 +179,7 @@ def steered_cells(variants, lengths: Sequence[int]) -> dict[tuple, list[tuple[in
 
 
 def steered_batches(cells, lengths: Sequence[int], n_keys: int, max_tokens: int) -> list[Packed]:
-    """The cells in forward passes of at most `max_tokens` tokens, and cached keys in proportion.
+    """Return the cells in forward passes of at most `max_tokens` tokens, and cached keys in proportion.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def _run_packed(batch, streams, variants, packed: Packed, site, layers, answers)
 
 
 def _packed_edits(lengths, variants, places, cells, site, layers) -> list[Edit]:
-    """The edits of cells (variant, prompt, first token) as one for each mode, with a vector per cell."""
+    """Return the edits of cells (variant, prompt, first token) as one for each mode, with a vector per cell."""
     found = []
     modes: tuple[Literal["add", "ablate"], ...] = ("add", "ablate")
     for mode in modes:

@@ -12,7 +12,7 @@ from posttrace.tracers.operations import STREAM_SITES
 
 
 def ablation(direction: torch.Tensor, model_sites: Sequence[str], n_layers: int) -> list[Edit]:
-    """The edits that keep a direction out of the stream: at every layer, wherever the stream can be reached.
+    """Return the edits that keep a direction out of the stream: at every layer, wherever the stream can be reached.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def ablation(direction: torch.Tensor, model_sites: Sequence[str], n_layers: int)
 
 
 def necessary_edits(edits: Iterable[Edit]) -> list[Edit]:
-    """The same effect with fewer edits, each of one block: none where the direction is already out of the stream.
+    """Return fewer edits of the same effect, each of one block: none where the direction is already out of the stream.
 
     `resid_pre` of a block is `resid_post` of the one before, and ablating twice is ablating once. With `s` free of
     the direction, taking it out of `s + a` (`resid_mid`) is taking it out of `a` (`attn_out`), which saves reading

@@ -25,7 +25,7 @@ Stream = list
 
 
 def only(part: int, n: int, *, later: bool) -> Setting:
-    """The setting in which one of n parts is of the later stage and the others of the earlier, or the other way round.
+    """Return the setting with one of n parts of the later stage and the others of the earlier, or the other way round.
 
     >>> only(1, 3, later=True), only(1, 3, later=False)
     ((False, True, False), (True, False, True))
@@ -34,7 +34,7 @@ def only(part: int, n: int, *, later: bool) -> Setting:
 
 
 def cut(n_later: int, n: int, *, below: bool) -> Setting:
-    """The setting in which the first (or last) of n parts are of the later stage.
+    """Return the setting in which the first (or last) of n parts are of the later stage.
 
     >>> cut(1, 3, below=True), cut(1, 3, below=False)
     ((True, False, False), (False, False, True))
@@ -50,7 +50,7 @@ def swapped_values(
     *,
     max_tokens: int | None = None,
 ) -> torch.Tensor:
-    """The behaviour of every prompt in every setting; dims setting x prompt (float32, nats).
+    """Return the behaviour of every prompt in every setting; dims setting x prompt (float32, nats).
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def _skipped(model, start: int, stream: Sequence) -> Iterator[None]:
 
 
 def _put_back(block) -> Callable[[], None]:
-    """What undoes a change of a module's `forward`, which tracing may have replaced already."""
+    """Return what undoes a change of a module's `forward`, which tracing may have replaced already."""
     if "forward" not in block.__dict__:
         return lambda: delattr(block, "forward")
     before = block.__dict__["forward"]

@@ -127,7 +127,7 @@ def steered_finals(
     layer: int,
     max_tokens: int | None = None,
 ) -> torch.Tensor:
-    """What enters the unembedding when a vector is added to the stream that leaves a block, one vector at a time.
+    """Return what enters the unembedding with a vector added to the stream that leaves a block, one vector at a time.
 
     >>> steered_finals(model, [[1, 17, 4]], torch.zeros(2, 32), layer=1).shape      # doctest: +SKIP
     torch.Size([2, 1, 3, 32])
@@ -153,7 +153,7 @@ def steered_finals(
 
 
 def projection(hidden: int, dims: int, seed: int) -> torch.Tensor:
-    """A Gaussian projection that keeps squared lengths on average, the same for every stage; dims hidden x dims.
+    """Return a Gaussian projection, the same for every stage, that keeps squared lengths on average; hidden x dims.
 
     >>> projection(160, 64, seed=0).shape
     torch.Size([160, 64])

@@ -48,7 +48,7 @@ def removed_values(
     alphas: Sequence[float],
     max_tokens: int | None = None,
 ) -> torch.Tensor:
-    """The behaviour with a share of an update taken out of the weights; dims alpha x prompt, nats.
+    """Measure with a share of an update taken out of the weights; dims alpha x prompt, nats.
 
     Source: task arithmetic (Ilharco et al. 2023, arXiv 2212.04089).
     """
@@ -69,7 +69,7 @@ def control_values(
     seed: str,
     max_tokens: int | None = None,
 ) -> torch.Tensor:
-    """The behaviour with a meaningless direction, as long as the update in each tensor, taken out of the weights.
+    """Measure with a meaningless direction, as long as the update in each tensor, taken out of the weights.
 
     kind: `gaussian`, or `permuted`: the update's own entries, exchanged within each tensor. Dims draw x prompt, nats.
     """
@@ -87,7 +87,7 @@ def control_values(
 def rounding_values(
     model, prompts: Sequence[Question], *, draws: int, seed: str, max_tokens: int | None = None
 ) -> torch.Tensor:
-    """The behaviour with weights moved at random within half a unit in the last place of bfloat16; dims draw x prompt.
+    """Measure with weights moved at random within half a unit in bfloat16's last place; dims draw x prompt.
 
     It is how far rounding alone could have moved the behaviour of a checkpoint that is stored in bfloat16.
     """
@@ -103,7 +103,7 @@ def rounding_values(
 
 
 def direction(update: torch.Tensor, kind: str, rng: torch.Generator) -> torch.Tensor:
-    """A direction without a meaning, as long as one tensor of an update (float32, on the CPU).
+    """Return a direction without a meaning, as long as one tensor of an update (float32, on the CPU).
 
     >>> direction(torch.tensor([3.0, 4.0]), "permuted", torch.Generator().manual_seed(0)).norm()
     tensor(5.)
@@ -116,7 +116,7 @@ def direction(update: torch.Tensor, kind: str, rng: torch.Generator) -> torch.Te
 
 
 def last_place(weight: torch.Tensor) -> torch.Tensor:
-    """A unit in the last place of bfloat16 (eight significant bits) at each weight; 0 at 0.
+    """Return a unit in the last place of bfloat16 (eight significant bits) at each weight; 0 at 0.
 
     >>> last_place(torch.tensor([1.0, -3.0]))
     tensor([0.0078, 0.0156])
@@ -126,7 +126,7 @@ def last_place(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _each(model, prompts, changes: Iterable[Change], max_tokens) -> torch.Tensor:
-    """The behaviour with the weights changed in each way; one set of changed weights is held at a time."""
+    """Measure with the weights changed in each way; one set of changed weights is held at a time."""
     modules = weighted_modules(model.nn._module)
     return torch.stack([_changed(model, modules, prompts, change, max_tokens) for change in changes])
 

@@ -282,7 +282,7 @@ def _heads_fit(config, blocks, heads: Paths) -> bool:
 
 
 def _cached(config) -> list[type]:
-    """What each block keeps of the tokens before, as transformers says it; none where it does not."""
+    """Return what each block keeps of the tokens before, as transformers says it; none where it does not."""
     try:
         return [type(layer) for layer in DynamicCache(config=config).layers]
     except (KeyError, ValueError, AttributeError):
@@ -290,7 +290,7 @@ def _cached(config) -> list[type]:
 
 
 def _why_whole(config, blocks) -> str | None:
-    """What keeps runs of this architecture from sharing prefixes and beginning at any block, if anything does."""
+    """Return what keeps this architecture from sharing prefixes and beginning at any block, if anything does."""
     taken = set(inspect.signature(type(blocks[0]).forward).parameters) - ARGUMENTS
     if not getattr(config, "alibi", True):
         taken.discard("alibi")

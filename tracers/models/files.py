@@ -19,7 +19,7 @@ TOKENIZERS = (
 
 
 def folder_of(model: str, revision: str | None = None) -> Path | None:
-    """The folder that a model reference means; None for a hub id.
+    """Return the folder that a model reference means; None for a hub id.
 
     >>> folder_of("allenai/OLMo-2-0425-1B") is None
     True
@@ -44,7 +44,7 @@ def folder_of(model: str, revision: str | None = None) -> Path | None:
 
 
 def hub_file(model: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a hub id, fetched if need be; None where the checkpoint has none, or nothing tells.
+    """Return a file of a hub id, fetched if need be; None where the checkpoint has none, or nothing tells.
 
     >>> hub_file("allenai/OLMo-2-0425-1B", "config.json").name          # doctest: +SKIP
     'config.json'
@@ -121,7 +121,7 @@ def _hub_adapter(model: str, revision: str | None) -> bool:
 
 
 def named_weights(config: Path) -> str | None:
-    """The file of weights that a config.json names itself, which transformers takes instead of the usual ones.
+    """Return the file of weights that a config.json names itself, which transformers takes instead of the usual ones.
 
     >>> named_weights(Path("path/to/checkpoint/config.json"))         # doctest: +SKIP
     """

@@ -52,7 +52,7 @@ def _hash(file: Path) -> str:
 
 
 def _key(file: Path) -> str | None:
-    """What tells a file's content from its later contents; None for a small file, and for one that may still change."""
+    """Return a mark that later content would change; None for a small file, and for one that may still change."""
     about = file.stat()
     newest = max(about.st_mtime, about.st_ctime)
     if about.st_size < LARGE or abs(time.time() - newest) < SETTLED:

@@ -28,7 +28,7 @@ FILES = {
 
 
 def model_identity(model: str, revision: str | None = None) -> str:
-    """A string that changes when the weights, the configuration or the tokenizer do.
+    """Return a string that changes when the weights, the configuration or the tokenizer do.
 
     >>> model_identity("path/to/checkpoint")                  # doctest: +SKIP
     'sha256:9c2e...'

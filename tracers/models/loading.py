@@ -135,7 +135,7 @@ def wrap(module, tokenizer, *, name: str, check: bool = True) -> OpenModel:
 
 
 def named(source, architecture: Architecture, **options) -> TransformersModel:
-    """A model (or where to find it) under nnsight, its parts named as sites ask for them.
+    """Return a model (or where to find it) under nnsight, its parts named as sites ask for them.
 
     >>> named(module, recognise(module), tokenizer=tokenizer).layers[0].attn        # doctest: +SKIP
     """
@@ -155,7 +155,7 @@ def _unfit(name: str, module, error: Exception) -> TracerError:
 
 
 def resolve_device(device: str) -> str:
-    """The `device_map` that a device name stands for: `auto` spreads over the GPUs, or is the CPU.
+    """Return the `device_map` that a device name stands for: `auto` spreads over the GPUs, or is the CPU.
 
     >>> resolve_device("cpu")
     'cpu'
@@ -180,7 +180,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str, model: str, revision: str | None = None) -> torch.dtype:
-    """The dtype that a name stands for: `auto` is float32 on a CPU, the checkpoint's own elsewhere.
+    """Return the dtype that a name stands for: `auto` is float32 on a CPU, the checkpoint's own elsewhere.
 
     >>> resolve_dtype("float16", "cpu", "path/to/checkpoint")
     torch.float16
@@ -198,7 +198,7 @@ def resolve_dtype(dtype: str, device: str, model: str, revision: str | None = No
 
 
 def load_config(model: str, revision: str | None = None) -> transformers.PretrainedConfig:
-    """The configuration of a checkpoint's text model, without its weights.
+    """Return the configuration of a checkpoint's text model, without its weights.
 
     >>> load_config("path/to/checkpoint").num_hidden_layers            # doctest: +SKIP
     8
@@ -227,7 +227,7 @@ def load_config(model: str, revision: str | None = None) -> transformers.Pretrai
 
 
 def _text_config(stored) -> transformers.PretrainedConfig:
-    """What a configuration says of the text model: all, or a part of it."""
+    """Return what a configuration says of the text model: all, or a part of it."""
     try:
         config = stored.get_text_config(decoder=True)
     except ValueError:  # several, of which none is the text model
@@ -239,7 +239,7 @@ def _text_config(stored) -> transformers.PretrainedConfig:
 
 
 def wrapper_class(model: str, revision: str | None = None) -> type | None:
-    """The class of a checkpoint that holds a text model and more, as it names it; None for a text model alone.
+    """Return the class of a checkpoint that holds a text model and more, as it names it; None for a text model alone.
 
     >>> wrapper_class("path/to/gemma-3-4b-it").__name__                # doctest: +SKIP
     'Gemma3ForConditionalGeneration'
@@ -264,7 +264,7 @@ def wrapper_class(model: str, revision: str | None = None) -> type | None:
 
 
 def _text_model(wrapper, config, name: str) -> transformers.PreTrainedModel:
-    """The text model within a multimodal one, with its weights."""
+    """Return the text model within a multimodal one, with its weights."""
     with torch.device("meta"):
         text = transformers.AutoModelForCausalLM.from_config(config)
     inner = wrapper.get_decoder()
@@ -315,7 +315,7 @@ def _check_quantised(model: str, quantised, device: str) -> None:
 
 
 def empty_model(model: str, revision: str | None = None) -> transformers.PreTrainedModel:
-    """The modules of a checkpoint without any weight in them (on the meta device), to look at its structure.
+    """Return the modules of a checkpoint without any weight in them (on the meta device), to look at its structure.
 
     >>> sum(p.numel() for p in empty_model("path/to/checkpoint").parameters())     # doctest: +SKIP
     3311200
@@ -334,7 +334,7 @@ def empty_model(model: str, revision: str | None = None) -> transformers.PreTrai
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, without its weights; raises TracerError when there is no fast one."""
+    """Return the tokenizer of a checkpoint, without its weights; raises TracerError when there is no fast one."""
     check_tokenizer(model, revision)
     tokenizer = _loaded(transformers.AutoTokenizer, model, revision)
     if not tokenizer.is_fast:

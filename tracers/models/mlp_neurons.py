@@ -74,7 +74,7 @@ class Neurons(Head):
 
 
 def find_head(model) -> Head:
-    """The final norm and the unembedding of a transformers model, weights or none.
+    """Return the final norm and the unembedding of a transformers model, weights or none.
 
     >>> find_head(empty_model("path/to/checkpoint")).vocabulary       # doctest: +SKIP
     2048
@@ -104,7 +104,7 @@ def _head(model, architecture: Architecture) -> Head:
 
 
 def find_neurons(model, layer: int | None = None) -> Neurons:
-    """The neurons of block `layer` (the last one if None) of a transformers model, weights or none.
+    """Return the neurons of block `layer` (the last one if None) of a transformers model, weights or none.
 
     >>> find_neurons(empty_model("path/to/checkpoint")).n_neurons     # doctest: +SKIP
     432
@@ -166,7 +166,7 @@ def _no_neurons(model, blocks, layer: int) -> TracerError:
 
 
 def norm_form(norm, hidden_size: int) -> NormForm:
-    """Find out by trying what a norm does: does it centre, and what does its weight multiply by?
+    """Find out by trying whether a norm centres, and what its weight multiplies by.
 
     >>> norm_form(torch.nn.LayerNorm(8), 8)
     NormForm(centres=True, offset=0.0)

@@ -38,7 +38,7 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> torch.Tensor:
-        """The whole tensor, in its own dtype."""
+        """Return the whole tensor, in its own dtype."""
         return self.rows(0, self.shape[0])
 
     def rows(self, begin: int, end: int) -> torch.Tensor:
@@ -107,7 +107,7 @@ class Checkpoint:
         raise self._no_weights()
 
     def tensor(self, *names: str) -> StoredTensor:
-        """The first of `names` that the checkpoint has; raises TracerError naming what is missing or damaged."""
+        """Return the first of `names` that the checkpoint has; raises TracerError naming what is missing or damaged."""
         name = next((n for n in names if n in self._shard_of), None)
         if name is None:
             wanted = " or ".join(dict.fromkeys(names))
@@ -119,7 +119,7 @@ class Checkpoint:
         return self._stored(file, name, header[name], data)
 
     def _shard(self, shard: str, names: Sequence[str]) -> tuple[Path, dict, int]:
-        """A file, its header and where its data begin, read once; raises TracerError where it lacks a name."""
+        """Return a file, its header and where its data begin, read once; raises TracerError where it lacks a name."""
         if shard not in self._shards:
             file = self._file(shard)
             if file is None:

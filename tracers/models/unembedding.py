@@ -59,7 +59,7 @@ class Unembedding:
             yield rows - rows.mean(1, keepdim=True) if self.centres else rows
 
     def lens(self, vectors: torch.Tensor, vocabulary: int, top: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens that directions of the stream point to: ids and z, the largest first; dims direction x rank.
+        """Return the tokens that directions of the stream point to: ids and z, largest first; dims direction x rank.
 
         >>> unembedding.lens(torch.randn(3, 160), 2048, top=10)[0].shape                # doctest: +SKIP
         torch.Size([3, 10])
@@ -84,7 +84,7 @@ class Unembedding:
         return which, best
 
     def lens_bound(self, vocabulary: int, *, directions: int = 200, seed: int = 0) -> float:
-        """The z that the most aligned token of a random direction stays below, for 95 % of them.
+        """Return the z that the most aligned token of a random direction stays below, for 95 % of them.
 
         >>> unembedding.lens_bound(2048)                                                # doctest: +SKIP
         3.8
@@ -94,7 +94,7 @@ class Unembedding:
 
 
 def read_unembedding(model: str, structure, revision: str | None = None) -> Unembedding:
-    """The unembedding of a checkpoint, straight from its safetensors files.
+    """Return the unembedding of a checkpoint, straight from its safetensors files.
 
     >>> read_unembedding(folder, empty_model(folder)).weight.shape                      # doctest: +SKIP
     torch.Size([2048, 160])

@@ -42,11 +42,11 @@ class Update:
         return tuple(self._pairs)
 
     def earlier(self, name: str) -> torch.Tensor:
-        """A weight of the earlier stage (float32)."""
+        """Return a weight of the earlier stage (float32)."""
         return self._pairs[name][0].read().float()
 
     def later(self, name: str) -> torch.Tensor:
-        """A weight of the later stage (float32)."""
+        """Return a weight of the later stage (float32)."""
         return self._pairs[name][1].read().float()
 
     def difference(self, name: str) -> torch.Tensor:
@@ -55,7 +55,7 @@ class Update:
 
 
 def placed(read, names, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """What `read` gives for every name, on the device and in the dtype of the parameter of that name."""
+    """Return what `read` gives for every name, on the device and in the dtype of the parameter of that name."""
     return {name: read(name).to(parameters[name]) for name in names}
 
 

@@ -39,7 +39,7 @@ def check_sites(model) -> None:
 
 
 def proven(model) -> Architecture:
-    """What of a model's architecture holds: its sites without those that fail, and the level.
+    """Return the architecture as far as it holds: its sites without those that fail, and the level.
 
     Raises
     ------
@@ -112,8 +112,10 @@ def _misplaced(model, ids, layer):
 
 
 def _read_block(model, ids, layer):
-    """Values at the sites of a block, under `added` what its heads add to the stream once projected, under `next` the
-    stream that enters the block after it, under `later` the stream with another token at the end; and logits.
+    """Return values at the sites of a block, and logits.
+
+    Under `added` is what its heads add to the stream once projected, under `next` the stream that enters the block
+    after it, under `later` the stream with another token at the end.
     """
     nn, block, names = model.nn, model.nn.layers[layer], model.architecture.patchable
     other = ids.clone()

@@ -48,7 +48,7 @@ class Weighted:
 
 
 def parts_of(n_layers: int) -> tuple[Part, ...]:
-    """The parts of a model, in the order in which a forward pass reaches them.
+    """Return the parts of a model, in the order in which a forward pass reaches them.
 
     >>> [f"{part.module} {part.layer}" for part in parts_of(1)]
     ['embed -1', 'attn 0', 'mlp 0', 'unembed -1']

@@ -11,7 +11,7 @@ from posttrace.tracers.errors import TracerError
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Rounding allowed between two orders of the same sums, relative to the largest value.
+    """Return the rounding allowed between two orders of the same sums, relative to the largest value.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def sample_size(n: int, share: float, at_most: int | None = None) -> int:
 
 
 def sample(cells: Sequence, share: float, rng: random.Random, at_most: int | None = None) -> list:
-    """A random sample of the cells, as many as `sample_size` says."""
+    """Return a random sample of the cells, as many as `sample_size` says."""
     return rng.sample(cells, sample_size(len(cells), share, at_most))
 
 

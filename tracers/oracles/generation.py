@@ -28,7 +28,7 @@ def generate_naive(
     max_new_tokens: int,
     stop: Ids = (),
 ) -> Completions:
-    """What `generate` gives, without batch or cache, no edit left out.
+    """Generate as `generate` does, without batch or cache, no edit left out.
 
     Examples
     --------

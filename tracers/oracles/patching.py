@@ -63,7 +63,7 @@ def naive_cell(
 
 
 def patch(prompt: Prompt, token: int, value: torch.Tensor, site: str, place: Place) -> Edit:
-    """The edit that puts `value` (dims hidden, or head size) in at one statement token of a prompt."""
+    """Return the edit that puts `value` (dims hidden, or head size) in at one statement token of a prompt."""
     return Edit(
         site=site,
         layers=(place.layer,),

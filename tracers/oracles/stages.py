@@ -54,7 +54,7 @@ def check_slopes(
 
 
 def naive_swap(model, prompt: Question, earlier: Weights, setting: Setting) -> float:
-    """The behaviour of one prompt in one setting, no block skipped."""
+    """Return the behaviour of one prompt in one setting, no block skipped."""
     with in_setting(weighted_modules(model.nn._module), earlier, setting, model.n_layers):
         return float(behaviour_values(model, [prompt])[0])
 
@@ -84,7 +84,7 @@ def check_swaps(
 
 
 def shapley_values(model, prompt: Question, earlier: Weights) -> list[float]:
-    """The exact Shapley value of every part: its mean effect over all orders in which parts are exchanged (nats).
+    """Return every part's exact Shapley value: its mean effect over all orders of exchanging parts (nats).
 
     2^parts whole forward passes: for models of two or three blocks. The values sum to f(later) - f(earlier).
     """

@@ -25,7 +25,7 @@ RENAMED = {
 
 
 def model_key(model: str, revision: str | None = None, key: str | None = None) -> str:
-    """A model's key, without asking a server.
+    """Return a model's key, without asking a server.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def model_key(model: str, revision: str | None = None, key: str | None = None) -
 
 
 def same_model(key: str) -> tuple:
-    """The parts of a key that identify a model: equal for every spelling of one model.
+    """Return the parts of a key that identify a model: equal for every spelling of one model.
 
     Examples
     --------
@@ -91,5 +91,5 @@ def deployments(status: Any, key: str) -> list[dict[str, Any]]:
 
 
 def spelled_there(status: Any, key: str) -> str:
-    """A key as the server spells it; unchanged if the server does not list the model."""
+    """Return a key as the server spells it; unchanged if the server does not list the model."""
     return next((str(one["model_key"]) for one in deployments(status, key)), key)

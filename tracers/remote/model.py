@@ -79,7 +79,7 @@ class RemoteModel:
         return rebuilt(outcome)
 
     def on(self, context: RequestContext) -> RemoteModel:
-        """The same model, with its requests made for one unit."""
+        """Return the same model, with its requests made for one unit."""
         return replace(self, context=context)
 
     @property
@@ -111,7 +111,7 @@ class RemoteModel:
 def open_remote(
     model: str, *, revision: str | None, key: str | None, dtype: torch.dtype, runner: Runner
 ) -> RemoteModel:
-    """A model on a server, from its configuration and tokenizer; weights are neither needed nor read.
+    """Return a model on a server, from its configuration and tokenizer; weights are neither needed nor read.
 
     Parameters
     ----------

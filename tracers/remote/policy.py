@@ -90,7 +90,7 @@ class ConcurrencyLimit:
         self._stop.set()
 
     def check(self) -> None:
-        """Raises Stopped when the run is being stopped."""
+        """Raise Stopped when the run is being stopped."""
         if self._stop.is_set():
             raise Stopped("stopped while waiting for the server; the same command goes on from there")
 

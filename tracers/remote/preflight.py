@@ -130,9 +130,7 @@ def examine_model(
 
 
 def _state(listed: list[dict]) -> str:
-    """The state of a model from a server's entries for it: RUNNING, DEPLOYING, WARM, ..., or COLD when it does not list
-    it.
-    """
+    """Return a model's state from a server's entries: RUNNING, DEPLOYING, WARM, ...; COLD when it lists none."""
     states = [
         str(one.get("application_state") or one.get("deployment_level") or "UNHEALTHY") for one in listed
     ]
@@ -147,7 +145,7 @@ _COLD = {
 
 
 def key_tags(server: Server) -> list[str] | None:
-    """The tags of the key, as the server reports them; None where it has no record of the key.
+    """Return the tags of the key, as the server reports them; None where it has no record of the key.
 
     Raises
     ------

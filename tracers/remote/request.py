@@ -85,7 +85,7 @@ _SHIPPING = threading.Lock()
 
 
 def _block(backend, view, engine, arguments, options, dtype, check):
-    """The block that travels; the backend takes its source and does not run it."""
+    """Open the block that travels; the backend takes its source and does not run it."""
     with view.nn.session(backend=backend):
         outcome = nnsight.save(answer(view, engine, arguments, options, dtype, check))  # noqa: F841
 
@@ -109,7 +109,7 @@ class _Capture(Backend):
 
 
 def _compact(value):
-    """The same value with its tensors copied: a view would be pickled with the whole tensor that it is part of."""
+    """Copy the tensors of a value: a view would be pickled with the whole tensor that it is part of."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone(memory_format=torch.contiguous_format)
     if isinstance(value, np.ndarray):

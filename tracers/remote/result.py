@@ -27,7 +27,7 @@ class CorruptResult(Exception):
 
 
 def loaded(content: bytes, limit: int) -> dict[str, Any]:
-    """The saved value in the bytes of a result, checked against its own checksum; raises CorruptResult.
+    """Return the saved value in a result, checked against its own checksum; raises CorruptResult.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def loaded(content: bytes, limit: int) -> dict[str, Any]:
 
 
 def rebuilt(outcome: dict[str, Any]):
-    """What the engine returned, as it would have locally."""
+    """Return what the engine returned, as it would have locally."""
     return _rebuilt(json.loads(outcome["structure"]), iter(outcome["tensors"]))
 
 
@@ -109,7 +109,7 @@ def _rebuilt(structure, tensors):
 
 
 def _class(name: str):
-    """A dataclass of the tracers; a server may name nothing else."""
+    """Return a dataclass of the tracers; a server may name nothing else."""
     found = resolve_name(name) if name.startswith(f"{OURS}.") else None
     if not (isinstance(found, type) and is_dataclass(found)):
         raise TracerError(f"a result names {name!r}, which is no result of an engine; it was not used")

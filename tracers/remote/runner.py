@@ -40,7 +40,7 @@ class Note(Protocol):
     """Where one request's job id is kept, so that it outlives this process."""
 
     def find(self) -> dict[str, Any] | None:
-        """What was kept last."""
+        """Return what was kept last."""
 
     def keep(self, body: dict[str, Any]) -> None:
         """Keep a JSON document instead of the last one."""
@@ -99,7 +99,7 @@ class Runner:
         note: Note,
         report: Callable[[str], None] = lambda text: None,
     ) -> tuple[dict[str, Any], Facts]:
-        """The outcome of a request (see `tracers.remote.serving.answer`), and what it took.
+        """Return the outcome of a request (see `tracers.remote.serving.answer`), and what it took.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class RequestRun:
                 self._pause(max(self.submitted, 1))
 
     def _resume(self) -> str | None:
-        """The job that an earlier process submitted for the very same request."""
+        """Return the job that an earlier process submitted for the very same request."""
         kept = self.note.find() or {}
         if kept.get("digest") != self.request.digest or not kept.get("job"):
             return None
@@ -314,7 +314,7 @@ def _told(reply: Reply) -> str:
 
 
 def _line(text: str) -> str:
-    """The last line of a server's message: of a traceback, the error."""
+    """Return the last line of a server's message: of a traceback, the error."""
     return " ".join(text.strip().rpartition("\n")[2].split())[:160]
 
 

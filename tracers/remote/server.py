@@ -145,12 +145,12 @@ class Server:
             pass
 
     def ask(self, job: str) -> Reply | None:
-        """The state of a job; None when the server does not know it (yet). Raises Trouble, Refused."""
+        """Return the state of a job; None when the server does not know it (yet). Raises Trouble, Refused."""
         response = self._call("GET", f"/response/{job}", missing=True)
         return None if response.status_code == 404 else self._reply(response)
 
     def download(self, url: str, limit: int) -> bytes:
-        """The bytes of a result; raises Trouble when they do not all come, Refused for a place not to be trusted."""
+        """Return the bytes of a result; raises Trouble when some do not come, Refused for a place not to be trusted."""
         if not trusted(url):
             place = f"{urlsplit(url).scheme}://{urlsplit(url).hostname}"
             raise Refused(f"the server names a result at {place}; it must be https://, or this machine")
@@ -171,7 +171,7 @@ class Server:
         return b"".join(parts)
 
     def get(self, path: str) -> Any:
-        """A JSON document of the server (`/status`, `/env`, `/whoami`); raises Trouble or Refused."""
+        """Return a JSON document of the server (`/status`, `/env`, `/whoami`); raises Trouble or Refused."""
         response = self._call("GET", path)
         try:
             return response.json()
@@ -228,13 +228,13 @@ class Server:
         return self._clean(f"{type(error).__name__}: {error}")[:200]
 
     def _clean(self, text: str) -> str:
-        """A server's words without control characters, and without the key should it repeat it."""
+        """Return a server's words without control characters, and without the key should it repeat it."""
         text = text.replace(self._key, "***") if self._key else text
         return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 def configured() -> Server:
-    """The server and key that nnsight is configured with (NDIF_HOST, NDIF_API_KEY, or its configuration file).
+    """Return the server and key that nnsight is configured with (NDIF_HOST, NDIF_API_KEY, or its configuration file).
 
     A job cannot name a host: a job from elsewhere must not decide where a key is sent.
 

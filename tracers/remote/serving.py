@@ -52,7 +52,7 @@ def answer(model, engine, arguments, options, dtype, check):
 
 
 def held_dtype(nn):
-    """The dtype in which a model is held where it runs: that of the stream, from a run of one token.
+    """Return the dtype in which a model is held where it runs: that of the stream, from a run of one token.
 
     Modules are not asked: where a server runs untrusted code, they have the dtype of the configuration.
 
@@ -72,7 +72,7 @@ def _stream(nn):
 
 
 def packed(result):
-    """A result as `tensors` (own memory, on the CPU), their `structure` (JSON) and a `checksum` of both.
+    """Return a result as `tensors` (own memory, on the CPU), their `structure` (JSON) and a `checksum` of both.
 
     Raises
     ------
@@ -98,12 +98,12 @@ def checksum(structure, tensors):
 
 
 def raw(tensor):
-    """The bytes of a tensor on the CPU, its values in row order.
+    r"""Return the bytes of a tensor on the CPU, its values in row order.
 
     Examples
     --------
     >>> raw(torch.ones(3, 1)[:1].as_strided((1, 1), (7, 7)))
-    b'\\x00\\x00\\x80?'
+    b'\x00\x00\x80?'
     """
     # Where an axis has one entry its stride may be anything, also in a tensor that counts as contiguous.
     flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))

@@ -145,7 +145,7 @@ def code_hash(sources: dict[str, str]) -> str:
 
 
 def shipped(obj) -> tuple[bytes, dict[str, str]]:
-    """An object as bytes that load without this project, and the sources in them by name.
+    """Return an object as bytes that load without this project, and the sources in them by name.
 
     Raises
     ------
@@ -163,24 +163,24 @@ def shipped(obj) -> tuple[bytes, dict[str, str]]:
 
 
 def _new_class(name, bases, module, qualname):
-    """Runs on the server: a class without members yet, so that its methods may refer to it."""
+    """Make a class without members yet, so that its methods may refer to it; runs on the server."""
     made = types.new_class(name, bases)
     made.__module__, made.__qualname__, made.__doc__ = module, qualname, ""
     return made
 
 
 def _new_record(cls, fields):
-    """Runs on the server: an operation that was checked here."""
+    """Make an operation that was checked here; runs on the server."""
     return cls(**fields)
 
 
 def _set_fields(self, **fields):
-    """Runs on the server: what makes an operation there, without pydantic's checks."""
+    """Set what makes an operation there, without pydantic's checks; runs on the server."""
     self.__dict__.update({**self._defaults, **fields})
 
 
 def _fill_class(cls, state):
-    """Runs on the server: the members of a class, and what `@dataclass` generates."""
+    """Fill in the members of a class, and what `@dataclass` generates; runs on the server."""
     members, dataclass = state
     for name, value in members.items():
         setattr(cls, name, value)
@@ -189,9 +189,7 @@ def _fill_class(cls, state):
 
 
 def _methods(cls) -> dict:
-    """The parts of a pydantic class that travel: its fields' defaults and the public methods that this project
-    defines.
-    """
+    """Return a pydantic class's parts that travel: fields' defaults and public methods that this project defines."""
     defaults = {name: field.default for name, field in cls.model_fields.items() if not field.is_required()}
     return {"__init__": _set_fields, "_defaults": defaults} | {
         name: value
@@ -207,7 +205,7 @@ def _is_plain(value) -> bool:
 
 
 def _own_names(module: types.ModuleType) -> dict:
-    """What a module defines itself: functions, classes and constants."""
+    """Return what a module defines itself: functions, classes and constants."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -221,7 +219,7 @@ def _own_names(module: types.ModuleType) -> dict:
 
 @cache
 def _source(func) -> tuple[str, int, tuple[str, ...]]:
-    """A function's source, its line, and the names that it takes from outside; refuses what would not run there."""
+    """Return a function's source, its line, and the names it takes from outside; refuses what would not run there."""
     name = f"{func.__module__}.{func.__qualname__}"
     try:
         lines, line = inspect.getsourcelines(func)

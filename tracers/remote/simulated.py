@@ -46,7 +46,7 @@ class SimulatedModel(OpenModel):
 
 
 def simulated(model: OpenModel) -> SimulatedModel:
-    """An open model, reached as a server's would be.
+    """Return an open model, reached as a server's would be.
 
     Examples
     --------

@@ -57,7 +57,7 @@ class View(OpenModel):
 
 
 def view_of(name: str, nn, tokenizer, architecture, dtype: torch.dtype) -> View:
-    """A wrapped model as a view.
+    """Return a wrapped model as a view.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def view_of(name: str, nn, tokenizer, architecture, dtype: torch.dtype) -> View:
 
 
 def weightless(model: str, revision: str | None, key: str, dtype: torch.dtype) -> View:
-    """A view of a model on a server, from configuration and tokenizer, without where its files lie here.
+    """Return a view of a model on a server, from configuration and tokenizer, without where its files lie here.
 
     Parameters
     ----------

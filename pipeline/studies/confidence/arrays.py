@@ -19,7 +19,7 @@ ANSWERS = ("logit_diff", "answer_mass", "entropy")
 
 
 def kinds(job: ConfidenceJob) -> list[str]:
-    """What every ablation holds at its mean: all candidates, one of them, a random set, a random neuron.
+    """Return what every ablation holds at its mean: all candidates, one of them, a random set, a random neuron.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def kinds(job: ConfidenceJob) -> list[str]:
 
 
 def neurons_group(job: ConfidenceJob, neurons: Neurons) -> Group:
-    """The group `confidence`: what the weights say of every neuron (names that readers rely on)."""
+    """Return the group `confidence`: what the weights say of every neuron (names that readers rely on)."""
     arrays = [
         Array(
             "weight_norm",
@@ -79,7 +79,7 @@ def neurons_group(job: ConfidenceJob, neurons: Neurons) -> Group:
 
 
 def text_group(job: ConfidenceJob, neurons: Neurons, documents: Sequence[str]) -> Group:
-    """The group `confidence/text`: entropy and loss on text, unablated and with neurons at their mean."""
+    """Return the group `confidence/text`: entropy and loss on text, unablated and with neurons at their mean."""
     text = job.text
     assert text is not None, "a job without text has no documents"
     per_document, per_ablation = ("model", "document"), ("model", "ablation", "document")
@@ -165,7 +165,7 @@ def text_group(job: ConfidenceJob, neurons: Neurons, documents: Sequence[str]) -
 
 
 def answers_group(job: ConfidenceJob, asked: AskedSet) -> Group:
-    """The group `confidence/<set>`: how sure each stage is of each statement."""
+    """Return the group `confidence/<set>`: how sure each stage is of each statement."""
     dims, block = ("model", "statement"), {"model": 1, "statement": job.statements_per_unit}
     first, second = job.answers
     arrays = [

@@ -64,7 +64,7 @@ class ConfidenceJob(FamilyJob):
         return sets
 
     def identity(self, declared: dict) -> dict:
-        """A text file counts by its content, not by where it lies (see FamilyJob)."""
+        """Return the part of the job that enters its fingerprint; a text file counts by its content (see FamilyJob)."""
         if self.text is not None and self.text.file is not None:
             declared["text"]["file"] = "given"
         return declared

@@ -1,4 +1,4 @@
-"""The study `confidence`: do stages differ in their entropy neurons, and do these do anything?
+"""The study `confidence`: whether stages differ in their entropy neurons, and whether these do anything.
 
 Norm and LogitVar of neurons come from the checkpoints' files alone. The candidates, and random neurons of
 similar norm as a control, are then held at their mean activation on text; statement sets show how well calibrated each
@@ -90,7 +90,7 @@ class Confidence(Study[ConfidenceJob, ConfidenceInputs]):
             )
 
     def _stage(self, work: Work) -> str:
-        """The stage that a unit is about, also where no model is open."""
+        """Return the stage that a unit is about, also where no model is open."""
         return self.job.stage_names[work.unit.region["model"][0]]
 
     def run_weights(self, work: Work, model, store) -> Result:
@@ -103,7 +103,7 @@ class Confidence(Study[ConfidenceJob, ConfidenceInputs]):
         return _of_stage(weight_norm=norm, logit_var=logit_var, candidate=chosen.astype("int32")), {}
 
     def run_chosen(self, work: Work, model, store) -> Result:
-        """What is ablated: the candidates, together and one by one, and as many random neurons of like norm."""
+        """Choose what to ablate: the candidates, together and one by one, and as many random neurons of like norm."""
         norm, chosen = (store.read(PATH, name, work.unit.region)[0] for name in ("weight_norm", "candidate"))
         stream = hashlib.sha256(f"{self.job.seed}/{self._stage(work)}/controls".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(stream[:8], "little"))

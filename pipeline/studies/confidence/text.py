@@ -14,7 +14,7 @@ from posttrace.tracers.prompts import encode
 
 
 def read_documents(text: Text, seed: int) -> list[str]:
-    """The documents of a job, the same for every stage.
+    """Return the documents of a job, the same for every stage.
 
     >>> len(read_documents(Text(documents=3), seed=0))
     3

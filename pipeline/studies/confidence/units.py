@@ -11,7 +11,7 @@ from posttrace.pipeline.study import Work, blocks, make_work
 
 
 def planned(job: ConfidenceJob, inputs: ConfidenceInputs) -> Iterator[Work]:
-    """What needs no model first, then everything of one stage after the other.
+    """Yield what needs no model first, then everything of one stage after the other.
 
     Examples
     --------

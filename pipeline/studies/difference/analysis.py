@@ -98,7 +98,7 @@ class Analysis:
         return tokens.int().numpy(), z.numpy()
 
     def _samples(self, found: dict[str, np.ndarray], k: int) -> None:
-        """What the samples at one sampled layer say of every pair."""
+        """Compute what the samples at one sampled layer say of every pair."""
         streams = [self._activation(m, k) for m in range(len(self.job.stage_names))]
         held = self.texts.held_out[0]
         train = np.array([d < held for d, _ in self.texts.samples])
@@ -128,7 +128,7 @@ class Analysis:
             found["extreme_sample"][i, k, :, 1, :most] = order[::-1][:most].T
 
     def _activation(self, model: int, k: int) -> np.ndarray:
-        """The samples' streams of one stage; dims sample x hidden, float64."""
+        """Return the samples' streams of one stage; dims sample x hidden, float64."""
         region = {"model": (model, model + 1), "sampled_layer": (k, k + 1)}
         stored = self.store.read(self.texts.path, "sampled_activation", region)[0, :, 0]
         return from_stored(stored, self.job.dtype).double().numpy()

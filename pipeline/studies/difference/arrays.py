@@ -33,7 +33,7 @@ GAPS = frozenset(
 
 
 def directions(job: DifferenceJob) -> list[str]:
-    """What is added to the stream of a source.
+    """Return what is added to the stream of a source.
 
     >>> directions(job)[:4]                                           # doctest: +SKIP
     ['mean', 'other', 'control', 'random-0']
@@ -59,7 +59,7 @@ def difference_group(
     stream_dtype: str,
     labels: Sequence[Sequence[str]],
 ) -> Group:
-    """The group `difference/<set>`.
+    """Return the group `difference/<set>`.
 
     vocabulary: text of every token that stages share. sampled, steered: blocks. labels: text of every place.
     """

@@ -82,7 +82,7 @@ def compare_streams(
     n_layers = streams[0].shape[1]
 
     def summed(values: torch.Tensor) -> np.ndarray:
-        """Sums over each slot's tokens of values of dims document x layer x token; dims layer x slot."""
+        """Sum values of dims document x layer x token over each slot's tokens; dims layer x slot."""
         total = torch.zeros(len(SLOTS), n_layers, dtype=torch.float64)
         return total.index_add_(0, slot, values[document, :, place].double()).T.float().numpy()
 

@@ -37,7 +37,7 @@ class Rendered:
 
 
 def read_documents(texts: Texts, seed: int) -> tuple[list[str], list[Chat]]:
-    """The documents of a set, texts or conversations; the other list is empty.
+    """Return the documents of a set, texts or conversations; the other list is empty.
 
     >>> [len(some) for some in read_documents(Texts(name="plain", documents=3), seed=0)]
     [3, 0]
@@ -144,10 +144,10 @@ def render(
 
 
 def render_plainly(conversations: Sequence[Chat]) -> list[Rendered]:
-    """Conversations as "User: ...", "Assistant: ...", for a stage without a chat template.
+    r"""Write conversations as "User: ...", "Assistant: ...", for a stage without a chat template.
 
     >>> render_plainly([[{"role": "user", "content": "Go"}]])[0]
-    Rendered(text='User: Go\\n', spans=((6, 8, 'user'),), templated=False)
+    Rendered(text='User: Go\n', spans=((6, 8, 'user'),), templated=False)
     """
     found = []
     for one in conversations:
@@ -159,7 +159,7 @@ def render_plainly(conversations: Sequence[Chat]) -> list[Rendered]:
 
 
 def _filled(conversation: Chat, frame: str) -> Rendered | None:
-    """A frame with contents in the place of their marks; None if a mark is missing or not in order."""
+    """Return a frame with contents in the place of their marks; None if a mark is missing or not in order."""
     text, spans, at = "", [], 0
     for i, message in enumerate(conversation):
         mark = MARK.format(i)

@@ -56,7 +56,7 @@ class Texts(Spec):
 
 
 class Steering(Spec):
-    """Does adding the mean difference to the source make it behave like the target?"""
+    """Test whether adding the mean difference to the source makes it behave like the target."""
 
     documents: int = Field(default=8, ge=1)
     """Held-out documents of each set, from the beginning."""

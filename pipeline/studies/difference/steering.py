@@ -33,7 +33,7 @@ class Steered:
 
 
 def steering_vectors(job: DifferenceJob, one: TextSet, store, pair: int, layer: int) -> torch.Tensor:
-    """What is added to the source's stream, in the order of `arrays.directions`; dims direction x hidden.
+    """Return what is added to the source's stream, in the order of `arrays.directions`; dims direction x hidden.
 
     >>> steering_vectors(job, one, store, pair=0, layer=3).shape       # doctest: +SKIP
     torch.Size([23, 160])

@@ -186,7 +186,7 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         )
 
     def _stored(self, store, one: TextSet, name: str, model: int, span: tuple[int, int]) -> torch.Tensor:
-        """An array of one stage over a range of documents."""
+        """Return an array of one stage over a range of documents."""
         dtype = self.job.stream_dtype if name == "stream" else self.job.dtype
         return from_stored(
             store.read(one.path, name, {"model": (model, model + 1), "document": span})[0], dtype
@@ -207,7 +207,7 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         return checked(len(entropies) * len(entropies[0]), largest)
 
     def run_analyse(self, work: Work, model, store) -> Result:
-        """What is learned from a whole set: linear maps, components, means and what they point to."""
+        """Compute what is learned from a whole set: linear maps, components, means and what they point to."""
         one = self.inputs[work.about["set"]]
         analysis = Analysis(self.job, one, store, self.unembeddings, self.pairs, self.vocabulary)
         return analysis.arrays(self.groups_by_path[one.path]), {}

@@ -1,1 +1,1 @@
-"""The study `knowledge`: where is knowledge stored, and does one stage understand another's representation?"""
+"""The study `knowledge`: where knowledge is stored, and whether one stage understands another's representation."""

@@ -28,7 +28,7 @@ def grid_arrays(job: KnowledgeJob) -> tuple[str, ...]:
 def knowledge_group(
     job: KnowledgeJob, pairs: PairSet, layers: Sequence[int], heads: int, width: int
 ) -> Group:
-    """The group `knowledge/<set>`: arrays, coordinates and attributes (names that readers rely on).
+    """Return the group `knowledge/<set>`: arrays, coordinates and attributes (names that readers rely on).
 
     Parameters
     ----------

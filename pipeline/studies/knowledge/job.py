@@ -47,7 +47,7 @@ class KnowledgeJob(FamilyJob):
         return self
 
     def patch_from(self, source: str) -> Patch:
-        """The operation that this study repeats for every source."""
+        """Return the operation that this study repeats for every source."""
         return Patch(site=self.site, layers=self.layers, tokens="statement", source=source)
 
     def identity(self, declared: dict) -> dict:

@@ -43,9 +43,9 @@ def template_pairs(
     pair_context: str | None = None,
     like: str | None = None,
 ) -> Aligned:
-    """Pair the statements that share the set's most common token pattern.
+    r"""Pair the statements that share the set's most common token pattern.
 
-    >>> template_pairs("cities", statements, tokenizer, "\\n", " This statement is:").labels    # doctest: +SKIP
+    >>> template_pairs("cities", statements, tokenizer, "\n", " This statement is:").labels    # doctest: +SKIP
     ('The', 'city', 'of', '[s1]', '[s2]', 'is', 'in', '[o1]', '.', 'This', 'statement', 'is', ':')
 
     The pattern of a statement is its tokens with the subject's and the object's blanked out: statements of one pattern
@@ -116,9 +116,9 @@ def free_pairs(
     suffix: str,
     pair_context: str | None = None,
 ) -> Aligned:
-    """Take consecutive true and false rows as pairs, and keep those of equal token length.
+    r"""Take consecutive true and false rows as pairs, and keep those of equal token length.
 
-    >>> free_pairs("tulu_extracted", statements, tokenizer, "\\n", " This statement is:").available  # doctest: +SKIP
+    >>> free_pairs("tulu_extracted", statements, tokenizer, "\n", " This statement is:").available  # doctest: +SKIP
     41
 
     Rows are tied by the file's `pair` (or `id`) column, unless that just numbers the rows. The arguments are those of
@@ -171,7 +171,7 @@ def roles_within(clean: Prompt, corrupt: Prompt, width: int) -> list[str]:
 
 
 def token_texts(prompt: Prompt, statement: str) -> list[str]:
-    """The text of each statement token, without the spaces around it."""
+    """Return the text of each statement token, without the spaces around it."""
     return [_shown(statement[begin:end]) for begin, end in prompt.spans]
 
 

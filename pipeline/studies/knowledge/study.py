@@ -1,4 +1,4 @@
-"""The study `knowledge`: where is knowledge stored, and does one stage understand another's representation?
+"""The study `knowledge`: where knowledge is stored, and whether one stage understands another's representation.
 
 For every pair of a true and a false statement, the true one is run through the *source* (clean run), the false
 one through the *target* (corrupt run), and each activation of the clean run in turn replaces its counterpart
@@ -82,7 +82,7 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
             )
 
     def _pairs(self, work: Work) -> tuple[PairSet, list[tuple[Prompt, Prompt]]]:
-        """The set of a unit, and the prompts of its pairs."""
+        """Return the set of a unit, and the prompts of its pairs."""
         pairs = self.inputs[work.about["set"]]
         return pairs, pairs.prompts[work.open_stage][slice(*work.unit.region["pair"])]
 
@@ -102,7 +102,7 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
         }, {}
 
     def run_grid(self, work: Work, model, store) -> Result:
-        """The patch grid of every source; with `method: attribution` estimates of all pairs, exact values of some."""
+        """Compute every source's patch grid; `method: attribution` estimates all pairs and computes some exactly."""
         pairs, prompts = self._pairs(work)
         options = {**self._options(work, pairs), "max_tokens": self.job.execution.max_tokens}
         source = self._source(pairs, store, work.unit.region["pair"])
@@ -179,7 +179,7 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
         ]
 
     def _exact_grid(self, work, model, pairs, source, options):
-        """The exact grid of some pairs, a share of its cells recomputed by whole forward passes."""
+        """Return the exact grid of some pairs, a share of its cells recomputed by whole forward passes."""
         corrupt = [corrupt for _, corrupt in pairs]
         found = model.run(
             checked_grid,

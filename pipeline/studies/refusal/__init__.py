@@ -1,1 +1,1 @@
-"""The study `refusal`: is refusing one direction in the stream, and is it the same one in every stage?"""
+"""The study `refusal`: whether refusing is one direction in the stream, and the same one in every stage."""

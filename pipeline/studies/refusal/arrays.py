@@ -28,7 +28,7 @@ NATS = "log-odds, nats: log P(refusal opening) - log P(compliant opening) at the
 
 
 def direction_names(job: RefusalJob) -> tuple[str, ...]:
-    """The direction axis: every stage's, then random ones.
+    """Return the direction axis: every stage's, then random ones.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def direction_names(job: RefusalJob) -> tuple[str, ...]:
 
 
 def refusal_group(job: RefusalJob, inputs: RefusalInputs, n_layers: int, hidden: int) -> Group:
-    """The group `refusal`: arrays, coordinates and attributes (names that readers rely on).
+    """Return the group `refusal`: arrays, coordinates and attributes (names that readers rely on).
 
     Parameters
     ----------

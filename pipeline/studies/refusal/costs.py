@@ -66,7 +66,7 @@ def passes(shape: Shape, lengths: Sequence[int], new: int, max_tokens: int) -> C
 
 
 def times(cost: Cost, n: int) -> Cost:
-    """The same cost n times.
+    """Return the same cost n times.
 
     Examples
     --------

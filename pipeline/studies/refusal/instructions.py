@@ -59,7 +59,7 @@ class Splits:
 
 
 def read_splits(kind: str, spec, sizes: dict[str, int], seed: int) -> Splits:
-    """The instructions of a set, split by its column `split`, else at random with the seed; at most `sizes` of each.
+    """Return a set's instructions by split: its column `split`, else at random with the seed; at most `sizes` of each.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def read_splits(kind: str, spec, sizes: dict[str, int], seed: int) -> Splits:
 
 
 def file_of(spec) -> Path:
-    """The file of a set, downloaded into the user's cache if it is a published one and not there yet.
+    """Return the file of a set, downloaded into the user's cache if it is published and not there yet.
 
     Raises
     ------

@@ -124,11 +124,11 @@ class RefusalJob(ChatJob):
         return {stage: Choice(**choice) for stage, choice in known.get(self.family.name, {}).items()}
 
     def read_at(self, positions: tuple[int, ...]) -> Read:
-        """The operation that gives a stage's directions."""
+        """Return the operation that gives a stage's directions."""
         return Read(site="resid_pre", layers="all", tokens=positions)
 
     def add(self, direction: str, layer: int, coefficient: float) -> Steer:
-        """The operation that adds a direction at the input of one block."""
+        """Return the operation that adds a direction at the input of one block."""
         return Steer(
             site="resid_pre", layers=(layer,), tokens="all", direction=direction, coefficient=coefficient
         )
@@ -144,7 +144,7 @@ class RefusalJob(ChatJob):
 
 
 def instruction_set(kind: str, value: Any):
-    """What a job may write for a set of instructions -> the keys of an `InstructionSet`.
+    """Return the keys of an `InstructionSet` for what a job may write for a set of instructions.
 
     >>> instruction_set("harmful", "mine.csv")
     {'name': 'mine', 'csv': 'mine.csv'}

@@ -30,7 +30,7 @@ def read_phrases(path: str) -> tuple[str, ...]:
 
 
 def matched_phrase(answer: str, phrases: Sequence[str]) -> str:
-    """The refusal phrase that an answer begins with (the longest), or "".
+    """Return the refusal phrase that an answer begins with (the longest), or "".
 
     Case, the kind of apostrophe and what stands before the first letter do not matter.
 

@@ -25,7 +25,7 @@ class Chosen:
 def choose_direction(
     bypass: np.ndarray, induce: np.ndarray, kl: np.ndarray, max_kl: float, max_depth: float
 ) -> Chosen:
-    """The place whose ablation lets most harmful prompts through, of those that qualify.
+    """Return the place whose ablation lets most harmful prompts through, of those that qualify.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def choose_direction(
 
 
 def choose_coefficient(coefficients: Sequence[float], refused: np.ndarray, distance: float) -> float:
-    """The smallest coefficient with nearly the largest share of refusals.
+    """Return the smallest coefficient with nearly the largest share of refusals.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The study `refusal`: is refusing one direction in the stream, and is it the same one in every stage?
+"""The study `refusal`: whether refusing is one direction in the stream, and the same one in every stage.
 
 The difference of the mean streams of harmful and harmless prompts, at the input of a block and one of the template's
 last tokens, is ablated everywhere or added in one block while the stages answer. Source of the method: Arditi et al.
@@ -79,7 +79,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
         )
 
     def run_directions(self, work: Work, model, store) -> Result:
-        """A stage's directions at every block and position, and its log-odds without steering."""
+        """Compute a stage's directions at every block and position, and its log-odds without steering."""
         stage = work.about["subject"]
         prompts, read = self.inputs.prompts[stage], self.job.read_at(self.inputs.positions)
         means = [
@@ -100,7 +100,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
         }, {}
 
     def _asked(self, model, stage, kind) -> list[tuple[int, ...]]:
-        """Validation prompts, up to where an answer begins."""
+        """Return the validation prompts, up to where an answer begins."""
         prompts = self.inputs.prompts[stage]
         ids = prompts.ids[kind, "validation"]
         if prompts.reasoning is None:
@@ -119,7 +119,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
         ).log_odds
 
     def run_sweep(self, work: Work, model, store) -> Result:
-        """What every position's direction of one block does to the validation prompts."""
+        """Compute what every position's direction of one block does to the validation prompts."""
         stage = work.about["subject"]
         prompts, region = self.inputs.prompts[stage], work.unit.region
         layer = region["layer"][0]
@@ -181,7 +181,7 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
         }, {}
 
     def _selected(self, store, stage) -> tuple[int, torch.Tensor, float]:
-        """A stage's layer, its unit direction there and the distance of the class means."""
+        """Return a stage's layer, its unit direction there and the distance of the class means."""
         m = self.job.stage_names.index(stage)
         region = {"model": (m, m + 1)}
         layer, position = (int(store.read(PATH, name, region)[0]) for name in SELECTED[:2])

@@ -20,10 +20,10 @@ Encode = Callable[[str], tuple[int, ...]]
 
 
 def template_of(job: RefusalJob, stage: str, tokenizer) -> str:
-    """`chat`, or a text with `{instruction}`.
+    r"""Return `chat`, or a text with `{instruction}`.
 
     >>> template_of(job, "base", tokenizer)                           # doctest: +SKIP
-    'User: {instruction}\\nAssistant:'
+    'User: {instruction}\nAssistant:'
 
     Raises JobError for a post-trained stage whose tokenizer has no chat template.
     """
@@ -37,10 +37,10 @@ def template_of(job: RefusalJob, stage: str, tokenizer) -> str:
 
 
 def written(job: RefusalJob, stage: str, tokenizer, instructions: Sequence[str]) -> dict[str, str]:
-    """Instruction -> the prompt's text, the beginning of the assistant's turn included; that of `PROBES` too.
+    r"""Return instruction -> prompt, the beginning of the assistant's turn included; those of `PROBES` too.
 
     >>> written(job, "base", tokenizer, ["Go"])["Go"]                  # doctest: +SKIP
-    'User: Go\\nAssistant:'
+    'User: Go\nAssistant:'
 
     Raises JobError for a stage without template, or whose chat template does not give prompts.
     """
@@ -78,9 +78,9 @@ def tail_length(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def openings_after(encode: Encode, prompt: str, path: str, stage: str) -> Openings:
-    """First tokens of the openings in a file, as they follow a prompt, with and without a space before them.
+    r"""Return the first tokens of the openings in a file, as they follow a prompt, with and without a space before.
 
-    >>> openings_after(encode, "User: Go\\nAssistant:", job.openings, "base").refusal      # doctest: +SKIP
+    >>> openings_after(encode, "User: Go\nAssistant:", job.openings, "base").refusal      # doctest: +SKIP
     (43, 271)
 
     A token that begins openings of both kinds counts for neither. Raises JobError when the file does not fit, or no

@@ -83,7 +83,7 @@ def planned(
 
 
 def _work(kind: str, stage: str, *names: str | int, needs=(), opens=True, **declared) -> Work:
-    """A unit about one stage; opens: whether it needs the stage's model."""
+    """Return a unit about one stage; opens: whether it needs the stage's model."""
     needs = [f"{PATH}/{one}" for one in needs]
     return make_work(
         kind, PATH, stage, *names, stage=stage if opens else None, needs=needs, subject=stage, **declared

@@ -28,7 +28,7 @@ NANS = frozenset({"update_cosine", "attribution", "attribution_embed"})
 
 
 def updates(job: StagesJob) -> tuple[str, ...]:
-    """The updates, each named after the stage that it made.
+    """Return the updates, each named after the stage that it made.
 
     >>> updates(load_job("stages"))
     ('sft', 'instruct')
@@ -37,7 +37,7 @@ def updates(job: StagesJob) -> tuple[str, ...]:
 
 
 def weights_group(job: StagesJob, parameters: Mapping[str, int]) -> Group:
-    """The group `stages`: how much each update changed each weight tensor; parameters: name -> entries."""
+    """Return the group `stages`: how much each update changed each weight tensor; parameters: name -> entries."""
     names = updates(job)
     dims, block = ("update", "parameter"), {"update": 1}
     length = "Frobenius norm, model units"
@@ -65,7 +65,7 @@ def weights_group(job: StagesJob, parameters: Mapping[str, int]) -> Group:
 
 
 def behaviour_group(job: StagesJob, asked: Asked, n_layers: int) -> Group:
-    """The group of one behaviour on one set (names that readers rely on)."""
+    """Return the group of one behaviour on one set (names that readers rely on)."""
     per, unit = job.prompts_per_unit, asked.unit
     by_prompt = {"update": 1, "prompt": per}
     halves, ends = ("update", "prompt", "layer", "module"), ("update", "prompt", "end")

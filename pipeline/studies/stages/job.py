@@ -29,7 +29,7 @@ class Documents(Spec):
     """Tokens of a document at most; `max_prompts` says how many documents are taken."""
 
     def read_as(self, documents: int) -> Text:
-        """The same as `confidence` reads it."""
+        """Return the text settings as `confidence` reads them."""
         return Text(file=self.file, documents=max(2, documents), tokens=self.tokens)
 
 

@@ -107,7 +107,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         return planned(self.job, self.inputs)
 
     def _files(self, update: str) -> Update:
-        """The update's two checkpoints."""
+        """Return the update's two checkpoints."""
         names = self.job.stage_names
         later = names.index(update)
         pair = (self.stages.checkpoints[names[i]] for i in (later - 1, later))
@@ -115,7 +115,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         return Update(self.stages.structures[update], earlier, after)
 
     def _difference(self, update: str, model) -> dict[str, torch.Tensor]:
-        """The update on the model's devices; kept until another one is asked for."""
+        """Return the update on the model's devices; kept until another one is asked for."""
         if self._update is None or self._update[0] != update:
             self._update = None  # let go of the old one first
             files, parameters = self._files(update), dict(model.nn._module.named_parameters())
@@ -143,13 +143,13 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         return {**arrays, "update_cosine": np.array(cosines)[None]}, {}
 
     def run_values(self, work: Work, model, store) -> Result:
-        """The behaviour of a stage."""
+        """Compute the behaviour of a stage."""
         return {
             "behaviour": model.run(behaviour_values, self._questions(work), **self._options).numpy()[None]
         }, {}
 
     def run_path(self, work: Work, model, store) -> Result:
-        """The effect of an update by layer, module and token."""
+        """Measure the effect of an update by layer, module and token."""
         prompts, update = self._questions(work), self._difference(work.about["update"], model)
         found = model.run(path_attribution, prompts, update, tolerance=self.job.tolerance, **self._options)
         width = self.inputs[work.unit.group].n_tokens
@@ -198,7 +198,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         return arrays, checked(*model.run(check_swaps, prompts, earlier, wanted, values=values, **drawn))
 
     def run_removed(self, work: Work, model, store) -> Result:
-        """An update taken out of the final weights, in shares, and the slope there."""
+        """Take an update out of the final weights, in shares, and measure the slope there."""
         prompts, update = self._questions(work), self._difference(work.about["update"], model)
         now = model.run(behaviour_values, prompts, **self._options)
         without = model.run(removed_values, prompts, update, alphas=self.job.alphas, **self._options)

@@ -12,7 +12,7 @@ from posttrace.tracers.engines.weights import KINDS
 
 
 def planned(job: StagesJob, inputs: Mapping[str, Asked]) -> Iterator[Work]:
-    """What the files say first; then every stage once: its values, its own update, and, of the last, all removals."""
+    """Yield what the files say first; then every stage once: values, its own update, and, of the last, all removals."""
     names = updates(job)
     for k, update in enumerate(names):
         yield make_work(
@@ -53,7 +53,7 @@ def planned(job: StagesJob, inputs: Mapping[str, Asked]) -> Iterator[Work]:
 
 
 def _of_update(job: StagesJob, path: str, spans, k: int, stage: str) -> Iterator[Work]:
-    """What is done along an update, with the stage that it made."""
+    """Yield what is done along an update, with the stage that it made."""
     swapped = [name for kind in job.swaps for name in SWAPS[kind]]
     for begin, end in spans:
         common = {"update": (k, k + 1), "prompt": (begin, end)}
@@ -83,7 +83,7 @@ def _of_update(job: StagesJob, path: str, spans, k: int, stage: str) -> Iterator
 
 
 def _removed(job: StagesJob, path: str, asked: Asked, k: int, update: str) -> Iterator[Work]:
-    """What is taken out of the final stage."""
+    """Yield what is taken out of the final stage."""
     n, final = len(asked.questions), job.stage_names[-1]
     for begin, end in blocks(n, job.prompts_per_unit):
         yield make_work(

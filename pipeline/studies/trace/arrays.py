@@ -12,7 +12,7 @@ from posttrace.tracers.operations import Patch, Read
 
 
 def output_group(job: TraceJob) -> Group:
-    """The group `trace/output`: what each model says next, with and without the operations.
+    """Return the group `trace/output`: what each model says next, with and without the operations.
 
     >>> output_group(job).shape("logprob")                     # doctest: +SKIP
     (3, 2, 2, 10)
@@ -38,7 +38,7 @@ def output_group(job: TraceJob) -> Group:
 
 
 def completion_group(job: TraceJob) -> Group:
-    """The group `trace/completion`: what each model goes on to say.
+    """Return the group `trace/completion`: what each model goes on to say.
 
     >>> completion_group(job).shape("completion")              # doctest: +SKIP
     (3, 2, 2)
@@ -68,7 +68,7 @@ def activation_group(
     ids: Sequence[Sequence[int]],
     hidden_size: int,
 ) -> Group:
-    """The group `trace/read-N` of a read, or `trace/source-N` of the runs that a patch takes its values from.
+    """Return the group `trace/read-N` of a read, or `trace/source-N` of the runs that a patch takes its values from.
 
     >>> activation_group(job, job.reads[0], 0, range(8), [-1], [[" in"]], [[287]], 160).path # doctest: +SKIP
     'trace/read-0'

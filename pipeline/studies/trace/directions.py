@@ -17,7 +17,7 @@ LARGEST = 1e9
 
 
 def load_direction(name: str, spec: Direction, hidden_size: int, n_layers: int) -> np.ndarray:
-    """The vector, float32; dims hidden, or layer x hidden (one per block).
+    """Return the vector, float32; dims hidden, or layer x hidden (one per block).
 
     Raises
     ------
@@ -52,7 +52,7 @@ def load_direction(name: str, spec: Direction, hidden_size: int, n_layers: int) 
 
 
 def _from_file(name: str, file: str, check: Callable) -> np.ndarray:
-    """The array of a .npy file; its header is checked before anything else is read."""
+    """Return the array of a .npy file; its header is checked before anything else is read."""
     place, fix = f"directions.{name}", f"edit directions.{name}.file"
     stream = io.BytesIO(read_bytes(file, place, fix))
     try:

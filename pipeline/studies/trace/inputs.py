@@ -28,7 +28,7 @@ class TraceInputs:
     """Direction -> its values; dims hidden, or layer x hidden."""
 
     def runs(self, operation: Read | Patch, first: str) -> tuple[str, list[Prompt]]:
-        """The stage and prompts whose activations an operation keeps; first: the stage that labels those of a read."""
+        """Return the stage and prompts whose activations an operation keeps; `first` labels those of a read."""
         if isinstance(operation, Read):
             return first, self.prompts[first]
         return operation.source, self.sources[operation.source]

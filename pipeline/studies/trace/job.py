@@ -58,7 +58,7 @@ class TracePrompt(Spec):
 
 
 def as_text(run: str | Messages) -> str:
-    """A prompt or a chat as a person reads it.
+    """Return a prompt or a chat as a person reads it.
 
     >>> as_text((Message(role="user", content="Go"),))
     'user: Go'
@@ -151,7 +151,7 @@ class TraceJob(ChatJob):
         return self
 
     def identity(self, declared: dict) -> dict:
-        """A direction counts by its values, which the study hashes, not by where they lie (see FamilyJob)."""
+        """Return the part of the job that enters its fingerprint; a direction counts by its values (see FamilyJob)."""
         return {**declared, "directions": sorted(declared["directions"])}
 
     @property

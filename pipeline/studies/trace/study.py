@@ -82,7 +82,7 @@ class Trace(Study[TraceJob, TraceInputs]):
         return runs[work.open_stage][slice(*work.unit.region["prompt"])]
 
     def run_next_token(self, work: Work, model, store) -> Result:
-        """The next token of every prompt, with and without the operations."""
+        """Compute the next token of every prompt, with and without the operations."""
         prompts = self._prompts(work)
         outcomes = [
             model.run(run_operations, [p.ids for p in prompts], edits, top=self.job.top)
@@ -121,7 +121,7 @@ class Trace(Study[TraceJob, TraceInputs]):
         }, {}
 
     def _steered(self, operation: Steer, layers: Sequence[int], dtype: torch.dtype) -> list[Edit]:
-        """What a steer does to every token: an edit per layer, as each may have its own vector."""
+        """Return a steer's edits of every token: one per layer, as each may have its own vector."""
         vectors = torch.from_numpy(self.inputs.vectors[operation.direction]).to(dtype)
         return [
             edit_of(
@@ -133,14 +133,14 @@ class Trace(Study[TraceJob, TraceInputs]):
         ]
 
     def run_read(self, work: Work, model, store) -> Result:
-        """The activations that a read asks for, with and without the operations."""
+        """Compute the activations that a read asks for, with and without the operations."""
         number = int(work.unit.group.removeprefix("trace/read-"))
         return self._activations(
             work, model, self.job.reads[number], self._edits(work, store, self._prompts(work))
         )
 
     def run_source(self, work: Work, model, store) -> Result:
-        """The activations that a patch puts in."""
+        """Compute the activations that a patch puts in."""
         number = int(work.unit.group.removeprefix("trace/source-"))
         return self._activations(work, model, self.job.patches[number], [[]])
 
@@ -233,7 +233,7 @@ def _layers(job: TraceJob, i: int, stages: Stages) -> tuple[int, ...]:
 
 
 def _cells(operation, prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The cells that an operation means: row and column of each, and its place on the operation's token axis."""
+    """Return the cells that an operation means: row and column of each, and its place on the operation's token axis."""
     cells = [
         (row, column, place)
         for row, prompt in enumerate(prompts)

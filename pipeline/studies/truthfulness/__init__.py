@@ -1,1 +1,1 @@
-"""The study `truthfulness`: is truth a direction, and does one stage's direction read and steer another stage?"""
+"""The study `truthfulness`: whether truth is a direction that reads and steers other stages, too."""

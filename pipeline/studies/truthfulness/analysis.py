@@ -83,7 +83,7 @@ def fit_layers(
 def learn(
     job: TruthfulnessJob, sets: Mapping[str, StatementInputs], held_out: str, store
 ) -> dict[str, np.ndarray]:
-    """The layers of interventions without one set, and how alike the stages' directions are.
+    """Return the layers of interventions without one set, and how alike the stages' directions are.
 
     Returns cosine and probe_layer, with a `held_out` dim of one, and intervene_layer where it is given. The held-out
     set is not looked at.
@@ -132,7 +132,7 @@ def _within(layer: Layer, sets: Mapping[str, StatementInputs]) -> torch.Tensor:
 
 
 def earliest_good(accuracy: np.ndarray, n: int, begin: int = 0) -> int:
-    """The first layer, from `begin`, whose accuracy is not distinguishably worse than the best one's.
+    """Return the first layer, from `begin`, whose accuracy is not distinguishably worse than the best one's.
 
     That is: within the best one's 95 % Wilson interval for n statements. Beyond that layer, which is best is chance.
 

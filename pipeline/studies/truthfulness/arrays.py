@@ -18,7 +18,7 @@ SWEEP_RANDOM = 5
 
 
 def direction_names(job: TruthfulnessJob) -> list[str]:
-    """What a run was steered along: `none`, each stage's direction, and the random ones.
+    """Return what a run was steered along: `none`, each stage's direction, and the random ones.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def shown_names(job: TruthfulnessJob) -> list[str]:
 def set_group(
     job: TruthfulnessJob, prepared: StatementInputs, shown: list[int], n_layers: int, hidden: int
 ) -> Group:
-    """The group `truthfulness/<set>`: what was read and answered, per statement.
+    """Return the group `truthfulness/<set>`: what was read and answered, per statement.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def summary_group(
     swept: bool,
     layers_at_once: int,
 ) -> Group:
-    """The group `truthfulness`: directions, accuracies and effects, per set that was left out.
+    """Return the group `truthfulness`: directions, accuracies and effects, per set that was left out.
 
     Parameters
     ----------

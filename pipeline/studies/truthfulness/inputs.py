@@ -125,7 +125,7 @@ def _balanced(numbers, labels, n: int, seed: str) -> list[int]:
 
 
 def _asked(few_shot: FewShot, text: str, stage: str, tokenizer) -> Asked:
-    """The prompt of a statement, after the examples."""
+    """Return the prompt of a statement, after the examples."""
     prompt = few_shot.prompt(tokenizer, text)
     final = next(i for i, (_, end) in enumerate(prompt.spans) if end >= len(text))
     if final == 0:

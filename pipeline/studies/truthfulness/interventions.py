@@ -22,7 +22,7 @@ from posttrace.tracers.oracles.steered_answers import check_steered_answers, ste
 
 
 def steered_layers(sets: Mapping[str, StatementInputs], held_out: str, store) -> range:
-    """The blocks that are steered when a set is left out.
+    """Return the blocks that are steered when a set is left out.
 
     Examples
     --------
@@ -93,12 +93,12 @@ def steered(
 def completions(
     job: TruthfulnessJob, sets, held_out: str, target: str, shown: Sequence[int], model, store, tokenizer
 ) -> dict[str, np.ndarray]:
-    """How a few prompts go on, before and after; dims shown x 1 x sample.
+    r"""Return how a few prompts go on, before and after; dims shown x 1 x sample.
 
     Examples
     --------
     >>> completions(job, sets, "cities", "sft", [3, 8], model, store, tokenizer)["completion"]   # doctest: +SKIP
-    array([[[' TRUE\\nThe city', ...
+    array([[[' TRUE\nThe city', ...
     """
     prepared = sets[held_out]
     added, layers = vectors(job, sets, held_out, target, store), steered_layers(sets, held_out, store)

@@ -116,7 +116,7 @@ class TruthfulnessJob(FamilyJob):
     def steer(
         self, direction: str, layers: Sequence[int], tokens: Sequence[int], label: bool, coefficient: float
     ) -> Steer:
-        """The operation of an intervention: false statements are steered towards true, true ones towards false.
+        """Return an intervention's operation: false statements are steered towards true, true ones towards false.
 
         Examples
         --------
@@ -134,7 +134,7 @@ class TruthfulnessJob(FamilyJob):
 
 
 def topic(name: str) -> str:
-    """What a set and its negation have in common.
+    """Return what a set and its negation have in common.
 
     Examples
     --------

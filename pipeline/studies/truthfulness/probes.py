@@ -70,7 +70,7 @@ class Layer:
         return weights @ self.means.double() / weights.sum(1, keepdim=True)
 
     def around(self, centres: torch.Tensor) -> torch.Tensor:
-        """What is added to a centred statement to have it relative to a problem's centre; problem x set x hidden."""
+        """Return what makes a centred statement relative to a problem's centre when added; problem x set x hidden."""
         return self.means.double()[None] - centres[:, None]
 
 
@@ -343,7 +343,7 @@ def _regressions(
 
 
 def _two_loops(g: torch.Tensor, steps: list) -> torch.Tensor:
-    """The L-BFGS direction of every problem (Nocedal & Wright 2006, algorithm 7.4)."""
+    """Return the L-BFGS direction of every problem (Nocedal & Wright 2006, algorithm 7.4)."""
     q, factors = g.clone(), []
     for s, y, rho in reversed(steps):
         factor = rho * (s * q).sum(1)
@@ -358,7 +358,7 @@ def _two_loops(g: torch.Tensor, steps: list) -> torch.Tensor:
 
 
 def _line_search(mask, label, score, along, w, p) -> torch.Tensor:
-    """The minimum along a direction of every problem, by Newton's method: the loss is convex, passes are not needed."""
+    """Find every problem's minimum along a direction by Newton's method: the loss is convex, passes are not needed."""
     a, left = torch.zeros(along.shape[1], dtype=torch.float64), torch.ones(along.shape[1], dtype=torch.bool)
     straight, square = (w * p).sum(1), (p * p).sum(1)
     for _ in range(8):
@@ -385,7 +385,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def random_direction(seed: int, held_out: str, number: int, norm: float, hidden: int) -> np.ndarray:
-    """A direction drawn evenly over all directions, of a given norm (float64); dims hidden.
+    """Return a direction drawn evenly over all directions, of a given norm (float64); dims hidden.
 
     The same for a seed, set and number, whatever else is drawn.
 

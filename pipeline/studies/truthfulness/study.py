@@ -1,4 +1,4 @@
-"""The study `truthfulness`: is truth a direction, and does one stage's direction read and steer another stage?
+"""The study `truthfulness`: whether truth is a direction that reads and steers other stages, too.
 
 Each set is left out in turn: a direction is learned on the others, probes made of it judge the statements left out,
 and the direction, added to or taken from the stream at two tokens, turns the model's own judgement, next to random
@@ -65,7 +65,7 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
         return n, (self.stages.n_layers if last is None else last + 1) * (1 + interventions.SWEEP_RANDOM)
 
     def run_read(self, work: Work, model, store) -> Result:
-        """The last token's activations; dims 1 x statement x layer x hidden."""
+        """Compute the last token's activations; dims 1 x statement x layer x hidden."""
         prompts = self.inputs.sets[work.about["set"]].bare[work.open_stage][
             slice(*work.unit.region["statement"])
         ]

@@ -141,7 +141,7 @@ def planned(
 
 
 def layer_blocks(sets: Mapping[str, StatementInputs], shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """The layers of each unit of fits. shape: blocks of the models, and their hidden size.
+    """Return the layers of each unit of fits. shape: blocks of the models, and their hidden size.
 
     Examples
     --------
@@ -165,14 +165,14 @@ def variants_of(job: TruthfulnessJob) -> int:
 
 
 def _of_set(kind: str, one: StatementInputs, *names: str | int, **declared) -> Work:
-    """A unit in the group of one set."""
+    """Return a unit in the group of one set."""
     return make_work(kind, one.path, *names, **declared, set=one.spec.name)
 
 
 def _held_out(
     kind: str, sets: Mapping[str, StatementInputs], name: str, *, stage=None, cells=None, **declared
 ) -> Work:
-    """A unit of one set that is left out, in the group over all sets."""
+    """Return a unit of one set that is left out, in the group over all sets."""
     h = list(sets).index(name)
     cells = len(sets[name].statements) if cells is None else cells
     region = {"held_out": (h, h + 1)}
