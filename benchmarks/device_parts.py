@@ -377,7 +377,10 @@ def analysis(bench: Bench) -> dict:
     """Measure all fits of one layer and stage: twelve sets of hidden size 4096, each left out in turn."""
     from benchmarks.probes import measure
 
-    return measure(*((12, 1250, 4096) if bench.device != "cpu" else (4, 50, 64)))
+    size = (12, 1250, 4096) if bench.device != "cpu" else (4, 50, 64)
+    (found,) = measure(*size, layers=1, naive=0)
+    del found["name"]
+    return {**found, "threads": torch.get_num_threads()}
 
 
 def _wrapped(bench: Bench):

@@ -42,6 +42,8 @@ def page(folder: Path) -> str:
             ("memories", "weights memory"),
             ("readings", "read"),
             ("devices", "device"),
+            ("probes", "probes"),
+            ("precisions", "precision"),
         ]
     }
     environment = jinja2.Environment(

@@ -176,7 +176,8 @@ class Execution(Spec):
     """Tokens of patched runs in one forward pass: by default 4096 on a CPU, on a GPU what fits; halved by itself when
     memory runs out."""
     check_share: float = Field(default=0.01, ge=0, le=1)
-    """Share of the cells of every unit that is computed again by a whole forward pass; a difference stops the run."""
+    """Share of a unit's values (cells, prompts) that is computed again by whole forward passes: at least one value and
+    at most 8. A difference stops the run. 0: none."""
 
 
 class FamilyJob(Spec):

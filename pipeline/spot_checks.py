@@ -1,4 +1,4 @@
-"""Spot checks: a share of what a unit computed is computed again by whole forward passes."""
+"""Spot checks: 1 to 8 of the values that a unit computed are computed again by whole forward passes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from posttrace.pipeline.job import Job
+from posttrace.tracers.cost import Cost, Shape, run_cost
+from posttrace.tracers.oracles.compare import sample_size
 
 
 def drawn_for(job: Job, unit: str) -> dict[str, Any]:
@@ -18,6 +20,18 @@ def drawn_for(job: Job, unit: str) -> dict[str, Any]:
     0.01
     """
     return {"share": job.execution.check_share, "rng": random.Random(f"{job.seed}/{unit}")}
+
+
+def check_cost(job: Job, shape: Shape, n: int, length: int) -> Cost:
+    """Cost of the spot check of a unit of n values, each checked by a whole forward pass of (at most) `length` tokens.
+
+    Examples
+    --------
+    >>> check_cost(load_job("knowledge"), Shape(2, 10, 6, 4), n=300, length=2)
+    Cost(forwards=3, multiply_adds=216)
+    """
+    share = job.execution.check_share
+    return run_cost(shape, [0], [length]) * sample_size(n, share) if share else Cost()
 
 
 def checked(n: int, largest: float) -> dict[str, Any]:

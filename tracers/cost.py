@@ -34,6 +34,9 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.forwards + other.forwards, self.multiply_adds + other.multiply_adds)
 
+    def __mul__(self, n: int) -> Cost:
+        return Cost(n * self.forwards, n * self.multiply_adds)
+
 
 def shape_of(model) -> Shape:
     """Return the shape of a transformers model, weights or none (see tracers.models.loading.empty_model).

@@ -71,6 +71,15 @@ class StudyContract:
             assert (count <= 1).all(), f"{place} is written twice"
             assert (count == 1).all() or place[1] in study.gaps | self.left_out(), f"{place} is not filled"
 
+    def test_the_plan_counts_spot_checks(self, small, whole):
+        counted, not_counted = (
+            prepare(load_job(str(small), changes)) for changes in ([], ["execution.check_share=0"])
+        )
+        checked = {unit for unit, record in whole.records().items() if "checked_cells" in record}
+        for work in counted.work:
+            if work.unit.id in checked and work.stage:
+                assert counted.cost(work).multiply_adds > not_counted.cost(work).multiply_adds, work.unit.id
+
     def left_out(self) -> set[str]:
         """Arrays that the small job leaves empty."""
         return set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,10 +13,9 @@ MAX_TOKENS = 4096
 
 
 def tokens_that_fit(model) -> int:
-    """Tokens in one forward pass: `MAX_TOKENS` on a CPU; on a GPU what half of its free memory takes, 1k to 64k.
+    """Tokens in one forward pass: `MAX_TOKENS` on a CPU; on GPUs what half of their free memory takes, 1k to 64k.
 
-    A token needs room for a block's working values and, in every block, for the keys and values of about four tokens:
-    its row's share of the prefix and its own, and both again while the model puts them together.
+    Every card that blocks lie on is looked at: the one with the least room for what its own blocks keep decides.
 
     Examples
     --------
@@ -24,30 +24,53 @@ def tokens_that_fit(model) -> int:
     """
     if model.device.type != "cuda":
         return MAX_TOKENS
-    config = model.config
-    working = 12 * model.hidden_size + 4 * getattr(config, "intermediate_size", 4 * model.hidden_size)
-    heads = getattr(config, "num_attention_heads", None) or 1  # a state counts as a token's keys
-    head = getattr(config, "head_dim", None) or model.hidden_size // heads
-    keys = head * (getattr(config, "num_key_value_heads", None) or heads)
-    needed = model.dtype.itemsize * (working + 4 * 2 * model.n_layers * keys)
-    return max(1024, min(65536, free_memory(model) // 2 // needed))
+    blocks = model.nn._module.get_submodule(model.architecture.layers)
+    cards = Counter(next(block.parameters()).device for block in blocks)
+    fits = min(
+        free_memory(card) // 2 // bytes_of_token(model.config, model.dtype.itemsize, n)
+        for card, n in cards.items()
+        if card.type == "cuda"  # others are offloaded, and come to a card when they run
+    )
+    return max(1024, min(65536, fits))
 
 
-def free_memory(model) -> int:
-    """Bytes that the fullest of a model's GPUs still has, what PyTorch holds without using it included.
+def bytes_of_token(config, itemsize: int, n_layers: int) -> int:
+    """Bytes that a token of a batch takes on a device which holds so many of the blocks.
+
+    It needs room for a block's working values and, in every block, for the keys and values of about four tokens: its
+    row's share of the prefix and its own, and both again while the model puts them together. Query heads that share
+    keys keep them once.
 
     Examples
     --------
-    >>> free_memory(model) // 2**30                                   # doctest: +SKIP
+    >>> from types import SimpleNamespace
+    >>> sizes = dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8)
+    >>> bytes_of_token(SimpleNamespace(**sizes), 2, n_layers=32)
+    737280
+    """
+    hidden = config.hidden_size
+    heads = _size(config, "num_attention_heads", 1)  # a state counts as a token's keys
+    keys = _size(config, "head_dim", hidden // heads) * _size(config, "num_key_value_heads", heads)
+    working = 12 * hidden + 4 * _size(config, "intermediate_size", 4 * hidden)
+    return itemsize * (working + 4 * 2 * n_layers * keys)
+
+
+def _size(config, name: str, absent: int) -> int:
+    """Return a size of a configuration, the largest where blocks differ in it."""
+    value = getattr(config, name, None) or absent
+    return value if isinstance(value, int) else max(value)
+
+
+def free_memory(card: torch.device) -> int:
+    """Bytes that a GPU still has, what PyTorch holds without using it included.
+
+    Examples
+    --------
+    >>> free_memory(torch.device("cuda:0")) // 2**30                  # doctest: +SKIP
     57
     """
-    devices = {parameter.device for parameter in model.nn._module.parameters() if parameter.is_cuda}
-    return min(
-        torch.cuda.mem_get_info(device)[0]
-        + torch.cuda.memory_reserved(device)
-        - torch.cuda.memory_allocated(device)
-        for device in devices
-    )
+    held, used = torch.cuda.memory_reserved(card), torch.cuda.memory_allocated(card)
+    return torch.cuda.mem_get_info(card)[0] + held - used
 
 
 def out_of_memory(error: Exception) -> bool:

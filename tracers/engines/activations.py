@@ -17,6 +17,8 @@ from posttrace.tracers.models.architecture import site_shape
 from posttrace.tracers.operations import Tokens
 from posttrace.tracers.prompts import Prompt
 
+BLOCK_VALUES = 2**26
+"""Weights of the unembedding that are widened at once: 256 MiB."""
 WORTHWHILE = 0.75
 """Prefixes are run separately, once each, if at most this share of the tokens is then left to run: that takes a second
 pass and explicit attention masks."""
@@ -176,6 +178,32 @@ def answer_logits(nn, row, last, answers):
         two = nn.unembed(hidden)[:, two]
     nn.unembed.skip(two)
     return nn.output.logits
+
+
+def unembedded(nn, hidden):
+    """Logits of a few hidden states inside a trace, in float32 if the weights can be read; dims ... x vocabulary.
+
+    bfloat16 rounds a logit of 20 to 1/8 nat. The weights are widened block by block, so that no copy of all exists.
+    """
+    if not in_16_bits(nn):
+        return nn.unembed(hidden)
+    weight, bias = nn.unembed._module.weight, nn.unembed._module.bias
+    wide = hidden.to(weight.device, torch.float32)
+    step = max(1, BLOCK_VALUES // weight.shape[1])
+    parts = [wide @ rows.float().T for rows in weight.split(step)]
+    logits = torch.cat(parts, dim=-1) if bias is None else torch.cat(parts, dim=-1) + bias.float()
+    return logits.to(hidden.device)
+
+
+def widen_logits(nn) -> None:
+    """Have a run in 16 bits, whose logits are read at few tokens, compute them in float32 (see `unembedded`)."""
+    if in_16_bits(nn):
+        nn.unembed.skip(unembedded(nn, nn.unembed.input))
+
+
+def in_16_bits(nn) -> bool:
+    """Whether the unembedding can be read and is in bfloat16 or float16."""
+    return has_weights(nn.unembed) and nn.unembed._module.weight.dtype in (torch.bfloat16, torch.float16)
 
 
 def has_weights(module) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.batching.padding import prompt_inputs
-from posttrace.tracers.engines.activations import has_weights
+from posttrace.tracers.engines.activations import has_weights, widen_logits
 from posttrace.tracers.engines.edits import Edit, apply_edits, check_edits
 from posttrace.tracers.engines.steering import necessary_edits
 from posttrace.tracers.errors import TracerError
@@ -151,7 +151,9 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
                 edits = [edit for edit in edits if edit.columns is None]
             if caching:
                 held = {} if cache is None else {name: cache}
-                logits, cache = _step(model.nn, dict(**inputs, **held, use_cache=True), name, edits)
+                logits, cache = _step(
+                    model.nn, dict(**inputs, **held, use_cache=True), name, edits, wide=step == 0
+                )
                 caching = (
                     cache is not None
                 )  # a model may keep it to itself: then the whole text runs again, too
@@ -162,7 +164,7 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
                 log_odds = (none if openings is None else opening_log_odds(logits, openings)).cpu()
             chosen = logits.argmax(-1).to(model.device)
             new.append(chosen)
-            peaks.append(logits.amax(-1))
+            peaks.append(logits.amax(-1).float())
             if len(stop):
                 ended = ended | (chosen[:, None] == ends).any(1)
                 if step + 1 < max_new_tokens and bool(ended.all()):
@@ -177,21 +179,27 @@ def _generate_batch(model, prompts, edits, openings, max_new_tokens, stop):
                 for key, value in added.items()
             }
     ids = [_until(row, stop) for row in torch.stack(new, dim=1).tolist()]
-    return ids, log_odds, torch.stack(peaks).amax(0).float().cpu()
+    return ids, log_odds, torch.stack(peaks).amax(0).cpu()
 
 
 def last_logits(nn, inputs: dict, edits: Sequence[Edit]) -> torch.Tensor:
-    """Logits at the last token of a forward pass with the stream edited; dims row x vocabulary."""
+    """Logits at the last token (see `unembedded`) of a forward pass with the stream edited; dims row x vocabulary."""
     with nn.trace(**inputs, logits_to_keep=1):
         apply_edits(nn, edits)
+        widen_logits(nn)
         logits = nnsight.save(nn.output.logits[:, -1])
     return logits
 
 
-def _step(nn, inputs: dict, cache_name: str, edits: Sequence[Edit]):
-    """As `last_logits`, and the keys and values (or states) of all tokens so far, as the model itself keeps them."""
+def _step(nn, inputs: dict, cache_name: str, edits: Sequence[Edit], wide: bool):
+    """Logits at the last token, and the keys and values (or states) of all tokens so far, as the model keeps them.
+
+    wide: whether logits are computed as in `last_logits`, which takes longer.
+    """
     with nn.trace(**inputs, logits_to_keep=1):
         apply_edits(nn, edits)
+        if wide:
+            widen_logits(nn)
         logits = nnsight.save(nn.output.logits[:, -1])
         cache = nnsight.save(getattr(nn.output, cache_name, None))
     return logits, cache

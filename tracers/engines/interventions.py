@@ -13,6 +13,7 @@ import nnsight
 import torch
 
 from posttrace.tracers.batching.padding import right_padded
+from posttrace.tracers.engines.activations import unembedded
 from posttrace.tracers.engines.edits import Edit, by_layer, visit
 
 
@@ -83,6 +84,6 @@ def _trace(nn, n_layers, ids, mask, last, edits, site, layers, rows, columns):
             if layer in layers:
                 values.append(value[rows, columns])
         # the unembedding sees the last token of each prompt only
-        nn.unembed.input = nn.unembed.input[torch.arange(len(last)), last][:, None]
+        nn.unembed.skip(unembedded(nn, nn.unembed.input[torch.arange(len(last)), last][:, None]))
         logits = nn.output.logits[:, 0].save()
     return values, logits

@@ -24,6 +24,7 @@ from posttrace.tracers.batching.memory import MAX_TOKENS, in_halves, out_of_memo
 from posttrace.tracers.batching.packing import Packed, pack, whole
 from posttrace.tracers.batching.prefix_cache import StatementBatch, whole_rows
 from posttrace.tracers.cost import Cost, Shape
+from posttrace.tracers.engines.activations import unembedded
 from posttrace.tracers.engines.edits import Edit, check_edits, edited
 from posttrace.tracers.engines.patching import first_block, trace_cells
 from posttrace.tracers.errors import TracerError
@@ -275,7 +276,7 @@ def answer_probabilities(nn, row, last, answers):
     The unembedding is applied at the last slots only.
     """
     hidden = sites.at(nn.unembed.input, row, last)
-    nn.unembed.skip(nn.unembed(hidden))
+    nn.unembed.skip(unembedded(nn, hidden))
     return torch.softmax(nn.output.logits.float(), dim=-1)[..., list(answers)]
 
 

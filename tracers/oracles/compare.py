@@ -9,6 +9,9 @@ import torch
 
 from posttrace.tracers.errors import TracerError
 
+CHECKED = 8
+"""Results of a unit that are computed again, at most: more say little more, and each costs a whole forward pass."""
+
 
 def tolerance(dtype: torch.dtype) -> float:
     """Return the rounding allowed between two orders of the same sums, relative to the largest value.
@@ -21,19 +24,18 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.float32: 1e-4, torch.float64: 1e-8}.get(dtype, 5e-2)
 
 
-def sample_size(n: int, share: float, at_most: int | None = None) -> int:
+def sample_size(n: int, share: float, at_most: int = CHECKED) -> int:
     """How many of `n` results are checked: a share, at least one and at most `at_most`.
 
     Examples
     --------
-    >>> sample_size(300, 0.01), sample_size(20_000, 0.01, at_most=8), sample_size(5, 0.01)
+    >>> sample_size(300, 0.01), sample_size(20_000, 0.01), sample_size(5, 0.01)
     (3, 8, 1)
     """
-    size = round(share * n)
-    return max(1, size if at_most is None else min(at_most, size))
+    return max(1, min(at_most, round(share * n)))
 
 
-def sample(cells: Sequence, share: float, rng: random.Random, at_most: int | None = None) -> list:
+def sample(cells: Sequence, share: float, rng: random.Random, at_most: int = CHECKED) -> list:
     """Return a random sample of the cells, as many as `sample_size` says."""
     return rng.sample(cells, sample_size(len(cells), share, at_most))
 

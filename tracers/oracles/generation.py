@@ -62,7 +62,7 @@ def check_log_odds(
     share: float,
     rng: random.Random,
 ) -> tuple[int, float]:
-    """Compute a random share of the log-odds (at least one) the naive way: how many, and the largest difference.
+    """Compute a random share of the log-odds (1 to 8) the naive way: how many, and the largest difference.
 
     Tokens are not compared: two that are equally likely up to rounding may swap, log-odds may not change.
 

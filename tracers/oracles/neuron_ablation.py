@@ -28,7 +28,7 @@ def check_ablation(
     share: float,
     rng: random.Random,
 ) -> tuple[int, float]:
-    """Compute a random share of the effects (at least one) by whole forward passes: how many, the largest difference.
+    """Compute a random share of the effects (1 to 8) by whole forward passes: how many, the largest difference.
 
     Raises
     ------

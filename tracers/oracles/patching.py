@@ -18,11 +18,8 @@ from posttrace.tracers.batching.memory import batches, tokens_that_fit
 from posttrace.tracers.engines.activations import answer_logits, difference
 from posttrace.tracers.engines.edits import Edit, apply_edits
 from posttrace.tracers.engines.patching import PatchGrid, Place, places
-from posttrace.tracers.oracles.compare import compared, sample, sample_size, tolerance
+from posttrace.tracers.oracles.compare import CHECKED, compared, sample, tolerance
 from posttrace.tracers.prompts import Prompt
-
-CHECKED = 8
-"""How many cells of a unit's grid are computed again, at most."""
 
 
 def patch_grid_naive(
@@ -111,8 +108,7 @@ def check_sample(
     Parameters
     ----------
     share
-        Of all cells, at least one and not more than `at_most`: more would add little, and each costs a whole forward
-        pass.
+        Of all cells, at least one and not more than `at_most`.
 
     Raises
     ------
@@ -148,17 +144,6 @@ def check_sample(
             what = f"model {model.name}: {cell} of {prompts[b].text[-60:]!r}"
             largest = max(largest, compared(float(grid.patched[s, b, i, token]), naive, allowed, what))
     return len(chosen), largest
-
-
-def checked_cells(n_cells: int, share: float, at_most: int = CHECKED) -> int:
-    """How many of a grid's cells `check_sample` computes again.
-
-    Examples
-    --------
-    >>> checked_cells(300, 0.01), checked_cells(20_000, 0.01)
-    (3, 8)
-    """
-    return sample_size(n_cells, share, at_most)
 
 
 def _trace_edited(nn, ids, edits, answers):

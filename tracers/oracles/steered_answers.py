@@ -82,7 +82,7 @@ def check_steered_answers(
     share: float,
     rng: random.Random,
 ) -> tuple[int, float]:
-    """Compute a random share of the answers (at least one) the naive way: how many, and the largest difference.
+    """Compute a random share of the answers (1 to 8) the naive way: how many, and the largest difference.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ import torch
 
 from posttrace.figures.measures.entropy_neurons import candidates, matched
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.spot_checks import checked, drawn_for
+from posttrace.pipeline.spot_checks import check_cost, checked, drawn_for
 from posttrace.pipeline.studies.confidence.arrays import (
     ANSWERS,
     EFFECTS,
@@ -172,7 +172,10 @@ class Confidence(Study[ConfidenceJob, ConfidenceInputs]):
         runs = 2 * len(kinds(self.job))
         blocks = self.stages.shape.n_layers - neurons.layer
         again = tokens * unembed if blocks == 1 else tokens * (unembed + blocks * self.stages.shape.block)
-        return once + Cost(runs, runs * again)
+        longest = max(map(len, rows))
+        checks = check_cost(self.job, self.stages.shape, len(kinds(self.job)) * len(rows), longest) * 3
+        checks += Cost(0, checks.forwards * longest * unembed)
+        return once + Cost(runs, runs * again) + checks
 
     def facts(self, group: Group) -> dict[str, Any]:
         counted = [d for d in ("neuron", "ablation", "document", "statement") if d in group.sizes]

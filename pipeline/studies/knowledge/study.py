@@ -31,7 +31,7 @@ from posttrace.tracers.cost import Cost, cells_cost, run_cost
 from posttrace.tracers.engines.activations import one_pass, read_statements
 from posttrace.tracers.engines.patching import first_block, grid_plan, whole_plan
 from posttrace.tracers.models.architecture import site_shape
-from posttrace.tracers.oracles.patching import checked_cells
+from posttrace.tracers.oracles.compare import sample_size
 from posttrace.tracers.prompts import Prompt
 
 
@@ -167,7 +167,7 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
                 starts = [first_block(layers[i], self.job.site) for i in which]
                 total += cells_cost(self.stages.shape, packed, starts, n_keys=max(prefixes) + max(lengths))
         if share := self.job.execution.check_share:
-            n = checked_cells(len(self.job.stage_names) * len(layers) * sum(lengths), share)
+            n = sample_size(len(self.job.stage_names) * len(layers) * sum(statements), share)
             total += run_cost(self.stages.shape, [0], n * [max(prefixes) + max(lengths)])
         return total
 

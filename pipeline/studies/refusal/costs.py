@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from posttrace.pipeline.spot_checks import check_cost
 from posttrace.tracers.batching.memory import MAX_TOKENS, batches
 from posttrace.tracers.cost import Cost, Shape, run_cost
 
@@ -35,7 +36,7 @@ def unit_cost(study: Refusal, work: Work) -> Cost:
         return once(("harmful", "direction"), ("harmless", "direction"), harmful, harmless)
     if kind == "sweep":
         steered = once(harmful, harmless, harmless)
-        return once(harmless) + times(steered, prompts.tail)
+        return once(harmless) + steered * prompts.tail
     if kind == "answers":
         begin, end = work.unit.region["prompt"]
         some = (lengths["harmful", "test"] + lengths["harmless", "test"])[begin:end]
@@ -44,7 +45,8 @@ def unit_cost(study: Refusal, work: Work) -> Cost:
         some, n = lengths[harmless], len(study.job.coefficient_search)
     new = study.job.new_tokens
     scored = passes(study.stages.shape, [length + new for length in some], 0, max_tokens)
-    return times(passes(study.stages.shape, some, new, max_tokens) + scored, n)
+    checks = check_cost(study.job, study.stages.shape, len(some), max(some, default=0))
+    return (passes(study.stages.shape, some, new, max_tokens) + scored + checks) * n
 
 
 def passes(shape: Shape, lengths: Sequence[int], new: int, max_tokens: int) -> Cost:
@@ -63,14 +65,3 @@ def passes(shape: Shape, lengths: Sequence[int], new: int, max_tokens: int) -> C
             each = shape.block + (max(sizes) + step) * shape.attention
             total += Cost(1, shape.n_layers * len(rows) * each)
     return total
-
-
-def times(cost: Cost, n: int) -> Cost:
-    """Return the same cost n times.
-
-    Examples
-    --------
-    >>> times(Cost(1, 5), 3)
-    Cost(forwards=3, multiply_adds=15)
-    """
-    return Cost(cost.forwards * n, cost.multiply_adds * n)

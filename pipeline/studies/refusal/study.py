@@ -287,7 +287,6 @@ class Refusal(Study[RefusalJob, RefusalInputs]):
         return arrays, checked(done.checked, done.largest_difference)
 
     def cost(self, work: Work) -> Cost:
-        """Spot checks aside."""
         return unit_cost(self, work)
 
     def parts(self) -> Iterator[tuple[dict[str, Any], list[Work]]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.spot_checks import checked, drawn_for
+from posttrace.pipeline.spot_checks import check_cost, checked, drawn_for
 from posttrace.pipeline.statements import file_hash
 from posttrace.pipeline.studies.stages.arrays import (
     NANS,
@@ -230,7 +230,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         return {"rounding": (now - model.run(rounding_values, prompts, **options)).numpy()}, {}
 
     def cost(self, work: Work) -> Cost:
-        """As planned: of a path the nodes that every prompt has; spot checks aside."""
+        """As planned: of a path the nodes that every prompt has."""
         if work.kind == "weights":
             return Cost()
         once = run_cost(
@@ -250,7 +250,14 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         }[work.kind]
         if work.kind == "swaps":
             passes = 2 + (passes - 2) / 2
-        return Cost(int(forwards) * once.forwards, int(passes * once.multiply_adds))
+        cost = Cost(int(forwards) * once.forwards, int(passes * once.multiply_adds))
+        # Slopes are computed both ways, each by a pass and two of gradients; a swap by a pass.
+        settings, again = {"path": (1, 6), "swaps": (int(forwards), 1)}.get(work.kind, (0, 0))
+        if not settings:
+            return cost
+        tokens = max(sum(len(row.ids) for row in question) for question in self._questions(work))
+        n = settings * len(self._questions(work))
+        return cost + check_cost(self.job, self.stages.shape, n, tokens) * again
 
     def facts(self, group: Group) -> dict[str, Any]:
         asked = self.inputs.get(group.path)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrace.pipeline.finite import check_finite
+from posttrace.pipeline.spot_checks import check_cost
 from posttrace.pipeline.studies.truthfulness import analysis, interventions
 from posttrace.pipeline.studies.truthfulness.arrays import set_group, shown_names, summary_group
 from posttrace.pipeline.studies.truthfulness.inputs import TruthfulnessInputs, read_inputs
@@ -106,7 +107,7 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
         return interventions.completions(self.job, sets, name, stage, shown, model, store, tokenizer), {}
 
     def cost(self, work: Work) -> Cost:
-        """At most; spot checks aside."""
+        """At most."""
         kind, name = work.kind, work.about["set"]
         if kind == "fit":
             return Cost(0, work.cells * self.stages.hidden_size * len(self.inputs.sets) * PASSES)
@@ -150,7 +151,10 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
             first=first,
             max_tokens=self.job.execution.max_tokens,
         )
-        return self._plain_cost(prompts) + steered
+        checks = check_cost(
+            self.job, self.stages.shape, len(prompts) * variants, max(len(p.ids) for p in prompts)
+        )
+        return self._plain_cost(prompts) + steered + checks
 
     def parts(self) -> Iterator[tuple[dict[str, Any], list[Work]]]:
         for name, one in self.inputs.sets.items():
