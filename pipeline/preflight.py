@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import prepare
+from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.loading import quiet_libraries, resolve_device
 from posttrace.tracers.remote.preflight import TRUSTED, Finding, examine_model, examine_server, key_tags
 
@@ -16,10 +18,14 @@ def examine(job: Job) -> Iterator[Finding]:
     >>> [f.verdict for f in examine(load_job("knowledge"))]            # doctest: +SKIP
     ['ok', 'ok']
 
-    A local job: what a dry run looks at. Raises JobError or TracerError for what does not fit in the job.
+    A local job: what a dry run looks at.
     """
     quiet_libraries()
-    study = prepare(job)
+    try:
+        study = prepare(job)
+    except (JobError, TracerError) as error:
+        yield Finding("wrong", str(error))
+        return
     n, stages = len(study.work), ", ".join(job.stage_names)
     yield Finding("ok", f"job: {job.study}, {n} units over {job.family.name} ({stages}) in {study.job.dtype}")
     yield from (Finding("note", note) for note in study.notes())

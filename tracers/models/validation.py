@@ -78,12 +78,13 @@ def misplaced(model) -> dict[str, str]:
 
 def one_of_each_kind(model) -> list[int]:
     """Of each kind of block the one nearest to the middle; just that one where a server shows no modules."""
-    kinds: dict[tuple, list[int]] = {}
+    kinds: dict[tuple, list[int]] = {}  # modules and parameters of a block -> layers
     if model.nn._module is None:
         return [model.n_layers // 2]
     for layer, block in enumerate(model.nn._module.get_submodule(model.architecture.layers)):
-        kind = tuple((name, type(child)) for name, child in block.named_children())
-        kinds.setdefault((type(block), kind), []).append(layer)
+        modules = ((name, type(module)) for name, module in block.named_modules())
+        kind = (*modules, *(name for name, _ in block.named_parameters()))
+        kinds.setdefault(kind, []).append(layer)
     middle = model.n_layers // 2
     return sorted(min(layers, key=lambda layer: abs(layer - middle)) for layers in kinds.values())
 
@@ -147,7 +148,12 @@ def _shapes(model, values):
     for site in model.architecture.patchable:
         value = values[site]
         heads, width = site_shape(model.config, site)
-        if tuple(value.shape) != (1, N_TOKENS, heads * width):
+        if value.ndim == 4 and site in STREAM:
+            yield (
+                site,
+                f"blocks hand on {value.shape[2]} streams (hyper-connections), so that none is the residual one",
+            )
+        elif tuple(value.shape) != (1, N_TOKENS, heads * width):
             yield site, f"its shape is {tuple(value.shape)}, not (1, {N_TOKENS}, {heads} x {width})"
 
 
@@ -205,6 +211,5 @@ def _why_not_cached(model) -> str | None:
 
 def _failed(model, site: str, what: str) -> TracerError:
     return TracerError(
-        f"model {model.name}: architecture {type(model.nn._module).__name__}: site {site}: {what}; "
-        "describe it in tracers/models/architecture.py"
+        f"model {model.name}: architecture {type(model.nn._module).__name__}: site {site}: {what}"
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from posttrace.pipeline.cli import main
 from posttrace.tracers import TracerError
 from posttrace.tracers.models import hashes
 from posttrace.tracers.models.files import folder_of
@@ -192,3 +193,50 @@ def test_a_file_that_may_still_change_is_not_kept(checkpoint, monkeypatch, tmp_p
     monkeypatch.setattr(hashes, "LARGE", 0)
     model_identity(str(checkpoint))
     assert not (tmp_path / "cache").exists(), "it was written less than two seconds ago"
+
+
+def cut_short(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def with_an_adapter(folder):
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def without_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def with_weights_of_another_kind(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def with_too_many_tokens(folder):
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens([f"new{i}" for i in range(5000)])
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (cut_short, "model.safetensors"),
+        (with_an_adapter, "a PEFT adapter"),
+        (without_weights, "neither model.safetensors nor"),
+        (with_weights_of_another_kind, "safetensors"),
+        (with_too_many_tokens, "new4999"),
+    ],
+)
+def test_check_says_in_a_line_what_is_wrong_with_a_folder(checkpoint, tmp_path, capsys, spoil, why):
+    spoil(checkpoint)
+    job = {
+        "study": "trace",
+        "family": {"name": "mine", "stages": {"base": str(checkpoint)}},
+        "prompts": ["a new4999"],
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(tmp_path / "job.json")])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 1 and line.startswith("wrong ") and str(checkpoint) in line and why in line
