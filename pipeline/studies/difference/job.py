@@ -16,6 +16,7 @@ SOURCES = ("file", "messages", "csv")
 class Texts(Spec):
     """Documents of one kind."""
 
+    short_form = "plain or chat"
     name: str = Field(min_length=1)
     """`plain` and `chat` are the embedded ones, unless a file is given."""
     file: str | None = None
