@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -16,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_environment_yml_asks_for_what_pyproject_asks_for():
+def test_environment_yml_gives_the_versions_that_the_tests_pass_with():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     python, pip, packages = environment[0], environment[1], environment[2]["pip"]
-    assert packages == [*PROJECT["dependencies"], "-e ."]
+    assert packages == ["-c constraints.txt", "-e ."]
     assert python == f"python{PROJECT['requires-python']}" and pip == "pip"
 
 
@@ -28,7 +29,7 @@ def test_every_dependency_is_pinned_within_its_range():
     pins = {
         canonicalize_name(n): v for n, v in (line.split("==") for line in lines if not line.startswith("#"))
     }
-    names = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    names = [*PROJECT["dependencies"], *chain.from_iterable(PROJECT["optional-dependencies"].values())]
     for requirement in map(Requirement, names):
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} is not in constraints.txt"
