@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-long test-real check bench clean
+.PHONY: demo test test-fast test-long test-real check bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/posttrace run knowledge --store $(RUN_DIR)/store
@@ -38,8 +38,14 @@ check: $(VENV)/.installed-test
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.patch_grid
 
+# The documentation site: docs/_build/html/index.html. Needs no network once the packages are installed.
+docs: $(VENV)/.installed-docs
+	rm -rf docs/_build/html
+	$(BIN)/python -m sphinx -b html -W --keep-going docs docs/_build/html
+	@echo "pages: $$(find docs/_build/html -name '*.html' | wc -l); links to other sites, not checked: docs/_build/html/external-links.txt"
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "posttrace needs Python 3.11 to 3.13; this is %d.%d. Try: make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
@@ -48,6 +54,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) -c constraints.txt -e '.[test]'
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[$*]'
 	touch $@

@@ -195,7 +195,7 @@ def _name(values: xr.DataArray) -> str:
 
 
 def _unit(values: xr.DataArray) -> str:
-    return str(values.attrs.get("units", values.name or ""))
+    return str(values.attrs.get("units", values.name or "")).partition(":")[0]
 
 
 def _labels(values: xr.DataArray, column: Hashable) -> list[str]:

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 app = App(
     name="posttrace",
     help="What did post-training change inside this model?",
-    help_epilogue="A job is one YAML file; `posttrace ls jobs` lists those that ship, the README explains the keys.",
+    help_epilogue="A job is one YAML file: `posttrace ls jobs` lists some, `posttrace describe STUDY` all keys.",
     version=lambda: __import__("posttrace").__version__,
     version_flags=["--version"],
     help_format="plaintext",

@@ -37,13 +37,24 @@ def built_in_jobs() -> dict[str, Path]:
 
 
 def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
-    """Read a job from a YAML file or by the name of a built-in one, apply `key.path=value` overrides, check it.
+    """Read a job from a YAML file or by the name of a built-in one, apply overrides, check it.
 
+    Parameters
+    ----------
+    name
+        A file, or a built-in job (`posttrace ls jobs`). Paths in the file are relative to the file.
+    overrides
+        `key.path=value` each; values are YAML, paths relative to the working directory.
+
+    Raises
+    ------
+    JobError
+        Names the file, the key, the value and the fix.
+
+    Examples
+    --------
     >>> load_job("knowledge", ["execution.device=cpu"]).execution.device
     'cpu'
-
-    Paths in the file are relative to the file, paths in overrides to the working directory; values of
-    overrides are YAML. Raises JobError naming the file, the key, the value and the fix.
     """
     known = built_in_jobs()
     path, near, name = known.get(name, Path(name)), did_you_mean(name, known), shown(name)
@@ -61,12 +72,23 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
 
 
 def make_job(declared: Mapping[str, Any]) -> Job:
-    """Check a job that is built in code, with the keys of a job file; paths are relative to the working directory.
+    """Check a job that is built in code, with the keys of a job file.
 
-    >>> make_job({"study": "knowledge", "family": "embedded", "sets": ["cities"], "max_pairs": 8}).max_pairs
+    Parameters
+    ----------
+    declared
+        The keys; paths are relative to the working directory.
+
+    Raises
+    ------
+    JobError
+        Names the key, the value and the fix.
+
+    Examples
+    --------
+    >>> declared = {"study": "knowledge", "family": "embedded", "sets": ["cities"], "max_pairs": 8}
+    >>> make_job(declared).max_pairs
     8
-
-    Raises JobError naming the key, the value and the fix.
     """
     raw = _plain(declared)
     if not isinstance(raw, dict):

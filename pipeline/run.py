@@ -30,14 +30,33 @@ def run_job(
     quiet: bool = False,
     log: str | os.PathLike[str] | None = None,
 ) -> Store:
-    """Do what is left of a job and finalise its store.
-
-    >>> run_job(load_job("knowledge"), "runs/knowledge")           # doctest: +SKIP
+    """Do what is left of a job, finalise its store and return it.
 
     A store that holds some of the units (of the same job) is continued; units that are done are not repeated.
-    say: where lines for people go, standard error by default. quiet: say nothing and show no progress. log: a file
-    to which lines and progress are appended, with the time. Raises JobError, TracerError or StoreError; what was
-    finished by then stays.
+
+    Parameters
+    ----------
+    job
+        From `load_job` or `job`.
+    url
+        The store: a folder or `s3://bucket/prefix`.
+    overrides
+        What was changed in the job, for its record.
+    say
+        Where lines for people go; standard error by default.
+    quiet
+        Say nothing and show no progress.
+    log
+        A file to which lines and progress are appended, with the time.
+
+    Raises
+    ------
+    JobError, TracerError or StoreError
+        What was finished by then stays.
+
+    Examples
+    --------
+    >>> run_job(load_job("knowledge"), "runs/knowledge")           # doctest: +SKIP
     """
     with log_file(log) as logged:
         return _run(

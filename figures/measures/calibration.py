@@ -38,7 +38,7 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Return the expected calibration error: |accuracy - mean confidence| per bin, weighted by its statements.
+    """Return the expected calibration error: `|accuracy - mean confidence|` per bin, weighted by its statements.
 
     Examples
     --------

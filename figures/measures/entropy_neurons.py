@@ -57,7 +57,7 @@ def candidates(norm: np.ndarray, logit_var: np.ndarray, top_share: float, count:
 
 
 def mean_ratio_difference(norms, logit_vars, shared: np.ndarray) -> float:
-    """Return the mean of |ratio_1 - ratio_2| over shared candidates, ratio = norm / log(LogitVar); NaN if none.
+    """Return the mean of `|ratio_1 - ratio_2|` over shared candidates, ratio = norm / log(LogitVar); NaN if none.
 
     Source: Du et al. 2025.
 

@@ -47,7 +47,7 @@ class PooledAgreement:
     correlation: Estimate
     """Pearson r; NaN where either side is constant."""
     mean_miss: Estimate
-    """Mean |estimate - exact|, in the values' unit."""
+    """Mean `|estimate - exact|`, in the values' unit."""
 
 
 def normalise(matrix: np.ndarray) -> np.ndarray:
