@@ -195,6 +195,10 @@ ROWS = {
 """Name (that of a model type, perhaps with a variant after a dash) -> what its configuration needs beyond `SIZES`."""
 
 
+SCALES = {"mamba": 2, "minicpm3": 3, "youtu": 3}
+"""Factors of the weights, of those that rounding would drown with the usual one."""
+
+
 def tiny_config(name: str):
     """The tiny configuration of a row."""
     kind = CONFIG_MAPPING[name if name in CONFIG_MAPPING else name.partition("-")[0]]
@@ -215,7 +219,7 @@ def tiny_module(name: str):
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(6)
+                parameter.mul_(SCALES.get(name, 6))
             else:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     return module
