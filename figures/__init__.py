@@ -11,5 +11,6 @@ are imported when something is drawn.
 from posttrace.figures.errors import FigureError
 from posttrace.figures.registry import figures
 from posttrace.figures.rendering import render, report
+from posttrace.figures.viewer import view
 
-__all__ = ["FigureError", "figures", "render", "report"]
+__all__ = ["FigureError", "figures", "render", "report", "view"]

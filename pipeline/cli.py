@@ -1,4 +1,4 @@
-"""The command line: `posttrace run JOB`, `check`, `describe`, `fetch`, `figures STORE`, `report`, `show` ..."""
+"""The command line: `posttrace run JOB`, `check`, `describe`, `fetch`, `figures STORE`, `report`, `view`, `show` ..."""
 
 from __future__ import annotations
 
@@ -189,6 +189,26 @@ def report(
     from posttrace.figures import report as write
 
     print(f"report: {write([store, *more], out)}")
+
+
+@_command(
+    "posttrace view runs/knowledge",
+    "posttrace view runs/knowledge s3://bucket/knowledge-13b --port 0 --no-browser",
+)
+def view(
+    store: Store,
+    /,
+    *more: Annotated[str, Parameter(help="More stores, e.g. to subtract one from another.")],
+    port: Annotated[int, Parameter(help="Port on this machine; 0 for any free one.")] = 5006,
+    browser: Annotated[bool, Parameter(help="Open the page in the browser.", negative="--no-browser")] = True,
+) -> None:
+    """Look at any slice of a store, or of several, in the browser, on this machine only; Ctrl-C ends it.
+
+    Needs `pip install 'posttrace[view]'`.
+    """
+    from posttrace.figures import view as serve
+
+    serve([store, *more], port=port, browser=browser)
 
 
 @_command(

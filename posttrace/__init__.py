@@ -18,7 +18,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from posttrace.figures import plot, render, report
+    from posttrace.figures import plot, render, report, view
     from posttrace.pipeline.job import load_job
     from posttrace.pipeline.job import make_job as job
     from posttrace.pipeline.run import run_job as run
@@ -34,6 +34,7 @@ _LAZY = {
     "verify": "posttrace.stores:verify",
     "render": "posttrace.figures:render",
     "report": "posttrace.figures:report",
+    "view": "posttrace.figures:view",
     "plot": "posttrace.figures.plot",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "report",
     "run",
     "verify",
+    "view",
 ]
 
 

@@ -116,11 +116,11 @@ def open_store(url: str | os.PathLike[str] | Store) -> xr.DataTree:
     import xarray as xr
 
     store = url if isinstance(url, Store) else Store.open(url)
-    return xr.DataTree.from_dict({path: _labelled(open_group(store, path)) for path in store.groups})
+    return xr.DataTree.from_dict({path: labelled(open_group(store, path)) for path in store.groups})
 
 
-def _labelled(data: xr.Dataset) -> xr.Dataset:
-    """Make the labels `AXIS_name` of an axis its index, under the name of the axis."""
+def labelled(data: xr.Dataset) -> xr.Dataset:
+    """Make the labels `AXIS_name` of an axis its index, under the name of the axis (see `open_store`)."""
     for dim in map(str, data.dims):
         labels = f"{dim}_name"
         if dim in data.xindexes or labels not in data.coords or data[labels].dims != (dim,):

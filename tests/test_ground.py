@@ -55,7 +55,7 @@ def test_help_needs_no_model_library():
     help_text, modules = out.split("MODULES")
     heavy = {"torch", "transformers", "nnsight", "matplotlib", "seaborn", "xarray", "zarr", "pandas", "scipy"}
     assert not heavy & set(json.loads(modules))
-    for command in ("run", "check", "figures", "report", "show", "verify", "ls"):
+    for command in ("run", "check", "figures", "report", "view", "show", "verify", "ls"):
         assert re.search(rf"^│ {command} ", help_text, re.M)
 
 

@@ -228,5 +228,6 @@ def write_dataset(url, path, dataset):
     group = Group(path, dict(dataset.sizes), arrays, coords, dict(dataset.attrs))
     unit = Unit(f"{path}/all", path, {}, tuple(values))
     store = Store.create(url, [group], [unit], JOB, "0123abcd", PROVENANCE)
-    store.write(unit, {array.name: values[array.name].values.astype(array.dtype) for array in arrays})
+    types = {array.name: object if array.dtype == "string" else array.dtype for array in arrays}
+    store.write(unit, {name: values[name].values.astype(dtype) for name, dtype in types.items()})
     store.finalise()
