@@ -1,4 +1,4 @@
-"""One writer at a time: a lease kept alive by a heartbeat and taken over when its holder is dead."""
+"""One writer at a time, or shards together: a lease kept alive by a heartbeat, taken over when its holder is dead."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -30,13 +31,15 @@ class Lease:
     location
         The store.
     name
-        What is leased; shards of one job that may run in parallel each lease their own name.
+        What is leased.
     interval
         Seconds between heartbeats.
     expiry
         Seconds without a heartbeat after which others may take the lease over.
     wait
         Seconds to wait for a live holder before giving up.
+    shard
+        (i, n): hold it together with the other shards of the same n, which `claim` units from one another.
 
     Raises
     ------
@@ -51,6 +54,7 @@ class Lease:
         interval: float = 10.0,
         expiry: float = 60.0,
         wait: float = 0.0,
+        shard: tuple[int, int] | None = None,
     ) -> None:
         if not 0 < interval < expiry:
             raise StoreError(f"lease: interval {interval} s must be above 0 and below expiry {expiry} s")
@@ -64,14 +68,17 @@ class Lease:
         self._thread: threading.Thread | None = None
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._body = {**this_process(), "since": now, "expiry": expiry}
+        if shard is not None:
+            self._body |= {"shard": list(shard), "units": []}
+        self._writing = threading.Lock()
 
     def __enter__(self) -> Lease:
         deadline = time.monotonic() + self.wait
         attempt = 0
         while True:
             attempt += 1
-            self.location.put(self.key, seal(self._body))
-            rival = self._rival()
+            self._put()
+            rival = next((other for other in self._others() if not self._shared(other[0])), None)
             if rival is None:
                 self._thread = threading.Thread(target=self._beat, name="posttrace-lease", daemon=True)
                 self._thread.start()
@@ -82,11 +89,13 @@ class Lease:
                 break
             time.sleep(random.uniform(0.05, 0.3))
         holder, age = rival
+        place = _shard_of(holder)
         raise StoreBusy(
-            f"{self.location.url}: in use by process {holder.get('pid')} on "
-            f"{holder.get('host', ['?'])[0]} since {holder.get('since')}, last heartbeat {age:.0f} s ago; "
-            "wait for it, stop it, or use another --store (a dead process is taken over "
-            f"{holder.get('expiry', self.expiry):.0f} s after its last heartbeat)"
+            f"{self.location.url}: in use by {f'shard {place[0]}/{place[1]}, ' if place else ''}process "
+            f"{holder.get('pid')} on {holder.get('host', ['?'])[0]} since {holder.get('since')}, last heartbeat "
+            f"{age:.0f} s ago; wait for it, stop it, or use another --store (a dead process is taken over "
+            f"{holder.get('expiry', self.expiry):.0f} s after its last heartbeat"
+            f"{'; shards run together if all are i/n of one n, each i once' if place else ''})"
         )
 
     def __exit__(self, *_: object) -> None:
@@ -97,34 +106,88 @@ class Lease:
         with suppress(StoreError):
             self.location.delete([self.key])
 
-    def _rival(self) -> tuple[dict[str, Any], float] | None:
-        """Return a live holder and the age of its heartbeat; remove the leases of dead holders."""
+    def claim(self, unit: str) -> bool:
+        """Reserve a unit for this shard, unless another live shard has it; of two at the same time, none gets it.
+
+        The caller looks afterwards whether the unit is done: who had it before writes its marker, then releases it.
+        """
+        self._put([*self._body["units"], unit])
+        if any(unit in claimed for claimed in self.shards().values()):
+            self.release(unit)
+            return False
+        return True
+
+    def release(self, unit: str) -> None:
+        """Give up a claim."""
+        self._put([one for one in self._body["units"] if one != unit])
+
+    def shards(self) -> dict[int, list[str]]:
+        """Return number -> claimed units of every other shard that is alive; remove the leases of dead ones."""
+        return {place[0]: body["units"] for body, _ in self._others() if (place := _shard_of(body))}
+
+    def _shared(self, holder: dict[str, Any]) -> bool:
+        mine, other = _shard_of(self._body), _shard_of(holder)
+        return mine is not None and other is not None and mine[1] == other[1] and mine[0] != other[0]
+
+    def _others(self) -> Iterator[tuple[dict[str, Any], float]]:
+        """Yield the other live holders and the age of their heartbeats; remove the leases of dead ones."""
         times = {key: modified for key, _, modified in self.location.list(self.prefix)}
         mine = times.pop(self.key, None)
+        if mine is None and self._thread is not None:
+            raise self.taken_over()
         if mine is None:
             raise StoreError(
                 f"{self.location.at(self.key)}: a lease just written is not listed; the storage is unusable"
             )
-        for key, modified in times.items():
-            data = self.location.get(key)
+        for key, data in self.location.get_many(times).items():
             holder = unseal(data)
             if data is None:
                 continue
-            age = max(0.0, (mine - modified).total_seconds())
+            age = max(0.0, (mine - times[key]).total_seconds())
             expired = age > float((holder or {}).get("expiry", self.expiry))
             if expired or (holder is not None and gone(holder)):
                 self.location.delete([key])
             else:
-                return holder or {}, age
-        return None
+                yield holder or {}, age
+
+    def _put(self, units: list[str] | None = None) -> None:
+        """Write the lease, with the units claimed; a beat at the same time writes no older ones."""
+        with self._writing:
+            if units is not None:
+                self._body = {**self._body, "units": units}
+            if self._thread is not None and self.location.size(self.key) is None:
+                raise self.taken_over()
+            self.location.put(self.key, seal(self._body))
+
+    def taken_over(self) -> StoreBusy:
+        """Note that this lease is lost, and return the error that says so."""
+        self.lost = True
+        return StoreBusy(
+            f"{self.location.url}: the lease was taken over while this process was silent; run again to go on"
+        )
 
     def _beat(self) -> None:
-        while not self._stop.wait(self.interval):
-            with suppress(StoreError):  # the next beat makes up for a network fault
-                if self.location.size(self.key) is None:
-                    self.lost = True
-                    return
-                self.location.put(self.key, seal(self._body))
+        while not (self.lost or self._stop.wait(self.interval)):
+            with suppress(StoreError):  # the next beat makes up for a network fault, or stops
+                self._put()
+
+
+class Borrowed:
+    """The lease of another process, for workers that write on its behalf."""
+
+    def __init__(self, location: Location, key: str) -> None:
+        self._location, self._key = location, key
+
+    @property
+    def lost(self) -> bool:
+        """Whether that process has ended, or was taken over."""
+        return self._location.size(self._key) is None
+
+
+def _shard_of(body: dict[str, Any]) -> tuple[int, int] | None:
+    """Return (i, n) of a lease that shards hold together, None of any other."""
+    place = body.get("shard")
+    return (place[0], place[1]) if isinstance(place, list) and len(place) == 2 else None
 
 
 def _host() -> list[str | None]:

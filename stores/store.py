@@ -14,7 +14,7 @@ from posttrace.stores.create import create
 from posttrace.stores.credentials import refuse_secrets
 from posttrace.stores.errors import DAMAGED, Damaged, StoreBusy, StoreError, first_line, naming
 from posttrace.stores.hashing import as_json, hash_array
-from posttrace.stores.lease import Lease
+from posttrace.stores.lease import Borrowed, Lease
 from posttrace.stores.location import Location
 from posttrace.stores.markers import FOLDER, Progress
 from posttrace.stores.plan import aligned, group_from_json, unit_from_json
@@ -62,7 +62,7 @@ class Store:
         self._markers: dict[str, Any] = {}
         self._windows: dict[tuple[str, str], list[tuple[Unit, tuple[slice, ...]]]] = {}
         self._arrays: dict[str, Any] = {}
-        self._lease: Lease | None = None
+        self._lease: Lease | Borrowed | None = None
 
     @classmethod
     def create(
@@ -148,20 +148,27 @@ class Store:
         return {unit: marker["record"] for unit, marker in self.progress.markers().items()}
 
     def lease(
-        self, name: str = "run", interval: float = 10.0, expiry: float = 60.0, wait: float = 0.0
+        self,
+        name: str = "run",
+        interval: float = 10.0,
+        expiry: float = 60.0,
+        wait: float = 0.0,
+        shard: tuple[int, int] | None = None,
     ) -> Lease:
         """Hold the store while writing; use as a context manager.
 
         Parameters
         ----------
         name
-            What is leased; shards that may run in parallel each take their own name.
+            What is leased.
         interval
             Seconds between heartbeats.
         expiry
             Seconds of silence after which others take over; a dead process on this host is replaced at once.
         wait
             Seconds to wait for a live holder before giving up.
+        shard
+            (i, n): hold it together with the other shards of the same n (see `Lease.claim`).
 
         Raises
         ------
@@ -173,8 +180,12 @@ class Store:
         >>> with store.lease():
         ...     pass
         """
-        self._lease = Lease(self.location, name, interval, expiry, wait)
-        return self._lease
+        lease = self._lease = Lease(self.location, name, interval, expiry, wait, shard)
+        return lease
+
+    def borrow(self, key: str) -> None:
+        """Write on behalf of the process that holds the lease with this key, as long as it holds it."""
+        self._lease = Borrowed(self.location, key)
 
     def write(
         self, unit: Unit, values: Mapping[str, np.ndarray], record: Mapping[str, Any] | None = None
