@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -52,6 +52,8 @@ Backend = Annotated[
     "posttrace run refusal --dry-run",
     "posttrace run my-job.yaml --quiet --log runs/my-job.log",
     "posttrace run knowledge --backend remote --set family=llama-3.1-8b",
+    "posttrace run knowledge --workers 4",
+    "posttrace run my-job.yaml --shard 0/4",
 )
 def run(
     job: JobName,
@@ -65,12 +67,25 @@ def run(
     log: Annotated[
         Path | None, Parameter(help="File to append messages and progress to, with the time.")
     ] = None,
+    workers: Annotated[
+        int | None, Parameter(help="Processes: one for each GPU, or on a CPU as many as you like.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, Parameter(help="Address of a Dask scheduler; its workers run the job.")
+    ] = None,
+    cluster: Annotated[
+        Literal["slurm"] | None, Parameter(help="Submit --workers N jobs to it, see docs/clusters.md.")
+    ] = None,
+    shard: Annotated[
+        str | None, Parameter(help="i/n: one of n processes that share a job, as in a SLURM array.")
+    ] = None,
 ) -> None:
     """Run a job; run it again to go on where it stopped."""
     from posttrace.pipeline.job import load_job
 
     overrides = _changes(set_, backend)
     loaded = load_job(job, overrides)
+    crew = _crew(loaded, workers, scheduler, cluster, shard)
     url = store or f"runs/{Path(job).stem}"
     if dry_run:
         _dry_run(loaded, url)
@@ -86,9 +101,25 @@ def run(
     else:
         from posttrace.pipeline.run import run_job
 
-        run_job(loaded, url, overrides=overrides, quiet=quiet, log=log)
+        run_job(loaded, url, overrides=overrides, quiet=quiet, log=log, **crew)
     if not quiet:
         print(f"{url}: complete; next: posttrace report {quote(url)}")
+
+
+def _crew(job, workers: int | None, scheduler: str | None, cluster, shard: str | None) -> dict:
+    """Who runs the job besides this process, as `run_job` takes it."""
+    crew: dict[str, Any] = {}
+    if (workers, scheduler, cluster) != (None, None, None):
+        from posttrace.pipeline.executors.dask import Workers
+
+        crew["workers"] = Workers(number=workers, scheduler=scheduler, cluster=cluster)
+        crew["workers"].check(job)
+    if shard is not None:
+        from posttrace.pipeline.shards import check_shard, parse_shard
+
+        crew["shard"] = parse_shard(shard)
+        check_shard(crew["shard"], job, crew.get("workers"))
+    return crew
 
 
 def _to_stderr(line: str) -> None:

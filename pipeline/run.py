@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from posttrace.pipeline.executors import backend_of
+from posttrace.pipeline.executors.dask import Workers
 from posttrace.pipeline.finished import asked
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import declaration, fingerprint, prepare
 from posttrace.pipeline.progress_bar import log_file, progress
 from posttrace.pipeline.provenance import provenance
 from posttrace.pipeline.scheduler import Scheduler
+from posttrace.pipeline.shards import ShardScheduler, Share, check_shard
 from posttrace.pipeline.study import Study, Work
 from posttrace.pipeline.writer import Writer
-from posttrace.stores import Store
+from posttrace.stores import Lease, Store
 from posttrace.tracers.cost import Cost
 from posttrace.tracers.models.loading import quiet_libraries, resolve_device
 
@@ -29,6 +32,8 @@ def run_job(
     say: Callable[[str], None] | None = None,
     quiet: bool = False,
     log: str | os.PathLike[str] | None = None,
+    workers: Workers | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> Store:
     """Do what is left of a job, finalise its store and return it.
 
@@ -48,6 +53,10 @@ def run_job(
         Say nothing and show no progress.
     log
         A file to which lines and progress are appended, with the time.
+    workers
+        Run the units on workers of Dask, not in this process (docs/clusters.md).
+    shard
+        (i, n): do it together with n - 1 other processes, each with an i of its own.
 
     Raises
     ------
@@ -58,10 +67,13 @@ def run_job(
     --------
     >>> run_job(load_job("knowledge"), "runs/knowledge")           # doctest: +SKIP
     """
+    if workers is not None:
+        workers.check(job)
+    if shard is not None:
+        check_shard(shard, job, workers)
     with log_file(log) as logged:
-        return _run(
-            job, os.fspath(url), overrides, _sayer(say, quiet, logged), {"quiet": quiet, "log": logged}
-        )
+        shown = {"quiet": quiet, "log": logged}
+        return _run(job, os.fspath(url), overrides, _sayer(say, quiet, logged), shown, workers, shard)
 
 
 def _sayer(say, quiet: bool, logged):
@@ -76,7 +88,15 @@ def _sayer(say, quiet: bool, logged):
     return say_all
 
 
-def _run(job: Job, url: str, overrides: Sequence[str], say, shown: Mapping[str, Any]) -> Store:
+def _run(
+    job: Job,
+    url: str,
+    overrides: Sequence[str],
+    say,
+    shown: Mapping[str, Any],
+    workers: Workers | None,
+    shard: tuple[int, int] | None,
+) -> Store:
     quiet_libraries()
     study = prepare(job)
     for note in study.notes():
@@ -89,7 +109,7 @@ def _run(job: Job, url: str, overrides: Sequence[str], say, shown: Mapping[str, 
         fingerprint=fingerprint(study),
         provenance={**provenance(_where(job), overrides), "asked": asked(job)},
     )
-    with store.lease():
+    with store.lease(shard=shard) as lease:
         done = store.done()
         left = [w for w in study.work if w.unit.id not in done]
         if done:
@@ -102,22 +122,35 @@ def _run(job: Job, url: str, overrides: Sequence[str], say, shown: Mapping[str, 
         cost = sum((costs[w.unit.id] for w in left), Cost())
         cells = sum(w.cells for w in left)
         say(f"{cells:,} cells in {cost.forwards:,} forward passes, {cost.multiply_adds:.2e} multiply-adds")
-        _do(study, left, store, {unit: one.multiply_adds for unit, one in costs.items()}, say, shown)
-        store.finalise()
+        multiply_adds = {unit: one.multiply_adds for unit, one in costs.items()}
+        _do(study, left, store, lease, multiply_adds, say, shown, workers, shard)
+        with nullcontext() if shard is None else store.lease("finalise", wait=600):
+            if shard is None or not store.progress.complete(len(store.units)):
+                store.finalise()
     return store
 
 
-def _do(study: Study, left: Sequence[Work], store: Store, costs: Mapping[str, int], say, shown) -> None:
+def _do(
+    study: Study,
+    left: Sequence[Work],
+    store: Store,
+    lease: Lease,
+    costs: Mapping[str, int],
+    say,
+    shown,
+    workers: Workers | None,
+    shard: tuple[int, int] | None,
+) -> None:
     total = sum(costs.values())
     done = total - sum(costs[work.unit.id] for work in left)
+    backend = backend_of(study, store, lease, costs, say, workers)
     with progress(total, done, **shown) as advance, Writer(store) as writer:
-        Scheduler(
-            backend_of(study, store, say),
-            writer,
-            left,
-            advance=lambda work: advance(costs[work.unit.id], work.unit.id),
-            say=say,
-        ).run()
+        told = {"advance": lambda work: advance(costs[work.unit.id], work.unit.id), "say": say}
+        if shard is None:
+            Scheduler(backend, writer, left, **told).run()
+        else:
+            share = Share(store, lease, study.work, costs, shard)
+            ShardScheduler(backend, writer, left, share=share, **told).run()
 
 
 def _where(job: Job) -> str:

@@ -33,8 +33,10 @@ class Scheduler:
     ):
         self._backend, self._writer = backend, writer
         self._advance, self._say = advance, say
-        # Units without a model run in a thread of their own, while a model computes.
-        self._analysis = ThreadPoolExecutor(1, thread_name_prefix="analysis")
+        # Units without a model run on the workers, if there are any; else in a thread, while a model computes.
+        self._analysis: Executor | None = None
+        if not backend.for_all:
+            self._analysis = ThreadPoolExecutor(1, thread_name_prefix="analysis")
         self._waiting = list(work)
         self._running: dict[Future, Work] = {}
         self._writing: dict[Future, Work] = {}
@@ -55,7 +57,8 @@ class Scheduler:
                 self._start()
                 self._collect()
         finally:
-            self._analysis.shutdown(wait=True, cancel_futures=True)
+            if self._analysis is not None:
+                self._analysis.shutdown(wait=True, cancel_futures=True)
             self._backend.close()
             self._keep_finished()
         if self._failed:
@@ -67,28 +70,35 @@ class Scheduler:
 
     def _start(self) -> None:
         """Start what can be started, in the order of the plan."""
-        with_model = sum(one.stage is not None for one in self._running.values())
-        free, analysis_free = self._backend.slots - with_model, len(self._running) == with_model
-        for work in list(self._waiting):
-            if not (free or analysis_free):
+        in_thread = sum(self._in_thread(one) for one in self._running.values())
+        free = {True: 1 - in_thread, False: self._backend.slots - len(self._running) + in_thread}
+        for work in self._candidates():
+            if not any(free.values()):
                 return
+            aside = self._in_thread(work)
             failed = next((unit for unit in work.needs if unit in self._failed), None)
             if failed is not None:
                 self._waiting.remove(work)
                 self._give_up(work, f"it reads what {failed} would have written")
-            elif work.stage is None:
-                if analysis_free and self._unfinished.isdisjoint(work.needs):
-                    analysis_free = False
-                    self._submit(self._analysis, work)
-            elif free and self._unfinished.isdisjoint(work.needs):
-                free -= 1
-                self._submit(self._backend.pool, work)
-            elif self._backend.in_order:
-                free = 0  # a later unit would open another model
+            elif free[aside] and self._unfinished.isdisjoint(work.needs):
+                free[aside] -= self._submit(work)
+            elif not aside and self._backend.in_order:
+                free[False] = 0  # a later unit would open another model
 
-    def _submit(self, pool: Executor, work: Work) -> None:
+    def _in_thread(self, work: Work) -> bool:
+        return self._analysis is not None and work.stage is None
+
+    def _candidates(self) -> list[Work]:
+        """Return the units that wait, in the order in which they are tried."""
+        return list(self._waiting)
+
+    def _submit(self, work: Work) -> bool:
+        """Start a unit; whether it was started."""
+        pool = self._analysis if self._in_thread(work) else self._backend.pool
+        assert pool is not None
         self._waiting.remove(work)
         self._running[pool.submit(self._backend.do, work)] = work
+        return True
 
     def _collect(self) -> None:
         """Wait until something has finished, and deal with it."""
@@ -104,19 +114,21 @@ class Scheduler:
     def _keep_finished(self) -> None:
         """Write what was computed while the run was ending."""
         for future, work in self._running.items():
-            if future.done() and not _failed(future):
-                arrays, record = future.result()
-                self._writer.write(work.unit, arrays, record)
+            if future.done() and not _failed(future) and (result := future.result()) is not None:
+                self._writer.write(work.unit, *result)
 
     def _computed(self, work: Work, future: Future) -> None:
         try:
-            arrays, record = future.result()
+            result = future.result()
         except self._backend.fatal:
             raise
         except (TracerError, JobError) as error:
             self._give_up(work, str(error))
             return
-        self._writing[self._writer.write(work.unit, arrays, record)] = work
+        if result is None:
+            self._stored(work, future)
+        else:
+            self._writing[self._writer.write(work.unit, *result)] = work
 
     def _stored(self, work: Work, future: Future) -> None:
         future.result()

@@ -34,27 +34,28 @@ class InlineExecutor(Executor):
 class InProcess:
     """Units run one by one, with one model in memory; the first error ends the run (see `Backend`)."""
 
-    slots, in_order = 1, True
+    slots, in_order, for_all = 1, True, False
     fatal: tuple[type[Exception], ...] = (Exception,)
 
     def __init__(self, study: Study, store: Store):
         self.pool: Executor = InlineExecutor()
         self._study, self._store = study, store
-        self._stage: str | None = None
+        self.stage: str | None = None
+        """The stage whose model is open."""
         self._model = None
 
     def do(self, work: Work) -> tuple[dict, dict[str, Any]]:
-        if work.stage is not None and work.stage != self._stage:
+        if work.stage is not None and work.stage != self.stage:
             self._model = None  # let go of the old model before the next one takes its memory
             with interrupts.noticed():
-                self._stage, self._model = work.stage, _open(self._study, work.stage)
+                self.stage, self._model = work.stage, _open(self._study, work.stage)
         return recorded(self._study, work, self._model if work.stage else None, self._store)
 
     def stored(self, work: Work) -> None:
         pass
 
     def close(self) -> None:
-        self._model = None
+        self.stage = self._model = None
 
 
 def _open(study: Study, stage: str):

@@ -69,7 +69,7 @@ class OnServer:
     way go on there, and their ids are in the store.
     """
 
-    in_order = False
+    in_order = for_all = False
     fatal: tuple[type[Exception], ...] = (Unavailable, Stopped)
 
     def __init__(self, study: Study, store: Store, say: Callable[[str], None]):

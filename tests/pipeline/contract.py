@@ -1,5 +1,6 @@
 """What every study must keep; a subclass names the study and gets all of it (docs/add-a-study.md)."""
 
+import pickle
 import signal
 from typing import ClassVar
 
@@ -174,6 +175,12 @@ class StudyContract:
 
         assert of("execution.max_tokens=100", "execution.check_share=0") == of()
         assert of("seed=1") != of() and of(f"stages=[{','.join(self.fewest)}]") != of()
+
+    def test_a_worker_makes_the_same_plan_of_what_travels(self, small):
+        study = prepare(load_job(str(small)))
+        job, work = pickle.loads(pickle.dumps((study.job, study.work)))
+        again = prepare(job)
+        assert fingerprint(again) == fingerprint(study) and again.work == study.work == work
 
     def test_a_key_and_a_stage_that_are_not_there(self, small, tmp_path):
         with pytest.raises(JobError, match="colour: unknown key; a job of this study has"):

@@ -25,6 +25,8 @@ def work(i, *needs, stage="base"):
 class Backend:
     """Writes its number; some units fail. `seen`: what was in the store when a unit began."""
 
+    for_all = False
+
     def __init__(self, store, pool, *, slots, in_order, fatal=(), failing=(), gate=None):
         self.store, self.pool, self.slots, self.in_order, self.fatal = store, pool, slots, in_order, fatal
         self.failing, self.gate, self.seen, self.kept, self.closed = failing, gate, {}, [], False

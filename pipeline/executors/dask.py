@@ -1,0 +1,443 @@
+"""Run units on workers of Dask distributed; each keeps a model resident and is dealt units of that stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal
+
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.job import Job
+from posttrace.pipeline.study import Study, Work
+from posttrace.tracers.errors import TracerError
+
+if TYPE_CHECKING:
+    import distributed
+
+    from posttrace.stores import Lease, Store
+
+DEATHS = 3
+"""Workers that may die over one unit before it is given up."""
+AHEAD = 2
+"""Units with a model that a worker holds at once: one computes, the other is written or waits."""
+THREADS = AHEAD + 1
+"""Of a worker: those, and a unit without a model."""
+EVERY = 0.5
+"""Seconds between two looks at who is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where the workers come from.
+
+    >>> Workers(number=2).where
+    '2 workers'
+
+    Raises JobError for options that exclude each other, and where Dask is not installed.
+    """
+
+    number: int | None = None
+    """Processes of this machine, one for each GPU if it has any; with `cluster` the jobs that are submitted."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler that runs."""
+    cluster: Literal["slurm"] | None = None
+    """Submit workers to it, as dask-jobqueue is configured."""
+
+    def __post_init__(self):
+        if self.scheduler is not None and (self.number, self.cluster) != (None, None):
+            raise JobError("--scheduler: its workers are there already; leave --workers and --cluster out")
+        if self.cluster is not None and self.number is None:
+            raise JobError("--cluster: how many workers? add --workers N")
+        if self.number is not None and self.number < 1:
+            raise JobError(f"--workers {self.number}: at least 1")
+        extra, package = ("slurm", "dask_jobqueue") if self.cluster else ("dask", "distributed")
+        if find_spec(package) is None:
+            raise JobError(f"workers need {package}: pip install 'posttrace[{extra}]'")
+
+    @property
+    def where(self) -> str:
+        """In a word or two."""
+        return f"the Dask cluster {self.scheduler}" if self.scheduler else f"{self.number} workers"
+
+    def check(self, job: Job) -> None:
+        """Raise JobError for a job that workers cannot do, or would do differently from machine to machine."""
+        execution = job.execution
+        if execution.backend == "remote":
+            raise JobError(
+                "execution.backend: the models are on a server, which workers would only ask more often; leave workers "
+                "out, execution.in_flight says how many requests it has at a time"
+            )
+        if execution.device not in ("auto", "cpu", "cuda"):
+            raise JobError(
+                f"execution.device: every worker would use {execution.device}; leave it `auto`, each gets its own"
+            )
+        if job.dtype == "auto" and (self.scheduler or self.cluster):
+            raise JobError(
+                "dtype: `auto` is decided by the machine that starts the run, but the workers are elsewhere; say it: "
+                "--set dtype=bfloat16 (or float32)"
+            )
+
+    def client(self, job: Job) -> distributed.Client:
+        """Connect to the workers; those that were started for it are its `cluster`."""
+        from distributed import Client
+
+        if self.scheduler is None:
+            cluster = _slurm(self.number) if self.cluster else _local(self.number or 1, job)
+            return Client(cluster, set_as_default=False)
+        try:
+            return Client(self.scheduler, timeout="20s", set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise JobError(
+                f"--scheduler {self.scheduler}: no Dask scheduler answers there ({str(error)[:200]}); check the "
+                "address that `dask scheduler` printed"
+            ) from None
+
+
+def _local(number: int, job: Job):
+    """Start a scheduler in this process, and worker processes, each with its share of the GPUs or of the cores."""
+    import dask
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    cards = [] if job.execution.device == "cpu" else _cards()
+    if cards and number > len(cards):
+        raise JobError(
+            f"--workers {number}: this machine has {len(cards)} GPUs and a worker needs one of its own; at most "
+            f"{len(cards)}, or --set execution.device=cpu"
+        )
+
+    class Quick(Nanny):
+        """Ends its worker without waiting for the interpreter to be taken apart; what is stored is stored."""
+
+        async def close(self, timeout=0.5, reason="nanny-close"):
+            return await super().close(timeout, reason)
+
+    share = len(cards) // number
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // number)))
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    settings = {
+        # Set before a worker starts: numerical libraries look at them once.
+        "distributed.nanny.pre-spawn-environ": {name: os.environ.get(name, threads) for name in names},
+        "distributed.worker.daemon": True,
+    }
+    workers = {
+        i: {
+            "cls": Quick,
+            "options": {
+                "nthreads": THREADS,
+                "memory_limit": 0,
+                "preload": ["posttrace.pipeline.executors.worker"],
+                "silence_logs": logging.CRITICAL,
+                "env": {"CUDA_VISIBLE_DEVICES": ",".join(cards[i * share : (i + 1) * share])}
+                if cards
+                else {},
+            },
+        }
+        for i in range(number)
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    with dask.config.set(settings):
+        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def _cards() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    number = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[:number] if named else [str(i) for i in range(number)]
+
+
+def _slurm(number: int | None):
+    from dask_jobqueue import SLURMCluster
+
+    try:
+        cluster = SLURMCluster(scheduler_options={"dashboard": False}, silence_logs=logging.CRITICAL)
+    except ValueError as error:
+        raise JobError(
+            f"--cluster slurm: dask-jobqueue lacks settings ({error}); write them to ~/.config/dask/jobqueue.yaml, "
+            "see docs/clusters.md"
+        ) from None
+    cluster.scale(jobs=number)
+    return cluster
+
+
+class Lost(JobError):
+    """The workers cannot be reached any more, or cannot do this job at all."""
+
+
+@dataclass(eq=False)
+class _Task:
+    fn: Callable
+    work: Work
+    number: int
+    """Its place in the order of submission, which is that of the plan."""
+    future: Future = field(default_factory=Future)
+    deaths: int = 0
+    """Workers that died while they had it."""
+    on_dask: Any = None
+
+
+@dataclass
+class _Hand:
+    """What the dealer knows of a worker."""
+
+    threads: int
+    stage: str | None = None
+    """The stage whose model is open there, or will be when what it has is done."""
+    tasks: list[_Task] = field(default_factory=list)
+
+
+class Dealer(Executor):
+    """Deals submitted units out to the workers that are there: one with an open model gets units of that stage.
+
+    A worker opens the model of another stage only where nobody has it open, or where those that do need longer for what
+    is left than opening takes. Units of a dead worker go to others; one that was there when `DEATHS` workers died is
+    given up. `submit(fn, work)`: fn(work) runs on a worker and returns `Took`; the future's result is None.
+
+    Parameters
+    ----------
+    client
+        Its workers are dealt to, also those that join later.
+    cost
+        Relative cost of a unit.
+    say
+        Where lines for people go.
+
+    Examples
+    --------
+    >>> Dealer(client, cost, print).submit(do, work).result()          # doctest: +SKIP
+    """
+
+    def __init__(self, client: distributed.Client, cost: Callable[[Work], float], say: Callable[[str], None]):
+        self._client, self._cost, self._say = client, cost, say
+        self._hands: dict[str, _Hand] = {}
+        self._queue: list[_Task] = []
+        self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        self._submitted = 0
+        self._computed = [0.0, 0.0]
+        """Cost and seconds of the units with a model that were done."""
+        self._opening = 0.0
+        """Seconds that opening a model took last."""
+        self._lost: Exception | None = None
+        self._thread = Thread(target=self._run, name="dealer", daemon=True)
+        self._thread.start()
+
+    def submit(self, fn, /, *args, **kwargs) -> Future:
+        """Return a future that is done when the unit is in the store; see the class."""
+        (work,) = args
+        self._submitted += 1
+        task = _Task(fn, work, self._submitted)
+        self._inbox.put(("new", task))
+        return task.future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Stop dealing; what workers have is taken back."""
+        self._inbox.put(("stop", None))
+        self._thread.join()
+
+    def _run(self) -> None:
+        looked = 0.0
+        while True:
+            try:
+                what, about = self._inbox.get(timeout=EVERY)
+            except Empty:
+                what, about = "", None
+            if what == "stop":
+                self._take_back()
+                return
+            if what == "new":
+                self._queue.append(about)
+            elif what == "done":
+                self._done(*about)
+            if self._inbox.empty():
+                try:
+                    if time.monotonic() - looked >= EVERY and self._lost is None:
+                        self._look()
+                        looked = time.monotonic()
+                    self._deal()
+                except Exception as error:  # of the network, the event loop, or a client that is closing
+                    self._give_up(f"{type(error).__name__}: {str(error)[:200]}")
+
+    def _look(self) -> None:
+        """See who is there; units of those that are gone are dealt again."""
+        if self._client.status != "running":
+            raise OSError(f"the client is {self._client.status}")
+        there = self._client.nthreads()
+        for address in self._hands.keys() - there.keys():
+            self._bury(address)
+        for address in there.keys() - self._hands.keys():
+            self._hands[address] = _Hand(there[address])
+
+    def _bury(self, address: str) -> None:
+        tasks = self._hands.pop(address).tasks
+        if tasks:
+            names = ", ".join(task.work.unit.id for task in tasks)
+            self._say(f"worker {address} is gone; others do what it had ({names})")
+        for task in tasks:
+            task.on_dask.cancel()
+            task.on_dask = None
+            task.deaths += 1
+            if task.deaths < DEATHS:
+                self._queue.append(task)
+                continue
+            task.future.set_exception(
+                JobError(
+                    f"{DEATHS} workers died while they had this unit: out of memory, or killed by a time limit"
+                )
+            )
+
+    def _deal(self) -> None:
+        if self._lost is not None:
+            for task in self._queue:
+                task.future.set_exception(self._lost)
+            self._queue.clear()
+        self._queue.sort(key=lambda task: (-task.deaths, task.number))
+        while (move := self._move()) is not None:
+            address, task = move
+            hand = self._hands[address]
+            self._queue.remove(task)
+            hand.tasks.append(task)
+            hand.stage = task.work.stage or hand.stage
+            task.on_dask = self._client.submit(
+                task.fn,
+                task.work,
+                key=f"{task.work.unit.id}-{os.getpid()}-{id(self):x}-{task.deaths}",
+                workers=[address],
+                pure=False,
+            )
+            task.on_dask.add_done_callback(lambda dask, task=task: self._inbox.put(("done", (task, dask))))
+
+    def _move(self) -> tuple[str, _Task] | None:
+        """Choose the next task and a worker for it, one with the least to do."""
+        for address, hand in sorted(self._hands.items(), key=lambda one: len(one[1].tasks)):
+            if (task := self._pick(hand)) is not None:
+                return address, task
+        return None
+
+    def _pick(self, hand: _Hand) -> _Task | None:
+        """Choose what a worker gets next; a unit that was there when a worker died is alone with its worker."""
+        if len(hand.tasks) >= hand.threads or any(task.deaths for task in hand.tasks):
+            return None
+        suspects = [task for task in self._queue if task.deaths]
+        innocent = [task for task in self._queue if not task.deaths]
+        if suspects and not hand.tasks:
+            return suspects[0]
+        if not any(task.work.stage is None for task in hand.tasks):
+            if aside := next((task for task in innocent if task.work.stage is None), None):
+                return aside
+        ready = [task for task in innocent if task.work.stage is not None]
+        own = [task for task in ready if task.work.stage == hand.stage]
+        held = sum(task.work.stage is not None for task in hand.tasks)
+        if held:  # one more in advance, unless it is better left to somebody who has nothing to do
+            many = len(ready) > len(self._hands) and not suspects
+            return own[0] if own and many and held < AHEAD else None
+        return own[0] if own else self._of_another_stage(ready)
+
+    def _of_another_stage(self, ready: Sequence[_Task]) -> _Task | None:
+        """Choose a unit of the stage with the most to do for each worker that has it open, if opening it pays."""
+        holders = Counter(hand.stage for hand in self._hands.values())
+        left: dict[str | None, float] = {}
+        for task in ready:
+            left[task.work.stage] = left.get(task.work.stage, 0) + max(self._cost(task.work), 1)
+        for stage in sorted(left, key=lambda stage: -left[stage] / (holders[stage] + 1)):
+            if self._pays(left[stage], holders[stage]):
+                return next(task for task in ready if task.work.stage == stage)
+        return None
+
+    def _pays(self, left: float, holders: int) -> bool:
+        cost, seconds = self._computed
+        return not holders or not cost or left * seconds / cost / holders > self._opening
+
+    def _done(self, task: _Task, dask: distributed.Future) -> None:
+        if task.on_dask is not dask:  # taken back meanwhile
+            return
+        task.on_dask = None
+        for hand in self._hands.values():
+            if task in hand.tasks:
+                hand.tasks.remove(task)
+        if dask.status == "finished":
+            took = dask.result()
+            if task.work.stage is not None:
+                self._computed[0] += max(self._cost(task.work), 1)
+                self._computed[1] += took.computing
+                self._opening = took.opening or self._opening
+            task.future.set_result(None)
+        elif dask.status == "error":
+            task.future.set_exception(_in_words(dask.exception()))
+        else:
+            self._queue.append(task)
+            self._give_up(f"unit {task.work.unit.id} was {dask.status}")
+
+    def _give_up(self, why: str) -> None:
+        """Nothing can be dealt any more: what was submitted, and will be, fails."""
+        self._lost = self._lost or Lost(
+            f"the Dask scheduler is gone ({why}); what was finished is kept, the same command goes on from there"
+        )
+        for hand in self._hands.values():
+            for task in hand.tasks:
+                task.on_dask = None
+            self._queue += hand.tasks
+        self._hands = {}
+
+    def _take_back(self) -> None:
+        for hand in self._hands.values():
+            for task in hand.tasks:
+                dask, task.on_dask = task.on_dask, None
+                if self._lost is None and dask is not None:
+                    dask.cancel()
+
+
+def _in_words(error: BaseException) -> BaseException:
+    if isinstance(error, ImportError):
+        return Lost(f"a worker lacks a package ({error}); install there what is installed here")
+    return error
+
+
+class OnWorkers:
+    """Units run on workers, which write them to the store (see `Backend`); an error of a model ends the run."""
+
+    slots, in_order, for_all = sys.maxsize, False, True
+    fatal: tuple[type[Exception], ...] = (TracerError, Lost)
+
+    def __init__(
+        self,
+        workers: Workers,
+        study: Study,
+        store: Store,
+        lease: Lease,
+        *,
+        costs: Mapping[str, int],
+        say: Callable[[str], None],
+    ):
+        from posttrace.pipeline.executors.worker import Orders, do_unit
+
+        orders = Orders(
+            job=study.job,
+            url=str(store.location.folder or store.url),
+            lease=lease.key,
+            fingerprint=store.fingerprint,
+        )
+        self.do: Callable[[Work], Any] = partial(do_unit, orders)
+        say(f"units run on {workers.where}")
+        self._client = workers.client(study.job)
+        self.pool: Executor = Dealer(self._client, lambda work: costs[work.unit.id], say)
+
+    def stored(self, work: Work) -> None:
+        pass
+
+    def close(self) -> None:
+        self.pool.shutdown()
+        self._client.close()
+        if self._client.cluster is not None:
+            self._client.cluster.close()
