@@ -52,7 +52,7 @@ class Declared(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Parse what `lines` yields."""
         lines = self.lines(self.arguments[0] if self.arguments else "")
-        return self.parse_text_to_nodes("\n".join(lines))
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
     def lines(self, study: str) -> Iterator[str]:
         """Yield Markdown."""
@@ -118,7 +118,7 @@ class CommandHelp(Declared):
         """Yield a section for each command."""
         for name in app:
             if not name.startswith("-"):
-                console = Console(file=StringIO(), width=100)
+                console = Console(file=StringIO(), width=88)
                 app.help_print([name], console=console)
                 yield f"## {name}"
                 yield "```text"
@@ -127,10 +127,13 @@ class CommandHelp(Declared):
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is, within a table too."""
-    for mark in "\\|<>~_*":
-        text = text.replace(mark, f"\\{mark}")
-    return text
+    """Return text that Markdown leaves as it is, within a table too; code stays code."""
+    parts = text.split("`")
+    for i, part in enumerate(parts):
+        for mark in "|" if i % 2 else "\\|<>~_*":
+            part = part.replace(mark, f"\\{mark}")
+        parts[i] = part
+    return "`".join(parts)
 
 
 def setup(sphinx: Sphinx) -> dict[str, bool]:
