@@ -270,7 +270,8 @@ def _described(known: dict):
     versions = ", ".join(f"{name} {version}" for name, version in source.get("versions", {}).items())
     commit = f", commit {source['git_commit'][:10]}" if source.get("git_commit") else ""
     dirty = " with local changes" if source.get("git_dirty") else ""
-    yield f"from: {known['created']} on {source.get('device')}, {versions}{commit}{dirty}"
+    device = f" on {source['device']}" if source.get("device") else ""
+    yield ", ".join(part for part in (f"from: {known['created']}{device}", versions) if part) + commit + dirty
     yield f"fingerprint: {known['fingerprint']}"
     for path, group in known["groups"].items():
         yield path

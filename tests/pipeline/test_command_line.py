@@ -141,6 +141,7 @@ def test_show_works_on_a_store_that_no_study_wrote(tmp_path):
     )
     done = posttrace("show", tmp_path / "s")
     assert done.returncode == 0 and "job: imported grid.npz" in done.stdout, done.stderr
+    assert "None" not in done.stdout and re.search(r"^from: [^ ,]+$", done.stdout, re.M)
 
 
 def test_labels_in_words_and_other_separators_are_named_as_such(tmp_path):
