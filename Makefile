@@ -34,6 +34,7 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -n auto -k docstring_examples tests/*/test_examples.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.patch_grid

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from posttrace.figures.errors import FigureError
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable)
 
 
 class Group(Protocol):
@@ -48,8 +50,26 @@ class StageGroup:
         return names_of(self.data, "model")
 
     def array(self, name: str) -> np.ndarray:
-        """Return an array of the group, dims as stored."""
-        return self.data[name].values
+        """Return an array of the group, dims as stored; it is read once, and kept by the dataset."""
+        return self.data[name].load().values
+
+    def values(self, name: str) -> np.ndarray:
+        """Return an array as float64."""
+        return self.array(name).astype("float64")
+
+
+def kept(function: F) -> F:
+    """Have a group keep what a function of it and hashable arguments gives, which its tables and verdict share."""
+
+    @wraps(function)
+    def get(group: Any, *arguments: Any) -> Any:
+        found = vars(group).setdefault("_kept", {})
+        key = (function, *arguments)
+        if key not in found:
+            found[key] = function(group, *arguments)
+        return found[key]
+
+    return get  # type: ignore[return-value]
 
 
 def of_type(groups: Iterable, kind: type[T]) -> list[T]:

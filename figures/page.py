@@ -12,6 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import Group
 from posttrace.figures.published import PAPER, PAPER_TITLE
@@ -20,7 +21,6 @@ from posttrace.figures.store_reader import Source
 from posttrace.figures.studies.knowledge.data import ESTIMATE
 from posttrace.figures.study import Study
 from posttrace.figures.tables import Table
-from posttrace.figures.theme import DPI
 from posttrace.figures.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Page:
             part.tables.append(ShownTable(content, kind, folded))
             return
         png = files[f"{content.name}.png"]
-        width, height = (round(n / DPI * CSS_PIXELS_PER_INCH) for n in struct.unpack(">II", png[16:24]))
+        width, height = (round(n / theme.DPI * CSS_PIXELS_PER_INCH) for n in struct.unpack(">II", png[16:24]))
         encoded = base64.b64encode(png).decode()
         part.pictures.append(Picture(content, encoded, width, height, kind, folded))
 

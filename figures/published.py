@@ -19,9 +19,6 @@ SETS = (
 )
 """Statement sets in the paper's order."""
 
-PAIRS = dict(zip(SETS, (238, 215, 406, 487, 25, 33, 55), strict=True))
-"""Pairs that the paper compares, per set."""
-
 STORAGE_COMPARED = (("base", "base"), ("instruct", "instruct"))
 """The two (source, target) that the paper compares."""
 

@@ -66,15 +66,12 @@ LOOK = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "pdf.fonttype": 42,  # text stays text in an editor
-    "svg.fonttype": "none",
-    "svg.hashsalt": "posttrace",
 }
 
 # No dates and no versions: the same store always gives the same bytes.
 METADATA = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
-    "svg": {"Date": None, "Creator": None},
 }
 
 
@@ -201,7 +198,7 @@ def empty(ax: Axes, note: str) -> None:
 
 
 def encode(figure: Figure, kind: str) -> bytes:
-    """Return the figure as "png", "pdf" or "svg", always with the same bytes.
+    """Return the figure as "png" or "pdf", always with the same bytes.
 
     Examples
     --------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 
 import pytest
 
 from tests.support.s3 import BUCKET, s3_server
+from tests.support.shared import once
 
 # Said before any model library is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +19,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker per core
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """Give `shared(name, make)`: a folder that `make(folder)` fills once for all workers."""
+    return functools.partial(once, tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Draw few pixels and no PDF in this process; fixtures of a wider scope draw all."""
+    from posttrace.figures import theme  # and NumPy: after the variables above
+
+    monkeypatch.setattr(theme, "DPI", 50)
+    monkeypatch.setattr(theme, "FORMATS", ("png",))
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,7 @@ def test_a_job_built_in_code_is_the_job_of_a_file(tmp_path, monkeypatch):
         pt.job("knowledge")
 
 
+@pytest.mark.slow
 def test_every_labelled_axis_is_selected_by_its_labels(tmp_path):
     refusal.write(tmp_path / "refusal")
     tree = pt.open_store(tmp_path / "refusal")

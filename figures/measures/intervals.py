@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Bootstrap:
     n: int
     """Items used."""
 
-    @property
+    @cached_property
     def interval(self) -> np.ndarray:
         """Lower and upper end of the percentile interval; dims 2 x those of `value`."""
         return percentile_interval(self.draws)

@@ -31,11 +31,6 @@ MARGIN = 1e-5
 LEVELS = np.concatenate([np.zeros(BINS // 2), np.arange(1, BINS // 2 + 1) / (BINS // 2)])
 """Value of each bin: ten zeros, then 0.1, 0.2 ... 1.0."""
 
-SCALES = ("normalised", "raw")
-
-STATISTICS = ("correlation", "max", "max_k")
-"""Pearson r; max|M1 - M2|; the same maximum over the subject and object columns (the paper's K)."""
-
 CONSTANT = 1e-12
 """Variance, relative to the mean square, below which values count as constant."""
 

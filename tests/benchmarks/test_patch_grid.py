@@ -92,9 +92,9 @@ def test_floor_equals_a_count_by_hand():
     keys, rest, key, answers = 2 * 8 * 4, 2 * 8 * 8 + 3 * 8 * 16, 2 * 8, 2 * 8
     prefix = 2 * (keys + rest) + (1 + 2) * key + 2 * keys
     statement = 2 * (keys + rest) + (3 + 4) * key + 2 * keys + rest + 4 * key + answers
-    behind_first_block = keys + rest + 4 * key + answers
-    behind_last_block = answers
-    assert multiply_adds(shape) == prefix + 3 * (statement + behind_first_block + behind_last_block)
+    after_first_block = keys + rest + 4 * key + answers
+    after_last_block = answers
+    assert multiply_adds(shape) == prefix + 3 * (statement + after_first_block + after_last_block)
     assert multiply_adds(shape.but(shared_prefix=False)) == multiply_adds(shape) + 2 * prefix
     first_token = 2 * keys + rest + 4 * key + answers
     assert multiply_adds(shape.but(use_unchanged=False)) == multiply_adds(shape) + 3 * first_token

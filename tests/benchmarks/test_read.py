@@ -1,5 +1,7 @@
 """The benchmark of reading measures what it says: everything is stored, and is what the plain model gives."""
 
+import pytest
+
 from benchmarks.read import Case, compare, make_prompts, make_store, read_all
 from posttrace.pipeline.spec import families
 from posttrace.stores import verify
@@ -7,6 +9,7 @@ from posttrace.tracers.models.loading import open_model
 from tests.support.benchmarks import COLUMNS
 
 
+@pytest.mark.slow
 def test_what_is_timed_is_stored_whole_and_right(tmp_path):
     model = open_model(families()["embedded"]["base"], device="cpu", check=False)
     case = Case("few", few_shot=0, tokens="last", batch=4)

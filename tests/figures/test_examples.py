@@ -57,7 +57,10 @@ def worlds():
 
 
 @pytest.mark.parametrize(
-    "name", mostly_slow(MODULES, fast=[m for m in MODULES if m != "posttrace.figures.rendering"])
+    "name",
+    mostly_slow(
+        MODULES, fast=[m for m in MODULES if m not in ("posttrace.figures", "posttrace.figures.rendering")]
+    ),
 )
 def test_docstring_examples_run(name, worlds, folder, monkeypatch):
     monkeypatch.chdir(folder)

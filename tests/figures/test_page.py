@@ -158,6 +158,7 @@ def page_of(path):
     return html, Reader(html)
 
 
+@pytest.mark.slow
 def test_a_set_that_a_stage_does_not_know_fades_and_is_left_out_of_the_sentence(tmp_path):
     known = template_group("cities", stages=("base", "instruct"), pairs=6)
     guessed = template_group("neg_cities", stages=("base", "instruct"), pairs=6)
@@ -177,6 +178,7 @@ def test_a_set_that_a_stage_does_not_know_fades_and_is_left_out_of_the_sentence(
     assert '<th scope="col" class="faded">neg_<wbr>cities</th>' in html
 
 
+@pytest.mark.slow
 def test_several_stores_make_one_page(tmp_path, monkeypatch):
     for name, pairs in (("one", 4), ("two", 5)):
         write_store(tmp_path / name, [template_group("cities", stages=("base", "instruct"), pairs=pairs)])
@@ -195,6 +197,7 @@ def test_several_stores_make_one_page(tmp_path, monkeypatch):
         report(["one", "one"])
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(tmp_path):
     stages = ("<script>alert(1)</script>", '"><img src=x onerror=y>')
     dataset = free_group(stages=stages, pairs=4).assign_attrs(family="<b>bold</b>{{ 7 * 7 }}")

@@ -62,6 +62,7 @@ def test_another_process_writes_the_same_bytes(drawn, finished_store, tmp_path):
     assert theirs == ours
 
 
+@pytest.mark.slow
 def test_only_draws_the_kinds_that_were_asked_for(finished_store, tmp_path):
     files = render(finished_store, tmp_path, only=["judgement", "knowledge/heatmaps"])
     assert {path.stem for path in files} == {"knowledge_judgement", "heatmaps"}
@@ -162,6 +163,7 @@ def test_drawing_never_imports_a_model_library(finished_store, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_labels_that_the_font_cannot_show_are_spelled_out_and_the_caption_says_so(tmp_path):
     """Boxes on the axis, and warnings of matplotlib, are no labels."""
     group = synthetic.template_group("cities", stages=("base", "instruct"), pairs=4)

@@ -1,5 +1,6 @@
 """A family of random models on disk and a job that patches within and across them."""
 
+import numpy as np
 import pytest
 
 from tests.support.commands import posttrace_anew
@@ -8,13 +9,15 @@ from tests.support.models import random_module, word_tokenizer
 
 
 @pytest.fixture(scope="session")
-def family(tmp_path_factory):
+def family(shared):
     """A folder with the stages base and instruct: random Llamas of one shape with one tokenizer."""
-    folder = tmp_path_factory.mktemp("family")
-    for seed, stage in enumerate(["base", "instruct"]):
-        random_module("llama", seed).save_pretrained(folder / stage)
-        word_tokenizer(WORDS).save_pretrained(folder / stage)
-    return folder
+
+    def make(folder):
+        for seed, stage in enumerate(["base", "instruct"]):
+            random_module("llama", seed).save_pretrained(folder / stage)
+            word_tokenizer(WORDS).save_pretrained(folder / stage)
+
+    return shared("family", make)
 
 
 @pytest.fixture(scope="session")
@@ -35,18 +38,23 @@ def job_file(tmp_path, family, statements):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, family, statements):
+def finished(shared, family, statements):
     """The finished store of that job; for reading only."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = posttrace_anew("run", write_job(folder, family, statements), "--store", folder / "store")
-    assert done.returncode == 0, done.stderr
-    return folder / "store"
+
+    def make(folder):
+        done = posttrace_anew("run", write_job(folder, family, statements), "--store", folder / "store")
+        assert done.returncode == 0, done.stderr
+
+    return shared("finished", make) / "store"
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory, statements):
-    """A folder with a small family and a good input of every kind."""
-    folder = tmp_path_factory.mktemp("inputs")
+def inputs(shared, statements):
+    """A folder with a small family and a good input of every kind; for reading only."""
+    return shared("inputs", lambda folder: write_inputs(folder, statements))
+
+
+def write_inputs(folder, statements):
     random_module("llama", 0).save_pretrained(folder / "model")
     tokenizer = word_tokenizer([*WORDS, "<", ">", "user", " answer", "I", " cannot", "Sure", ","])
     tokenizer.chat_template = CHAT
@@ -58,4 +66,4 @@ def inputs(tmp_path_factory, statements):
     write_csv(folder / "harmless.csv", [(f"{t} w3", s) for t, s in rows], ("instruction", "split"))
     (folder / "text.txt").write_text("\n".join(text for text, _ in statements[:16]), encoding="utf-8")
     (folder / "openings.yaml").write_text("refusal: [I cannot]\ncompliant: [Sure]\n")
-    return folder
+    np.save(folder / "none.npy", np.linspace(-1, 1, 32, dtype=np.float32))

@@ -38,7 +38,6 @@ class StudyContract:
     def small(cls, inputs, tmp_path_factory):
         """A job of one stage more than it must have, as a file."""
         folder = tmp_path_factory.mktemp(cls.study)
-        np.save(inputs / "none.npy", np.linspace(-1, 1, 32, dtype=np.float32))
         raw = good_job(cls.study, inputs) | cls.needs_finite
         raw["family"] = {"name": "x", "stages": {s: str(inputs / "model") for s in (*cls.fewest, "instruct")}}
         (folder / "job.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
@@ -46,9 +45,13 @@ class StudyContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def whole(cls, small):
+    def whole(cls, small, shared):
         """The store of a run that nothing disturbed."""
-        return run_job(load_job(str(small)), str(small.parent / "whole"), say=lambda line: None)
+
+        def make(folder):
+            run_job(load_job(str(small)), str(folder / "store"), say=lambda line: None)
+
+        return Store.open(shared(f"whole-{cls.study}", make) / "store")
 
     def changed(self, small, folder, **keys):
         path = folder / "job.yaml"
@@ -72,6 +75,7 @@ class StudyContract:
             assert (count <= 1).all(), f"{place} is written twice"
             assert (count == 1).all() or place[1] in study.gaps | self.left_out(), f"{place} is not filled"
 
+    @pytest.mark.slow
     def test_the_plan_counts_spot_checks(self, small, whole):
         counted, not_counted = (
             prepare(load_job(str(small), changes)) for changes in ([], ["execution.check_share=0"])
@@ -91,6 +95,7 @@ class StudyContract:
         assert sum(row["units"] for row in rows) == len(study.work)
         assert sum(row["forwards"] for row in rows) == sum(study.cost(work).forwards for work in study.work)
 
+    @pytest.mark.slow
     def test_units_write_what_they_declare_and_figures_draw_it(self, whole, tmp_path):
         assert len(whole.done()) == len(whole.units)
         files = render(whole.url, tmp_path / "figures")
@@ -169,6 +174,7 @@ class StudyContract:
         with pytest.raises(TracerError, match=r"unit .* not finite in float32; use dtype"):
             run_job(job, str(tmp_path / "store"), say=lambda line: None)
 
+    @pytest.mark.slow
     def test_what_bears_on_no_result_changes_no_fingerprint(self, small):
         def of(*overrides):
             return fingerprint(prepare(load_job(str(small), overrides)))

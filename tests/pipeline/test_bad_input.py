@@ -13,13 +13,8 @@ import yaml
 
 from tests.support.bad_inputs import CASES
 from tests.support.jobs import good_job
-from tests.support.models import mostly_slow
 
 SECONDS, BYTES = 10, 10**9
-SLOW = {name for name in CASES if name.startswith("chat template")} | {
-    "job: 50,000 mistakes",
-    "statements: pipe",
-}
 
 
 class Worker:
@@ -62,7 +57,8 @@ def worker():
     worker.end()
 
 
-@pytest.mark.parametrize("name", mostly_slow(CASES, fast=CASES.keys() - SLOW))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_ends_in_one_message(name, worker, inputs, tmp_path):
     study, change, words = CASES[name]
     raw = good_job(study, inputs)

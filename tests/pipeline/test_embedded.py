@@ -195,6 +195,7 @@ def test_chat_template_matches_training_text():
     assert text == corpus.BEGIN + corpus.chat_prompt("Help me bake bread.")
 
 
+@pytest.mark.slow
 def test_base_judges_better_than_chance_and_instruct_refuses():
     """A small sample of what `python -m posttrace.pipeline.embedded.measure` reports."""
     from posttrace.pipeline.embedded import measure

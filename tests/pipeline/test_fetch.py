@@ -107,6 +107,7 @@ def test_only_the_weights_that_are_read_are_wanted():
     assert wanted(files, False, lambda: index) == ["config.json"]
 
 
+@pytest.mark.slow
 def test_every_family_has_a_base_a_licence_and_stages_that_are_hub_ids():
     for name, stages in families().items():
         assert next(iter(stages)) == "base" and about_families()[name].startswith("licence ")

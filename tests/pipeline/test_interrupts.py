@@ -29,7 +29,7 @@ def test_ctrl_c_leaves_a_resumable_store(job_file, tmp_path):
 
 @pytest.mark.slow
 def test_no_interrupt_is_lost(job_file, tmp_path):
-    """nnsight, weak references and destructors swallow exceptions; the signal is remembered beside them."""
+    """nnsight, weak references and destructors swallow exceptions; the signal is remembered all the same."""
     job = yaml.safe_load(job_file.read_text())
     job_file.write_text(yaml.safe_dump({**job, "sets": job["sets"][:1], "max_pairs": 3}))
     command = [sys.executable, "-m", "tests.support.interrupted", str(job_file), str(tmp_path), "20", "0"]

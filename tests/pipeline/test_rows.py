@@ -32,7 +32,7 @@ def test_only_the_rows_that_are_wanted_are_kept(tmp_path):
 
 
 def test_a_link_keeps_its_name(tmp_path, job_file):
-    """As data that a version control keeps elsewhere: the link ends in .csv, the file behind it does not."""
+    """As data that a version control keeps elsewhere: the link ends in .csv, the file that it leads to does not."""
     (tmp_path / "cities.csv").rename(tmp_path / "5d41402a")
     (tmp_path / "cities.csv").symlink_to("5d41402a")
     job = load_job(str(job_file), [f"sets=[{tmp_path / 'cities.csv'}]"])

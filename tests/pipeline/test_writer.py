@@ -21,7 +21,7 @@ def values(i):
     return {"x": np.full(2, i, "float32")}
 
 
-def test_writing_happens_beside_the_work(store, monkeypatch):
+def test_writing_happens_while_work_goes_on(store, monkeypatch):
     main, writers, gate = threading.get_ident(), set(), threading.Event()
     write = Store.write
 

@@ -120,3 +120,10 @@ def model():
     return TransformersModel(
         str(CHECKPOINTS / "base"), task="text-generation", dtype=torch.float32, dispatch=True
     )
+
+
+def pytest_collection_modifyitems(items):
+    """Starting the server takes many seconds: `make test-fast` does without it."""
+    for item in items:
+        if "running_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

@@ -41,7 +41,7 @@ def test_a_local_job_needs_no_server(server):
 
 
 @pytest.mark.slow
-def test_another_model_behind_the_key_is_found_by_the_probe(server):
+def test_another_model_under_the_key_is_found_by_the_probe(server):
     found = findings(
         "knowledge", "remote", "stages=[base]", "family.stages.base.remote_key=posttrace/embedded-sft"
     )
@@ -103,6 +103,7 @@ def test_keys_are_those_of_nnsight():
     assert same_model(model_key("a/b", "v1")) != same_model(model_key("a/b"))
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_deployed_is_not_woken(server):
     found = findings(
         "knowledge", "remote", "stages=[base]", "family.stages.base.remote_key=someone/elsewhere"

@@ -49,6 +49,7 @@ def test_scenario(scenario, server, remotely, sweep_values, tmp_path):
     assert len(accepted(server)) == scenario.jobs, shown
 
 
+@pytest.mark.slow
 def test_a_dtype_that_the_server_does_not_hold_ends_the_run_at_once(server, sweep_job, tmp_path):
     overrides = ["execution.backend=remote", "execution.in_flight=1", "dtype=bfloat16"]
     with pytest.raises(Unavailable, match=r"holds it in torch.float32.* set dtype=float32"):

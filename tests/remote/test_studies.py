@@ -43,6 +43,7 @@ def test_simulated_gives_the_local_store(tmp_path):
     assert_equal(run("knowledge", "simulated", tmp_path / "simulated", *more), expected)
 
 
+@pytest.mark.slow
 def test_one_prompt_and_its_last_token(tmp_path):
     more = ["stages=[base]", 'prompts=["The city of Lyon is in"]']
     more.append("operations=[{op: read, site: resid_post, layers: [0], tokens: last}]")
@@ -116,6 +117,7 @@ def test_python_of_this_test_is_not_the_server_s(running_server):
     assert running_server.log("start")[0]["prefix"] != sys.prefix
 
 
+@pytest.mark.slow
 def test_neurons_need_the_weights_and_say_so_before_anything_is_sent(server, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((CHECKPOINTS / "base" / name).read_bytes())

@@ -61,7 +61,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(url, tmp_path):
         if not killed:
             break
     else:
-        pytest.fail("the run never came to an end")
+        pytest.fail("the run never ended")
     assert kills >= 4
     store = Store.open(url)
     assert store.pending() == []
@@ -134,7 +134,7 @@ def test_every_step_of_creating_writing_and_finalising_may_be_the_last(tmp_path,
         assert verify(url, unfinished=True) == []
         assert open_group(url, "g").x.values.tolist() == [1, 1, 1]
     else:
-        pytest.fail("the run never came to an end")
+        pytest.fail("the run never ended")
     assert limit > 20
     assert reached == {0, 1, 2}
 

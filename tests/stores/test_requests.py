@@ -1,4 +1,4 @@
-"""Jobs that a server has: noted beside the units, found by the next run, gone with their unit."""
+"""Jobs that a server has: noted next to the units, found by the next run, gone with their unit."""
 
 import pytest
 

@@ -100,6 +100,7 @@ def test_a_sound_chunk_with_other_content_is_named(finished):
     assert finished.location.at(ours) in problem.path
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_chunk_is_found(tmp_path):
     store = example.make(tmp_path)
     unit = store.units[UNIT]
@@ -126,7 +127,9 @@ def test_every_flipped_bit_of_a_chunk_is_found(tmp_path):
         ".posttrace/claim.json",
     ],
 )
-@pytest.mark.parametrize("damage", ["flipped", "gone", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("gone", "empty"))]
+)
 def test_damaged_metadata_and_coordinates_are_named_and_restored_by_a_rerun(tmp_path, key, damage):
     store = example.make(tmp_path)
     example.run(store, 2)

@@ -15,7 +15,12 @@ def good_job(study, inputs):
     cities, other = str(inputs / "cities.csv"), str(inputs / "other.csv")
     return {"study": study, "family": family, "execution": {"device": "cpu"}} | {
         "knowledge": {"sets": [cities], "max_pairs": 7},
-        "truthfulness": {"sets": [cities, other], "intervene_layer": 1, "probe_layer": 1},
+        "truthfulness": {
+            "sets": [cities, other],
+            "max_statements": 24,
+            "intervene_layer": 1,
+            "probe_layer": 1,
+        },
         "confidence": {"sets": [], "candidates": 2, "top_share": 0.5, "controls": 50},
         "difference": {
             "texts": [{"name": "mine", "file": str(inputs / "text.txt"), "documents": 4, "tokens": 12}],
@@ -28,6 +33,8 @@ def good_job(study, inputs):
             "harmless": str(inputs / "harmless.csv"),
             "openings": str(inputs / "openings.yaml"),
             "templates": {"base": "User: {instruction}\nAssistant:"},
+            "new_tokens": 3,
+            "random_directions": 2,
         },
         "stages": {
             "behaviours": ["refusal", "verdict", {"name": "mine", "texts": ["The city of w1 is in w2."]}],
@@ -35,9 +42,9 @@ def good_job(study, inputs):
             "harmful": str(inputs / "harmful.csv"),
             "harmless": str(inputs / "harmless.csv"),
             "openings": str(inputs / "openings.yaml"),
-            "max_prompts": 8,
+            "max_prompts": 4,
             "controls": 2,
-            "prompts_per_unit": 5,
+            "prompts_per_unit": 3,
         },
         "trace": {
             "prompts": ["The city of w1 is in"],

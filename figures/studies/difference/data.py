@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from posttrace.figures.group import names_of, require
+from posttrace.figures.group import StageGroup, names_of, require
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,10 +32,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(StageGroup):
     """One set of documents; arrays are read when they are used, and the streams never."""
-
-    data: xr.Dataset
 
     @classmethod
     def from_dataset(cls, data: xr.Dataset) -> Difference:
@@ -46,14 +44,6 @@ class Difference:
     @property
     def name(self) -> str:
         return str(self.data.attrs["set"])
-
-    @property
-    def family(self) -> str:
-        return str(self.data.attrs.get("family", ""))
-
-    @cached_property
-    def stages(self) -> tuple[str, ...]:
-        return names_of(self.data, "model")
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -81,10 +71,6 @@ class Difference:
         if not ends:
             return "No training control: intervals are over documents, and cover no change that retraining would make."
         return f"Training control: {ends[0]} → {ends[1]}."
-
-    def values(self, name: str) -> np.ndarray:
-        """Return an array in its declared order, float64."""
-        return self.data[name].values.astype(np.float64)
 
     @cached_property
     def js(self) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,18 +28,15 @@ def maps(groups: Sequence[Difference]) -> Iterator[Drawing]:
         if not np.isfinite(cka).any():
             continue
         layers = one.data["sampled_layer"].values
-        names = [str(name) for name in one.data["predictor"].values]
-
-        def panel(ax: Axes, pair: Pair, cka=cka, r2=r2, layers=layers, names=names) -> None:
-            ax.plot(layers, cka[pair.number], color=theme.INK, marker="o", markersize=2, label="CKA")
-            for k, name in enumerate(names):
-                colour = theme.STAGE_COLOURS[(k + 1) % len(theme.STAGE_COLOURS)]
-                ax.plot(
-                    layers, r2[pair.number, k], color=colour, marker="o", markersize=2, label=PREDICTORS[name]
-                )
-            ax.set_ylim(min(-0.05, max(-1.0, float(np.nanmin(r2)) - 0.05)), 1.05)
-            theme.whole_numbers(ax.xaxis)
-
+        dots: dict[str, Any] = {"marker": "o", "markersize": 2}
+        with _panels(one, "layer", "CKA, R²") as (figure, panels):
+            for ax, pair in panels:
+                ax.plot(layers, cka[pair.number], color=theme.INK, label="CKA", **dots)
+                for k, name in enumerate(map(str, one.data["predictor"].values)):
+                    colour = theme.STAGE_COLOURS[(k + 1) % len(theme.STAGE_COLOURS)]
+                    ax.plot(layers, r2[pair.number, k], color=colour, label=PREDICTORS[name], **dots)
+                ax.set_ylim(min(-0.05, max(-1.0, float(np.nanmin(r2)) - 0.05)), 1.05)
+                theme.whole_numbers(ax.xaxis)
         yield Drawing(
             name=f"difference/{one.name}/maps",
             heading="CKA and R² by layer",
@@ -49,7 +47,7 @@ def maps(groups: Sequence[Difference]) -> Iterator[Drawing]:
                 f"cut. {one.control_note}"
             ),
             alt="Lines of CKA and three R² by layer, a panel for each pair.",
-            figure=_panels(one, panel, "layer", "CKA, R²"),
+            figure=figure,
             complete=one.complete,
         )
 
@@ -59,62 +57,9 @@ def steering(groups: Sequence[Difference]) -> Iterator[Drawing]:
     for one in groups:
         if "js_steered" not in one.data or not np.isfinite(one.values("js_steered")).any():
             continue
-        steered, plain = one.values("js_steered"), one.values("js_unsteered")
-        names = [str(name) for name in one.data["direction"].values]
-        layers, amounts = one.data["steered_layer"].values, one.data["coefficient"].values
-        random = [d for d, name in enumerate(names) if name.startswith("random-")]
-
-        def panel(
-            ax: Axes,
-            pair: Pair,
-            steered=steered,
-            plain=plain,
-            names=names,
-            layers=layers,
-            amounts=amounts,
-            random=random,
-        ) -> None:
-            i = pair.number
-            ax.axhline(0, color="#c3c8cf", linewidth=0.7)
-            for a, amount in enumerate(amounts):
-                null = np.array(
-                    [[recovery(steered[i, d, a, k], plain[i])[0] for k in range(len(layers))] for d in random]
-                )
-                if a == len(amounts) - 1 and np.isfinite(null).all():
-                    ax.fill_between(
-                        layers, *percentile_interval(null), color=GREY, alpha=0.5, linewidth=0, label="random"
-                    )
-                for name, colour in (("other", theme.STAGE_COLOURS[2]), ("control", theme.STAGE_COLOURS[3])):
-                    values = [
-                        recovery(steered[i, names.index(name), a, k], plain[i])[0] for k in range(len(layers))
-                    ]
-                    if np.isfinite(values).any() and a == len(amounts) - 1:
-                        ax.plot(
-                            layers,
-                            values,
-                            color=colour,
-                            linewidth=1,
-                            marker="o",
-                            markersize=2,
-                            label=f"{name} pair",
-                        )
-                found = np.array(
-                    [recovery(steered[i, names.index("mean"), a, k], plain[i]) for k in range(len(layers))]
-                )
-                label = "mean difference" if len(amounts) == 1 else f"{amount:g} x mean difference"
-                width = 1.6 if a == len(amounts) - 1 else 0.8
-                ax.plot(
-                    layers,
-                    found[:, 0],
-                    color=theme.STAGE_COLOURS[1],
-                    linewidth=width,
-                    marker="o",
-                    markersize=2.5,
-                    label=label,
-                )
-                ax.vlines(layers, found[:, 1], found[:, 2], color=theme.STAGE_COLOURS[1], linewidth=0.8)
-            ax.set_xticks(layers)
-
+        with _panels(one, "layer", "recovered share of JS") as (figure, panels):
+            for ax, pair in panels:
+                _draw_steering(ax, one, pair)
         n = one.data.sizes["steered_document"]
         yield Drawing(
             name=f"difference/{one.name}/steering",
@@ -127,9 +72,43 @@ def steering(groups: Sequence[Difference]) -> Iterator[Drawing]:
                 f"control pair: their mean differences at that length. {one.control_note}"
             ),
             alt="Lines of the recovered share by layer, with random directions as a band, a panel for each pair.",
-            figure=_panels(one, panel, "layer", "recovered share of JS"),
-            complete=bool(np.isfinite(plain).all()),
+            figure=figure,
+            complete=bool(np.isfinite(one.values("js_unsteered")).all()),
         )
+
+
+def _draw_steering(ax: Axes, one: Difference, pair: Pair) -> None:
+    """Draw the mean difference with every coefficient; its controls with the last one."""
+    steered, plain = one.values("js_steered")[pair.number], one.values("js_unsteered")[pair.number]
+    names = [str(name) for name in one.data["direction"].values]
+    layers, amounts = one.data["steered_layer"].values, one.data["coefficient"].values
+    ax.axhline(0, color=theme.GUIDE, linewidth=0.7)
+    shares = np.array(
+        [[recovered(steered[d, -1, k], plain[k]) for k in range(len(layers))] for d in range(len(names))]
+    )
+    random = shares[[name.startswith("random-") for name in names]]
+    if len(random) and np.isfinite(random).all():
+        low, high = percentile_interval(random)
+        ax.fill_between(layers, low, high, color=GREY, alpha=0.5, linewidth=0, label="random")
+    for name, colour in (("other", theme.STAGE_COLOURS[2]), ("control", theme.STAGE_COLOURS[3])):
+        values = shares[names.index(name)]
+        if np.isfinite(values).any():
+            ax.plot(layers, values, color=colour, label=f"{name} pair", linewidth=1, marker="o", markersize=2)
+    mean, colour = steered[names.index("mean")], theme.STAGE_COLOURS[1]
+    for a, amount in enumerate(amounts):
+        value, low, high = np.array([recovery(mean[a, k], plain[k]) for k in range(len(layers))]).T
+        label = "mean difference" if len(amounts) == 1 else f"{amount:g} x mean difference"
+        width = 1.6 if a == len(amounts) - 1 else 0.8
+        ax.plot(layers, value, color=colour, linewidth=width, marker="o", markersize=2.5, label=label)
+        ax.vlines(layers, low, high, color=colour, linewidth=0.8)
+    ax.set_xticks(layers)
+
+
+def recovered(steered: np.ndarray, plain: np.ndarray) -> float:
+    """Return the recovered share over all documents; NaN where nothing differs or a document is not finished."""
+    if not (np.isfinite(steered).all() and np.isfinite(plain).all() and plain.sum() > 0):
+        return np.nan
+    return float(1 - steered.sum() / plain.sum())
 
 
 def recovery(steered: np.ndarray, plain: np.ndarray) -> tuple[float, float, float]:
@@ -144,10 +123,8 @@ def recovery(steered: np.ndarray, plain: np.ndarray) -> tuple[float, float, floa
     ----------
     steered, plain: JS to the target of the steered and the unsteered source, dims document.
     """
-    if not (np.isfinite(steered).all() and np.isfinite(plain).all() and plain.sum() > 0):
-        return (np.nan, np.nan, np.nan)
-    value = float(1 - steered.sum() / plain.sum())
-    if len(plain) < 2:
+    value = recovered(steered, plain)
+    if np.isnan(value) or len(plain) < 2:
         return (value, np.nan, np.nan)
     draws = [
         1 - (counts @ steered) / np.maximum(counts @ plain, 1e-300)
@@ -166,30 +143,20 @@ def spectra(groups: Sequence[Difference]) -> Iterator[Drawing]:
         layers = one.data["sampled_layer"].values
         chosen = sorted({0, len(layers) // 2, len(layers) - 1})
         above, ratio = one.data["n_above_null"].values, one.values("participation")
-
-        def panel(
-            ax: Axes,
-            pair: Pair,
-            share=share,
-            null=null,
-            layers=layers,
-            chosen=chosen,
-            above=above,
-            ratio=ratio,
-        ) -> None:
-            i, numbers = pair.number, np.arange(1, share.shape[-1] + 1)
-            for place, k in enumerate(chosen):
-                if not np.isfinite(share[i, k]).all() or share[i, k, 0] == 0:
-                    continue
-                colour = theme.STAGE_COLOURS[place]
-                label = f"{layers[k]}: {above[i, k]}, {ratio[i, k]:.1f}"
-                ax.plot(numbers, np.maximum(share[i, k], 1e-9), color=colour, linewidth=1.2, label=label)
-                ax.plot(numbers, null[i, k], color=colour, linewidth=0.8, linestyle="--")
-            ax.set(xscale="log", yscale="log")
-            for axis in (ax.xaxis, ax.yaxis):
-                theme.plain_numbers(axis)
-            ax.legend(fontsize=5, loc="lower left")
-
+        numbers = np.arange(1, share.shape[-1] + 1)
+        with _panels(one, "component", "share of variance", legend=False) as (figure, panels):
+            for ax, pair in panels:
+                i = pair.number
+                for k, colour in zip(chosen, theme.STAGE_COLOURS, strict=False):
+                    if np.isfinite(share[i, k]).all() and share[i, k, 0] > 0:
+                        label = f"{layers[k]}: {above[i, k]}, {ratio[i, k]:.1f}"
+                        line = np.maximum(share[i, k], 1e-9)
+                        ax.plot(numbers, line, color=colour, linewidth=1.2, label=label)
+                        ax.plot(numbers, null[i, k], color=colour, linewidth=0.8, linestyle="--")
+                ax.set(xscale="log", yscale="log")
+                for axis in (ax.xaxis, ax.yaxis):
+                    theme.plain_numbers(axis)
+                ax.legend(fontsize=5, loc="lower left")
         yield Drawing(
             name=f"difference/{one.name}/spectra",
             heading="Principal components of the difference",
@@ -200,18 +167,19 @@ def spectra(groups: Sequence[Difference]) -> Iterator[Drawing]:
                 f"left out; its share of the squared difference is in the store (mean_share). {one.control_note}"
             ),
             alt="Lines of the variance explained by each component, shuffled columns dashed, a panel for each pair.",
-            figure=_panels(one, panel, "component", "share of variance", legend=False),
+            figure=figure,
             complete=one.complete,
         )
 
 
-def _panels(one: Difference, panel, x: str, y: str, legend: bool = True) -> Figure:
-    """Draw a panel for each pair, sharing axes."""
+@contextmanager
+def _panels(one: Difference, x: str, y: str, *, legend: bool = True) -> Iterator[tuple[Figure, list]]:
+    """Give a figure and its (axes, pair): a panel for each pair, sharing axes; put in titles, labels and legend."""
     with theme.look():
         figure = theme.new_figure(0.5 + 1.9 * len(one.forward), 2.3)
         axes = figure.subplots(1, len(one.forward), sharex=True, sharey=True, squeeze=False)[0]
+        yield figure, list(zip(axes, one.forward, strict=True))
         for ax, pair in zip(axes, one.forward, strict=True):
-            panel(ax, pair)
             ax.set_title(pair.label)
             ax.set_xlabel(x)
         axes[0].set_ylabel(y)
@@ -219,4 +187,3 @@ def _panels(one: Difference, panel, x: str, y: str, legend: bool = True) -> Figu
         handles, labels = axes[0].get_legend_handles_labels()
         if legend and handles:
             figure.legend(handles, labels, loc="outside lower center", ncols=5)
-    return figure

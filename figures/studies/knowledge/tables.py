@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posttrace.figures import published
+from posttrace.figures.group import kept
 from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Estimate, bootstrap_mean
 from posttrace.figures.measures.patching import compare
 from posttrace.figures.studies.knowledge.data import ESTIMATE, PatchGrid
@@ -143,6 +144,7 @@ def judgement(sets: Sequence[PatchGrid]) -> Iterator[Table]:
         )
 
 
+@kept
 def estimates(grid: PatchGrid, comparison: Comparison) -> dict[tuple[str, str], Estimate]:
     """Return (scale, statistic) -> estimate on the pairs finished in both matrices; empty if there are none."""
     pairs = grid.pairs(comparison.first, comparison.second)

@@ -35,7 +35,7 @@ class Refusal(StageGroup):
         Examples
         --------
         >>> refusal = Refusal.from_dataset(open_group("runs/refusal", "refusal"))
-        >>> refusal.values("refused", "instruct", "instruct", "ablation", "harmful").dtype
+        >>> refusal.scores("refused", "instruct", "instruct", "ablation", "harmful").dtype
         dtype('float64')
         """
         return cls(dataset.load())
@@ -64,7 +64,7 @@ class Refusal(StageGroup):
         """Tell which test prompts are of a kind; dims prompt."""
         return np.array([str(k) == kind for k in self.array("kind")])
 
-    def values(self, array: str, direction: str, target: str, intervention: str, kind: str) -> np.ndarray:
+    def scores(self, array: str, direction: str, target: str, intervention: str, kind: str) -> np.ndarray:
         """Return one score of the finished answers of one cell, dims prompt; `none` has no direction."""
         place = dict(
             direction=0 if intervention == "none" else self.directions.index(direction),

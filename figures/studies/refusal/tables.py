@@ -146,7 +146,7 @@ def random_range(group: Refusal, array: str, target: str, intervention: str, kin
     means = [
         float(values[np.isfinite(values)].mean())
         for name in group.random
-        if np.isfinite(values := group.values(array, name, target, intervention, kind)).any()
+        if np.isfinite(values := group.scores(array, name, target, intervention, kind)).any()
     ]
     return Estimate(float(np.mean(means)), min(means), max(means), len(means)) if means else None
 
@@ -210,7 +210,7 @@ def _block(group: Refusal, measure: Measure, target: str, others: Sequence[str])
 def _cell(
     group: Refusal, measure: Measure, direction: str, target: str, intervention: str, kind: str
 ) -> Cell:
-    values = group.values(measure.array, direction, target, intervention, kind)
+    values = group.scores(measure.array, direction, target, intervention, kind)
     found = estimate(values, measure.array == "refused")
     return cell(found.value, found.low, found.high, measure.digits)
 
@@ -225,7 +225,7 @@ def _tidy(group: Refusal, measure: Measure) -> Iterator[dict]:
         for intervention in ("none", "ablation", "addition"):
             for direction in [target] if intervention == "none" else group.directions:
                 for kind in KINDS:
-                    values = group.values(measure.array, direction, target, intervention, kind)
+                    values = group.scores(measure.array, direction, target, intervention, kind)
                     values = values[np.isfinite(values)]
                     found = estimate(values, measure.array == "refused")
                     yield {

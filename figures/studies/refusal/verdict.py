@@ -51,7 +51,7 @@ def verdict(groups: Sequence[Refusal]) -> Verdict:
 
 
 def _refused(group: Refusal, direction: str, target: str, intervention: str) -> Estimate:
-    return estimate(group.values("refused", direction, target, intervention, "harmful"), share=True)
+    return estimate(group.scores("refused", direction, target, intervention, "harmful"), share=True)
 
 
 def _unqualified(group: Refusal) -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.group import of_type
 from posttrace.figures.studies.stages.bars import short
 from posttrace.figures.studies.stages.data import Effects
 
@@ -59,9 +60,7 @@ def agree(group: Effects, update: str, kind: str) -> Agreement | None:
 
 def agreement(groups: Sequence) -> Iterator[Drawing]:
     """Yield a scatter for each behaviour."""
-    for group in groups:
-        if not isinstance(group, Effects):
-            continue
+    for group in of_type(groups, Effects):
         found = {(u, kind): agree(group, u, kind) for u in group.updates for kind in group.kinds}
         there = {key: one for key, one in found.items() if one is not None}
         if not there:
@@ -113,8 +112,7 @@ def _draw(group: Effects, found: dict[tuple[str, str], Agreement]) -> Figure:
             row[0].set_ylabel("mean of insert and remove", labelpad=2)
         for ax in axes[-1]:
             ax.set_xlabel("attribution", labelpad=2)
-        title = f"{group.family}  ·  {group.name}, {short(group.unit)}"
-        figure.suptitle(title, x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, f"{group.family}  ·  {group.name}, {short(group.unit)}")
     return figure
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.group import of_type
 from posttrace.figures.studies.stages.data import Effects
-from posttrace.figures.studies.stages.tables import INTERVALS
+from posttrace.figures.studies.stages.tables import INTERVALS, incomplete, template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,18 +19,17 @@ if TYPE_CHECKING:
 
 def credit(groups: Sequence) -> Iterator[Drawing]:
     """Yield the bars of all behaviours, a panel for each."""
-    chosen = [group for group in groups if isinstance(group, Effects)]
+    chosen = of_type(groups, Effects)
     if not chosen:
         return
     sizes = ", ".join(f"{group.name} {len(group.prompts)}" for group in chosen)
-    warning = next((group.untrained_template for group in chosen if group.untrained_template), "")
     yield Drawing(
         name="stages/credit",
         heading="Effects of the stages",
         caption=(
-            f"{''.join(group.incomplete for group in chosen[:1])}{chosen[0].family}: mean of f(stage) - f(stage "
+            f"{incomplete(chosen)}{chosen[0].family}: mean of f(stage) - f(stage "
             f"before) over prompts (n: {sizes}), by kind of prompt, in each panel's own unit; not normalised. Bars of "
-            f"one kind sum to the difference of the last and the first stage. {warning}Lines: {INTERVALS}."
+            f"one kind sum to the difference of the last and the first stage. {template(chosen)}Lines: {INTERVALS}."
         ),
         alt="Bars of the mean effect of every stage on every behaviour.",
         figure=_draw(chosen),
@@ -58,7 +58,7 @@ def _draw(groups: Sequence[Effects]) -> Figure:
         for ax in axes[len(groups) :]:
             ax.set_axis_off()
         axes[0].legend()
-        figure.suptitle(f"{groups[0].family}  ·  effect of every stage", x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, f"{groups[0].family}  ·  effect of every stage")
     return figure
 
 

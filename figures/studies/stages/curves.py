@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.group import of_type
 from posttrace.figures.studies.stages.bars import short
 from posttrace.figures.studies.stages.data import Effects
 from posttrace.figures.studies.stages.tables import INTERVALS
@@ -21,9 +22,7 @@ ORDER_COLOURS = {"below": "#2a7fa8", "above": "#d1752b"}
 
 def dose(groups: Sequence) -> Iterator[Drawing]:
     """Yield, for each behaviour, the effect of removing a share of each update."""
-    for group in groups:
-        if not isinstance(group, Effects):
-            continue
+    for group in of_type(groups, Effects):
         controls = (
             "Grey band: the middle 95% of the means of the controls (Gaussian and permuted) at share 1. "
             if "control_removed" in group.data
@@ -66,14 +65,14 @@ def _draw_dose(group: Effects) -> Figure:
             row[0].set_ylabel(short(group.unit), labelpad=2)
         for ax in axes[-1]:
             ax.set_xlabel("share removed", labelpad=2)
-        figure.suptitle(f"{group.family}  ·  {group.name}", x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, f"{group.family}  ·  {group.name}")
     return figure
 
 
 def cumulative(groups: Sequence) -> Iterator[Drawing]:
     """Yield, for each behaviour, its values as each update is put in part by part."""
-    for group in groups:
-        if not isinstance(group, Effects) or "cumulative" not in group.data:
+    for group in of_type(groups, Effects):
+        if "cumulative" not in group.data:
             continue
         yield Drawing(
             name=f"stages/{group.name}/cumulative",
@@ -108,7 +107,7 @@ def _draw_cumulative(group: Effects) -> Figure:
             ax.set_xlabel("parts put in", labelpad=2)
             theme.whole_numbers(ax.xaxis)
         axes[0, 0].legend()
-        figure.suptitle(f"{group.family}  ·  {group.name}", x=0.008, ha="left", fontsize=8)
+        theme.heading(figure, f"{group.family}  ·  {group.name}")
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posttrace.figures.errors import FigureError
-from posttrace.figures.group import names_of, require
+from posttrace.figures.group import StageGroup, names_of, require
 from posttrace.figures.measures.intervals import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
@@ -21,16 +21,10 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(StageGroup):
     """How much each update changed each weight tensor."""
 
-    data: xr.Dataset
-
     name = "weights"
-
-    @property
-    def family(self) -> str:
-        return str(self.data.attrs.get("family", ""))
 
     @property
     def updates(self) -> tuple[str, ...]:
@@ -52,10 +46,8 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Effects:
+class Effects(StageGroup):
     """One behaviour on one set of prompts."""
-
-    data: xr.Dataset
 
     @property
     def name(self) -> str:
@@ -63,17 +55,9 @@ class Effects:
         return str(self.data.attrs["set"])
 
     @property
-    def family(self) -> str:
-        return str(self.data.attrs.get("family", ""))
-
-    @property
     def unit(self) -> str:
         """What the values are."""
         return str(self.data["behaviour"].attrs.get("units", "nats"))
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return names_of(self.data, "model")
 
     @property
     def updates(self) -> tuple[str, ...]:
@@ -99,10 +83,6 @@ class Effects:
         """Which prompts are of a kind; dims prompt."""
         kinds = np.array([str(k) for k in self.data["kind"].values])
         return np.ones(len(kinds), bool) if kind == ALL else kinds == kind
-
-    def values(self, array: str) -> np.ndarray:
-        """Return the values of an array, float64."""
-        return self.data[array].values.astype(np.float64)
 
     def effect(self, update: str) -> np.ndarray:
         """f(stage) - f(stage before), nats; dims prompt, NaN where a stage is not finished."""

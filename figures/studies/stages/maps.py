@@ -8,6 +8,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.group import of_type
 from posttrace.figures.heatmaps import Panel, heatmap_grid
 from posttrace.figures.studies.stages.bars import short
 from posttrace.figures.studies.stages.data import Effects
@@ -23,8 +24,8 @@ ORDER = (
 
 def tokens(groups: Sequence) -> Iterator[Drawing]:
     """Yield the maps by layer and token of behaviours that are read after the last token."""
-    for group in groups:
-        if not isinstance(group, Effects) or not bool(group.data.attrs["read_at_end"]):
+    for group in of_type(groups, Effects):
+        if not bool(group.data.attrs["read_at_end"]):
             continue
         labels, summed = by_position(group)
         panels, matrices = [], []
@@ -61,9 +62,7 @@ def tokens(groups: Sequence) -> Iterator[Drawing]:
 
 def modules(groups: Sequence) -> Iterator[Drawing]:
     """Yield the maps by layer and module, summed over tokens."""
-    for group in groups:
-        if not isinstance(group, Effects):
-            continue
+    for group in of_type(groups, Effects):
         panels, matrices = [], []
         for update in group.updates:
             credit, row = group.credit(update), []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from posttrace.figures.group import of_type
 from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED
 from posttrace.figures.studies.stages.data import Effects, Weights
 from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
@@ -19,7 +20,7 @@ INTERVALS = f"{CONFIDENCE:.0%} percentile bootstrap over prompts ({RESAMPLES} re
 
 def effects(groups: Sequence) -> Iterator[Table]:
     """Yield the table of stage effects, a block for each behaviour."""
-    chosen = [group for group in groups if isinstance(group, Effects)]
+    chosen = of_type(groups, Effects)
     if not chosen:
         return
     names = list(dict.fromkeys(update for group in chosen for update in group.updates))
@@ -48,9 +49,9 @@ def effects(groups: Sequence) -> Iterator[Table]:
         name="stages_effects",
         heading="Effects of the stages",
         caption=(
-            f"{_incomplete(chosen)}{chosen[0].family}: effect of a stage, f(stage) - f(stage before), on the same "
+            f"{incomplete(chosen)}{chosen[0].family}: effect of a stage, f(stage) - f(stage before), on the same "
             "token ids; means of a column's stages sum to the whole difference. The mean absolute effect shows what "
-            f"signs cancel. {_template(chosen)}In brackets: {INTERVALS}. Not normalised."
+            f"signs cancel. {template(chosen)}In brackets: {INTERVALS}. Not normalised."
         ),
         columns=tuple(names),
         blocks=tuple(blocks),
@@ -60,7 +61,7 @@ def effects(groups: Sequence) -> Iterator[Table]:
 
 def removal(groups: Sequence) -> Iterator[Table]:
     """Yield the table of updates removed from the final weights, with the controls."""
-    chosen = [group for group in groups if isinstance(group, Effects)]
+    chosen = of_type(groups, Effects)
     if not chosen:
         return
     columns = ("mean", "mean absolute")
@@ -85,7 +86,7 @@ def removal(groups: Sequence) -> Iterator[Table]:
         name="stages_removal",
         heading="Updates removed from the final weights",
         caption=(
-            f"{_incomplete(chosen)}{chosen[0].family}: f(final) - f(final - share x update); exact about weights, and "
+            f"{incomplete(chosen)}{chosen[0].family}: f(final) - f(final - share x update); exact about weights, and "
             "no estimate of training without the stage, except for the last stage at share 1. Controls, as long as the "
             "update in every tensor: mean over draws and prompts, and in brackets the range of the middle 95% of the "
             "draws' means. Rounding: weights moved at random within half a last place of bfloat16. Other brackets: "
@@ -99,9 +100,7 @@ def removal(groups: Sequence) -> Iterator[Table]:
 
 def weights(groups: Sequence) -> Iterator[Table]:
     """Yield the table of the updates' sizes, by kind of weight."""
-    for group in groups:
-        if not isinstance(group, Weights):
-            continue
+    for group in of_type(groups, Weights):
         kinds = np.array([kind_of_weight(str(name)) for name in group.data["parameter"].values])
         update, before, changed = (
             group.data[key].values for key in ("update_norm", "weight_norm", "changed")
@@ -191,9 +190,12 @@ def _percent(share: float) -> str:
     return "–" if np.isnan(share) else f"{100 * share:.2g}%"
 
 
-def _incomplete(groups: Sequence[Effects]) -> str:
-    return next((group.incomplete for group in groups if not group.complete), "")
+def incomplete(groups: Sequence[Effects]) -> str:
+    """Return the words that begin a caption where a behaviour is not finished."""
+    missing = ", ".join(f"{group.name}: {group.progress}" for group in groups if not group.complete)
+    return f"INCOMPLETE ({missing}). " if missing else ""
 
 
-def _template(groups: Sequence[Effects]) -> str:
+def template(groups: Sequence[Effects]) -> str:
+    """Return the warning of behaviours whose template the first stage may not know."""
     return next((group.untrained_template for group in groups if group.untrained_template), "")

@@ -26,7 +26,7 @@ def next_tokens(groups: Sequence[TraceGroup]) -> Iterator[Table]:
     """
     for group in groups:
         if group.name == "output":
-            yield _table(group.data)
+            yield _table(group.data.load())
 
 
 def completions(groups: Sequence[TraceGroup]) -> Iterator[Table]:

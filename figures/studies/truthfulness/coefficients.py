@@ -10,7 +10,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.measures.intervals import CONFIDENCE, Bootstrap, mean_of
-from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect, parted, steered_sets
+from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect_of, parted, steered_sets
 from posttrace.figures.studies.truthfulness.panels import (
     family,
     gaps,
@@ -33,7 +33,7 @@ def effect_by_coefficient(groups: Sequence[Summary | StatementSet]) -> Iterator[
     coefficients = [float(c) for c in summary.data["coefficient"].values]
     found = []
     for c in range(len(coefficients)):
-        found.append(mean_of([effect(sets[n], sets[n].array("p_diff_coefficient")[c]) for n in names]))
+        found.append(mean_of([effect_of(sets[n], sets[n].array("p_diff_coefficient")[c]) for n in names]))
     yield Drawing(
         name="truthfulness/coefficients",
         heading="Effect by coefficient",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from posttrace.figures.group import StageGroup, first_of, names_of, of_type, require
+from posttrace.figures.group import StageGroup, first_of, kept, names_of, of_type, require
 from posttrace.figures.measures.intervals import SEED, Bootstrap, resampled_means
 from posttrace.figures.measures.interventions import bootstrap_effect
 
@@ -126,7 +126,7 @@ class StatementSet(TruthGroup):
         """The two answers: TRUE, FALSE."""
         return tuple(str(a).strip() for a in self.data.attrs.get("answer_tokens", ("TRUE", "FALSE")))
 
-    @property
+    @cached_property
     def read(self) -> np.ndarray:
         """Which statements every stage has read; dims statement."""
         return np.isfinite(self.data["activation"].isel(layer=0, hidden=0).values).all(axis=0)
@@ -219,23 +219,22 @@ def accuracy(one: StatementSet, layer: int | None = None) -> Bootstrap:
     return Bootstrap(correct.mean(axis=0), draws.reshape(len(draws), *correct.shape[1:]), len(correct))
 
 
-def effect(one: StatementSet, p_diff: np.ndarray | None = None) -> Bootstrap:
+@kept
+def effect(one: StatementSet) -> Bootstrap:
     """Return effects of the interventions; dims kind (as `interventions.KINDS`) x direction x target.
 
     True and false statements are resampled separately.
-
-    Parameters
-    ----------
-    p_diff
-        P(TRUE) - P(FALSE) under each direction, dims direction x target x statement; by default the group's own.
-        They are always compared with the group's own direction `none`.
 
     Examples
     --------
     >>> effect(one).value.shape                    # none, 3 stages' directions, 20 random ones
     (3, 24, 3)
     """
+    return effect_of(one, one.array("p_diff"))
+
+
+def effect_of(one: StatementSet, p_diff: np.ndarray) -> Bootstrap:
+    """Return the effect of given P(TRUE) - P(FALSE), dims direction x target x statement, against those of `none`."""
     before = one.array("p_diff")[one.directions.index("none")]
-    after = one.array("p_diff") if p_diff is None else p_diff
-    before, after = (values[..., one.used].astype(np.float64) for values in (before, after))
+    before, after = (values[..., one.used].astype(np.float64) for values in (before, p_diff))
     return bootstrap_effect(before, after, one.truth[one.used])

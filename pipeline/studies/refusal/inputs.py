@@ -80,17 +80,17 @@ def read_inputs(job: RefusalJob, stages: Stages) -> RefusalInputs:
     everything = [text for s in splits.values() for name in SPLIT_NAMES for text in getattr(s, name)]
     texts = {name: written(job, name, t, everything) for name, t in stages.tokenizers.items()}
 
-    def prepared(n_positions: int) -> dict[str, StagePrompts]:
+    def tokenised(n_positions: int) -> dict[str, StagePrompts]:
         return {
             name: prepare_stage(job, name, tokenizer, splits, texts[name], stages, n_positions)
             for name, tokenizer in stages.tokenizers.items()
         }
 
-    tails = prepared(0)
+    tails = tokenised(0)
     check_choices(job, stages, tails)
     fixed = [-choice.position for stage, choice in job.choices.items() if stage in stages.names]
     n_positions = max([*fixed, *(p.tail for p in tails.values())])
-    prompts = prepared(n_positions)
+    prompts = tokenised(n_positions)
     shortest = min(len(p) for s in prompts.values() for some in s.ids.values() for p in some)
     if shortest < n_positions:
         raise JobError(

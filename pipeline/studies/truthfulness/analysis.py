@@ -179,7 +179,7 @@ def try_probes(
     return {"correct": correct}
 
 
-def accuracies(prepared: StatementInputs, store) -> dict[str, np.ndarray]:
+def accuracies(inputs: StatementInputs, store) -> dict[str, np.ndarray]:
     """Share of the held-out statements that a probe gets right; dims probe x source x target x 1 x layer.
 
     Examples
@@ -187,11 +187,11 @@ def accuracies(prepared: StatementInputs, store) -> dict[str, np.ndarray]:
     >>> accuracies(sets["cities"], store)["accuracy"].shape           # doctest: +SKIP
     (3, 3, 3, 1, 8)
     """
-    correct = store.read(prepared.path, "correct")
+    correct = store.read(inputs.path, "correct")
     return {"accuracy": correct.mean(axis=3, dtype=np.float64)[:, :, :, None].astype(np.float32)}
 
 
-def effects(job: TruthfulnessJob, prepared: StatementInputs, store) -> dict[str, np.ndarray]:
+def effects(job: TruthfulnessJob, inputs: StatementInputs, store) -> dict[str, np.ndarray]:
     """Effects of the interventions on one set; dims direction x target x 1.
 
     Examples
@@ -199,15 +199,15 @@ def effects(job: TruthfulnessJob, prepared: StatementInputs, store) -> dict[str,
     >>> effects(job, sets["cities"], store)["effect"].shape           # doctest: +SKIP
     (24, 3, 1)
     """
-    used = np.array(prepared.usable(0, len(prepared.statements)))
-    truth = np.array(prepared.labels)[used]
-    p_diff = store.read(prepared.path, "p_diff")[..., used]
+    used = np.array(inputs.usable(0, len(inputs.statements)))
+    truth = np.array(inputs.labels)[used]
+    p_diff = store.read(inputs.path, "p_diff")[..., used]
     none = direction_names(job).index("none")
     arrays = dict(zip(("effect_false_to_true", "effect_true_to_false"), _effects(p_diff, p_diff[none], truth),
                       strict=True))  # fmt: skip
     arrays["effect"] = (arrays["effect_false_to_true"] + arrays["effect_true_to_false"]) / 2
     if job.coefficient_sweep:
-        swept = store.read(prepared.path, "p_diff_coefficient")[..., used]
+        swept = store.read(inputs.path, "p_diff_coefficient")[..., used]
         both = [_effects(one, p_diff[none], truth) for one in swept]
         arrays["effect_coefficient"] = np.stack([(up + down) / 2 for up, down in both])
     return {name: values[..., None].astype(np.float32) for name, values in arrays.items()}

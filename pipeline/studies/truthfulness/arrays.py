@@ -40,7 +40,7 @@ def shown_names(job: TruthfulnessJob) -> list[str]:
 
 
 def set_group(
-    job: TruthfulnessJob, prepared: StatementInputs, shown: list[int], n_layers: int, hidden: int
+    job: TruthfulnessJob, inputs: StatementInputs, shown: list[int], n_layers: int, hidden: int
 ) -> Group:
     """Return the group `truthfulness/<set>`: what was read and answered, per statement.
 
@@ -53,7 +53,7 @@ def set_group(
 
     Examples
     --------
-    >>> set_group(job, prepared, [3, 8], 8, 160).path                 # doctest: +SKIP
+    >>> set_group(job, inputs, [3, 8], 8, 160).path                 # doctest: +SKIP
     'truthfulness/cities'
     """
     stages, block = list(job.stage_names), job.statements_per_unit
@@ -95,24 +95,24 @@ def set_group(
         "target": len(stages),
         "probe": len(job.probes),
         "direction": len(names),
-        "statement": len(prepared.statements),
+        "statement": len(inputs.statements),
         "layer": n_layers,
         "hidden": hidden,
     }
-    usable = set(prepared.usable(0, len(prepared.statements)))
+    usable = set(inputs.usable(0, len(inputs.statements)))
     coords = [
         Coord("model", ("model",), stages, "stage that was read"),
         Coord("source", ("source",), stages, "stage that a probe was trained on"),
         Coord("target", ("target",), stages, "stage that a probe or a direction was tested on"),
         Coord("probe", ("probe",), list(job.probes), "kind of probe"),
         Coord("direction", ("direction",), names, "what the run was steered along"),
-        Coord("statement", ("statement",), np.arange(len(prepared.statements)), "number of the statement"),
+        Coord("statement", ("statement",), np.arange(len(inputs.statements)), "number of the statement"),
         Coord("layer", ("layer",), np.arange(n_layers), "block, from 0"),
-        Coord("label", ("statement",), np.array(prepared.labels).astype(int), "1 true, 0 false"),
-        Coord("text", ("statement",), [s.text for s in prepared.statements], "the statement"),
-        Coord("prompt", ("statement",), [a.prompt.text if a else "" for a in prepared.asked[stages[0]]],
+        Coord("label", ("statement",), np.array(inputs.labels).astype(int), "1 true, 0 false"),
+        Coord("text", ("statement",), [s.text for s in inputs.statements], "the statement"),
+        Coord("prompt", ("statement",), [a.prompt.text if a else "" for a in inputs.asked[stages[0]]],
               "what is answered: the examples, then the statement; empty for an example"),
-        Coord("example", ("statement",), [i not in usable for i in range(len(prepared.statements))],
+        Coord("example", ("statement",), [i not in usable for i in range(len(inputs.statements))],
               "whether the statement is one of the examples in front of the others"),
     ]  # fmt: skip
     if job.coefficient_sweep:
@@ -145,23 +145,23 @@ def set_group(
             Coord("sample_statement", ("sample",), np.array(shown), "number of the statement"),
         ]
     return Group(
-        path=prepared.path,
+        path=inputs.path,
         sizes=sizes,
         arrays=tuple(arrays),
         coords=tuple(coords),
         attrs={
             "study": "truthfulness",
-            "set": prepared.spec.name,
+            "set": inputs.spec.name,
             "family": job.family.name,
             "read_site": job.read.site,
-            "topic": topic(prepared.spec.name),
+            "topic": topic(inputs.spec.name),
             "answer_tokens": list(job.answers),
             "suffix": job.suffix,
-            "examples": list(prepared.examples),
+            "examples": list(inputs.examples),
             "coefficient": job.coefficient,
             "seed": job.seed,
-            "n_statements": len(prepared.statements),
-            "n_statements_available": prepared.available,
+            "n_statements": len(inputs.statements),
+            "n_statements_available": inputs.available,
         },
     )
 

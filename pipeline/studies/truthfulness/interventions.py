@@ -66,7 +66,7 @@ def steered(
     >>> steered(job, sets, "cities", "sft", (0, 32), model, store, unit)[0]["p_diff"].shape       # doctest: +SKIP
     (24, 1, 32)
     """
-    prepared, names = sets[held_out], direction_names(job)
+    inputs, names = sets[held_out], direction_names(job)
     (begin, end), used = span, sets[held_out].usable(*span)
     factors = (job.coefficient, *job.coefficient_sweep)
     values = np.full((len(factors), len(names), 1, end - begin), np.nan, dtype=np.float32)
@@ -75,13 +75,13 @@ def steered(
         added, layers = vectors(job, sets, held_out, target, store), steered_layers(sets, held_out, store)
         edits = [
             [
-                _edit(job, prepared, i, target, name, added, layers, factor, model.n_layers)
+                _edit(job, inputs, i, target, name, added, layers, factor, model.n_layers)
                 for factor in factors
                 for name in names
             ]
             for i in used
         ]
-        answers, record = _answers(job, prepared, used, target, edits, model, unit)
+        answers, record = _answers(job, inputs, used, target, edits, model, unit)
         rows = answers.numpy().reshape(len(used), len(factors), len(names))
         values[:, :, 0, [i - begin for i in used]] = rows.transpose(1, 2, 0)
     arrays = {"p_diff": values[0]}
@@ -100,16 +100,16 @@ def completions(
     >>> completions(job, sets, "cities", "sft", [3, 8], model, store, tokenizer)["completion"]   # doctest: +SKIP
     array([[[' TRUE\nThe city', ...
     """
-    prepared = sets[held_out]
+    inputs = sets[held_out]
     added, layers = vectors(job, sets, held_out, target, store), steered_layers(sets, held_out, store)
     edits = [
         [
-            _edit(job, prepared, i, target, name, added, layers, job.coefficient, model.n_layers)
+            _edit(job, inputs, i, target, name, added, layers, job.coefficient, model.n_layers)
             for name in shown_names(job)
         ]
         for i in shown
     ]
-    prompts = [prepared.asked[target][i].prompt for i in shown]
+    prompts = [inputs.asked[target][i].prompt for i in shown]
     ids = model.run(steered_completions, prompts, edits, n_tokens=job.completion_tokens)
     texts = np.empty((ids.shape[1], 1, ids.shape[0]), dtype=object)
     for i, variants in enumerate(ids.tolist()):
@@ -138,19 +138,19 @@ def choose_first_layer(
     names = [target, *(f"random-{i}" for i in range(SWEEP_RANDOM))]
     answers, truth, records = [], [], []
     for name in training_sets(sets, held_out):
-        prepared = sets[name]
-        used = prepared.sample(job.sweep_statements, f"{job.seed}/{held_out}/{name}/sweep")
+        inputs = sets[name]
+        used = inputs.sample(job.sweep_statements, f"{job.seed}/{held_out}/{name}/sweep")
         edits = [
             [None, *(
-                _edit(job, prepared, i, target, one, added, range(first, last + 1), job.coefficient, model.n_layers)
+                _edit(job, inputs, i, target, one, added, range(first, last + 1), job.coefficient, model.n_layers)
                 for first in range(last + 1)
                 for one in names
             )]
             for i in used
         ]  # fmt: skip
-        some, record = _answers(job, prepared, used, target, edits, model, f"{unit}/{name}")
+        some, record = _answers(job, inputs, used, target, edits, model, f"{unit}/{name}")
         answers.append(some)
-        truth += [prepared.labels[i] for i in used]
+        truth += [inputs.labels[i] for i in used]
         records.append(record)
     values = torch.cat(answers).numpy().T
     up, down = intervention_effect(values[0], values[1:], np.array(truth))
@@ -172,18 +172,18 @@ def choose_first_layer(
     return arrays, combined(records)
 
 
-def _edit(job, prepared, i, target, name, added, layers, factor, n_layers) -> Edit | None:
+def _edit(job, inputs, i, target, name, added, layers, factor, n_layers) -> Edit | None:
     """How one statement is steered along a named direction."""
     if name == "none":
         return None
-    tokens = prepared.asked[target][i].tokens
-    return edit_of(job.steer(name, layers, tokens, prepared.labels[i], factor), added[name], n_layers)
+    tokens = inputs.asked[target][i].tokens
+    return edit_of(job.steer(name, layers, tokens, inputs.labels[i], factor), added[name], n_layers)
 
 
-def _answers(job, prepared, used, target, edits, model, unit):
+def _answers(job, inputs, used, target, edits, model, unit):
     """P(TRUE) - P(FALSE), dims statement x variant, a share of them recomputed by whole forward passes."""
-    prompts = [prepared.asked[target][i].prompt for i in used]
-    options = dict(answers=prepared.answers[target])
+    prompts = [inputs.asked[target][i].prompt for i in used]
+    options = dict(answers=inputs.answers[target])
     found = model.run(steered_answers, prompts, edits, max_tokens=job.execution.max_tokens, **options)
     check_finite(unit, job.dtype, {"p_diff": found})
     if not job.execution.check_share:

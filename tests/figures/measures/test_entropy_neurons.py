@@ -31,7 +31,7 @@ def test_the_overlap_by_chance_is_that_of_drawing():
         assert null.p == pytest.approx(np.mean([c >= found for c in counts]))
 
 
-def test_overlap_that_norm_explains_is_no_surprise_to_the_exchange():
+def test_overlap_that_norm_explains_is_expected_by_the_exchange():
     """LogitVar falls with norm alone: the same neurons are candidates in both stages, and so in every exchange."""
     norm = np.linspace(1, 2, 400)
     rng = np.random.default_rng(1)

@@ -65,7 +65,7 @@ def test_the_average_ratio_difference_is_the_papers(neurons):
     assert table.tidy.mean_ratio_difference[0] == pytest.approx(expected)
 
 
-def test_the_ablation_table_sets_candidates_beside_random_sets(on_text, neurons):
+def test_the_ablation_table_sets_candidates_next_to_random_sets(on_text, neurons):
     (table,) = ablation([neurons, on_text])
     assert row(table, "4 candidates together")[0] == "0.5000 [0.5000, 0.5000]"
     assert row(table, "50 random sets, mean")[0] == "0.0490"
@@ -85,6 +85,7 @@ def test_dots_are_the_changes(on_text):
     np.testing.assert_allclose(together, [0.5], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_documents_that_are_missing_are_left_out_and_said(on_text):
     held = {name: values.copy() for name, values in on_text.held.items()}
     for values in held.values():
@@ -144,11 +145,11 @@ def test_reliability_curves_show_each_stage(answers):
     assert table.blocks[2].heading.startswith("instruct − base")
 
 
-def test_confidence_stands_beside_the_neurons(neurons, on_text, answers):
+def test_confidence_stands_next_to_the_neurons(neurons, on_text, answers):
     (table,) = stages_compared([neurons, on_text, answers])
     shared, *_, ece = row(table, "instruct − base")
     assert shared == "3 of 4" and ece.startswith("0.1900")
-    assert not list(stages_compared([neurons])), "nothing to set beside"
+    assert not list(stages_compared([neurons])), "nothing to compare"
 
 
 def test_a_group_of_another_study_is_refused():

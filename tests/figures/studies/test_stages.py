@@ -107,6 +107,10 @@ def test_what_is_not_finished_is_said():
     for draw in (effects, removal, credit, dose, tokens, modules, agreement, cumulative):
         for product in draw([partly]):
             assert product.caption.startswith("INCOMPLETE"), draw
+    whole = stages.behaviour("loss", at_end=False)
+    assert next(credit([whole, partly])).caption.startswith(
+        f"INCOMPLETE ({partly.name}: 10 of 16 attributions). "
+    )
     assert not stages.behaviour(finished=0).any_finished
 
 

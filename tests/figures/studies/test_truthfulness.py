@@ -11,7 +11,7 @@ from posttrace.figures.errors import FigureError
 from posttrace.figures.studies.truthfulness.accuracy import accuracy_by_layer
 from posttrace.figures.studies.truthfulness.coefficients import effect_by_coefficient
 from posttrace.figures.studies.truthfulness.cosine import cosine_by_layer
-from posttrace.figures.studies.truthfulness.data import accuracy, effect, parted, read
+from posttrace.figures.studies.truthfulness.data import accuracy, effect_of, parted, read
 from posttrace.figures.studies.truthfulness.effects import effects_against_random
 from posttrace.figures.studies.truthfulness.layers import choice_of_layers
 from posttrace.figures.studies.truthfulness.projection import projections
@@ -71,7 +71,7 @@ def test_the_table_of_all_pairs_has_every_ordered_pair(groups):
     assert cells["sft", "on base"] == cells["base", "on sft"] != cells["base", "on base"]
 
 
-def test_published_numbers_stand_apart_beside_the_sets_of_the_paper(groups):
+def test_published_numbers_stand_apart_next_to_the_sets_of_the_paper(groups):
     assert not [r for block in next(accuracies(groups)).blocks for r in block.rows if r.published], (
         "another model"
     )
@@ -84,7 +84,7 @@ def test_published_numbers_stand_apart_beside_the_sets_of_the_paper(groups):
     assert published.PROBE_TRANSFER["animal_class"]["instruct", "instruct"] == 98.75
 
 
-def test_effects_are_shares_of_the_way_to_certainty_beside_random_directions(groups):
+def test_effects_are_shares_of_the_way_to_certainty_next_to_random_directions(groups):
     (table,) = effects(groups)
     assert table.columns[:5] == ("base → base", "random → base", "sft → sft", "base → sft", "Δ sft")
     cities = row(table, "mean of both", "cities")
@@ -105,7 +105,7 @@ def test_effect_follows_the_formula_by_label():
     one = statements("cities")
     p = one.array("p_diff").copy()
     p[1, 0, one.truth] = -1.0
-    drawn = effect(one, p)
+    drawn = effect_of(one, p)
     np.testing.assert_allclose(drawn.value[:, 1, 0], [0.75, 0.5, 1.0], atol=1e-6)
 
 
@@ -157,7 +157,7 @@ def test_points_lie_where_the_direction_puts_them(groups):
         np.testing.assert_allclose(np.sort(points.get_offsets()[:, 0]), np.sort(h[one.truth == label, 0]))
 
 
-def test_the_choice_of_layers_shows_learned_and_random_pushes(groups):
+def test_the_choice_of_layers_shows_learned_and_random_steering(groups):
     (drawing,) = choice_of_layers(groups)
     left, *panels = drawing.figure.axes
     assert {tuple(line.get_xdata()) for line in left.lines if line.get_marker() == "o"} == {(2,)}

@@ -53,11 +53,12 @@ def write_job(folder, checkpoints, statements, **changes):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, family, statements):
-    folder = tmp_path_factory.mktemp("confidence")
-    done = posttrace("run", write_job(folder, family, statements), "--store", folder / "store")
-    assert done.returncode == 0, done.stderr
-    return folder
+def finished(shared, family, statements):
+    def make(folder):
+        done = posttrace("run", write_job(folder, family, statements), "--store", folder / "store")
+        assert done.returncode == 0, done.stderr
+
+    return shared("confidence", make)
 
 
 def run(job, store, *overrides):

@@ -37,6 +37,7 @@ class TestRefusal(StudyContract):
 class TestDifference(StudyContract):
     study = "difference"
 
+    @pytest.mark.slow
     def test_one_checkpoint_twice_differs_exactly_nowhere(self, whole):
         for name in ("kl", "js", "norm_difference", "token_sum", "squared_difference_sum", "rise_logprob"):
             values = whole.read("difference/mine", name)

@@ -23,7 +23,7 @@ from posttrace.pipeline.studies.difference.measures import (
     predicted,
     rounding_variance,
 )
-from posttrace.stores import open_group
+from posttrace.stores import Store, open_group
 from posttrace.tracers.engines.edits import Edit, apply_edits
 from posttrace.tracers.engines.text_streams import projection, steered_finals
 from posttrace.tracers.errors import TracerError
@@ -42,9 +42,12 @@ RANDOM = 3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(shared):
     """Two random stages, the second one a small change of the first; text, conversations, and a job over them."""
-    folder = tmp_path_factory.mktemp("difference")
+    return shared("difference", write_inputs)
+
+
+def write_inputs(folder):
     module = varied_module("llama")
     tokenizer = word_tokenizer([*WORDS, "<", ">", "user", "assistant", "\n"])
     tokenizer.chat_template = TEMPLATE
@@ -79,7 +82,6 @@ def folder(tmp_path_factory):
         "execution": {"device": "cpu"},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +90,11 @@ def study(folder):
 
 
 @pytest.fixture(scope="module")
-def store(folder):
-    return run_job(load_job(str(folder / "job.yaml")), str(folder / "store"), say=lambda line: None)
+def store(folder, shared):
+    def make(there):
+        run_job(load_job(str(folder / "job.yaml")), str(there / "store"), say=lambda line: None)
+
+    return Store.open(shared("difference-run", make) / "store")
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +128,7 @@ def runs(study, plain):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "chat"])
 def test_distributions_and_streams_are_those_of_single_documents(name, study, store, runs):
     path, one = f"difference/{name}", study.inputs[name]
@@ -163,6 +169,7 @@ def test_distributions_and_streams_are_those_of_single_documents(name, study, st
         assert 0 < largest[array] < limit, (array, largest[array])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "chat"])
 def test_sums_over_tokens_and_slots(name, study, store, runs):
     path, one = f"difference/{name}", study.inputs[name]
@@ -212,6 +219,7 @@ def wanted_places(slot, document):
     return [place] if place < n and document.roles[place] == role else []
 
 
+@pytest.mark.slow
 def test_roles_of_a_conversation(study):
     document = study.inputs["chat"].documents[0]
     # <s> < user > w w w w \n < assistant > w ...
@@ -221,6 +229,7 @@ def test_roles_of_a_conversation(study):
     assert set(document.roles[12:-1]) == {"answer"} and document.roles[-1] == "template"
 
 
+@pytest.mark.slow
 def test_linear_maps_components_and_lenses(study, store, folder):
     path = "difference/plain"
     sampled = store.read(path, "sampled_activation").astype(np.float64)
@@ -263,6 +272,7 @@ def test_linear_maps_components_and_lenses(study, store, folder):
     assert store.read(path, "lens_bound")[i] == pytest.approx(float(highest.quantile(0.95)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_mean_difference_is_shared_by_halves(study, store):
     path = "difference/plain"
     sums, count = store.read(path, "hidden_sum").astype(float), store.read(path, "slot_count")
@@ -273,6 +283,7 @@ def test_the_mean_difference_is_shared_by_halves(study, store):
     assert store.read(path, "shared")[i, 1, 0] == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_steering_gives_what_hooks_give(study, store, plain):
     path, one = "difference/plain", study.inputs["plain"]
     i = study.job.pairs.index(("base", "instruct"))
@@ -329,6 +340,7 @@ def test_the_files_unembedding_gives_the_models_distributions(name, tmp_path):
     torch.testing.assert_close(unembedding.log_probabilities(found[0][0], 300), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_unembedding_that_is_not_the_models_stops_the_run(folder, store):
     study = prepare(load_job(str(folder / "job.yaml")))
     work = next(one for one in study.work if one.kind == "compare")
@@ -356,9 +368,9 @@ def test_rounding_is_as_large_as_foreseen():
 
 
 @pytest.mark.slow
-def test_16_bit_streams_differ_by_their_rounding(folder, store):
+def test_16_bit_streams_differ_by_their_rounding(folder, store, tmp_path):
     job = load_job(str(folder / "job.yaml"), ["stream_dtype=bfloat16", "steering=null"])
-    rounded = run_job(job, str(folder / "rounded"), say=lambda line: None)
+    rounded = run_job(job, str(tmp_path / "rounded"), say=lambda line: None)
     path = "difference/plain"
     exact, found = (open_group(one.url, path).stream.values[:, :, :, 1:] for one in (store, rounded))
     error = np.nansum(np.square(exact.astype(float) - found), axis=(1, 3, 4))
@@ -369,9 +381,9 @@ def test_16_bit_streams_differ_by_their_rounding(folder, store):
 
 
 @pytest.mark.slow
-def test_projected_streams_keep_lengths(folder, store):
+def test_projected_streams_keep_lengths(folder, store, tmp_path):
     job = load_job(str(folder / "job.yaml"), ["projection=16", "steering=null"])
-    found = run_job(job, str(folder / "projected"), say=lambda line: None)
+    found = run_job(job, str(tmp_path / "projected"), say=lambda line: None)
     path = "difference/plain"
     exact, about = (one.read(path, "squared_difference_sum")[0, :, :, 0].sum() for one in (store, found))
     assert about == pytest.approx(exact, rel=0.3)
@@ -452,6 +464,7 @@ def test_mistakes_in_a_job(overrides, message, folder):
         prepare(load_job(str(folder / "job.yaml"), overrides))
 
 
+@pytest.mark.slow
 def test_mistakes_in_conversations(folder, tmp_path):
     def problem(text, *more):
         (tmp_path / "bad.jsonl").write_text(text)

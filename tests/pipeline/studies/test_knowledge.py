@@ -222,7 +222,7 @@ def test_given_examples_are_used_as_they_are(job_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_attribution_is_kept_beside_exact_values_of_some_pairs(finished, job_file, tmp_path):
+def test_attribution_is_kept_next_to_exact_values_of_some_pairs(finished, job_file, tmp_path):
     """The estimate has its own name; exact values stand where a pair was drawn for them, and are the exact run's."""
     done = posttrace("run", job_file, "--store", tmp_path / "a", "--set", "method=attribution")
     assert done.returncode == 0, done.stderr

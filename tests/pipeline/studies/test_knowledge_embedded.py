@@ -13,23 +13,19 @@ from tests.support.commands import posttrace
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("embedded") / "store"
-    done = posttrace(
-        *(
-            "run",
-            "knowledge",
-            "--store",
-            folder,
-            "--set",
+def store(shared):
+    def make(folder):
+        changes = (
             "max_pairs=8",
-            "--set",
             "sets=[cities, neg_cities]",
-        ),
-        *("--set", "stages=[base, instruct]", "--set", "execution.device=cpu"),
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+            "stages=[base, instruct]",
+            "execution.device=cpu",
+        )
+        options = [word for change in changes for word in ("--set", change)]
+        done = posttrace("run", "knowledge", "--store", folder / "store", *options)
+        assert done.returncode == 0, done.stderr
+
+    return shared("embedded", make) / "store"
 
 
 @pytest.mark.slow

@@ -48,15 +48,17 @@ NEW, LAYERS = 5, 3
 
 
 @pytest.fixture(scope="module")
-def chat_family(tmp_path_factory):
+def chat_family(shared):
     """Random Llamas base and instruct, the latter with a chat template of its own."""
-    folder = tmp_path_factory.mktemp("chat-family")
-    for seed, stage in enumerate(["base", "instruct"]):
-        random_module("llama", seed).save_pretrained(folder / stage)
-        tokenizer = word_tokenizer(WORDS)
-        tokenizer.chat_template = CHAT if stage == "instruct" else None
-        tokenizer.save_pretrained(folder / stage)
-    return folder
+
+    def make(folder):
+        for seed, stage in enumerate(["base", "instruct"]):
+            random_module("llama", seed).save_pretrained(folder / stage)
+            tokenizer = word_tokenizer(WORDS)
+            tokenizer.chat_template = CHAT if stage == "instruct" else None
+            tokenizer.save_pretrained(folder / stage)
+
+    return shared("chat-family", make)
 
 
 def texts(kind, n=30):
@@ -100,11 +102,12 @@ def job_file(tmp_path, chat_family):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, chat_family):
-    folder = tmp_path_factory.mktemp("refusal")
-    done = posttrace("run", write_job(folder, chat_family), "--store", folder / "store")
-    assert done.returncode == 0, done.stderr
-    return folder
+def finished(shared, chat_family):
+    def make(folder):
+        done = posttrace("run", write_job(folder, chat_family), "--store", folder / "store")
+        assert done.returncode == 0, done.stderr
+
+    return shared("refusal", make)
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +330,7 @@ def test_what_does_not_fit_is_one_message(tmp_path, chat_family, keys, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_sets_that_do_not_differ_are_said_so(tmp_path, chat_family):
     """Everything before the choice can be computed, and gives no direction."""
     job = write_job(tmp_path, chat_family, harmless="harmful.csv", stages=["base"], random_directions=0)
@@ -334,6 +338,7 @@ def test_sets_that_do_not_differ_are_said_so(tmp_path, chat_family):
         run_job(load_job(str(job)), str(tmp_path / "store"), say=lambda line: None)
 
 
+@pytest.mark.slow
 def test_an_answer_of_one_token_has_no_mean_nll(tmp_path, chat_family):
     """The mean runs from the second token on: without one it has no value, which is no fault of the model."""
     job = write_job(tmp_path, chat_family, new_tokens=1, stages=["base"], random_directions=0)
@@ -365,6 +370,7 @@ def test_a_post_trained_stage_without_chat_template_ends_with_status_2(tmp_path,
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_no_network_is_said_with_what_to_do(tmp_path):
     offline = {
         "XDG_CACHE_HOME": str(tmp_path),
@@ -484,6 +490,7 @@ def test_the_embedded_instruct_stage_refuses_and_its_direction_decides(tmp_path)
     assert agree.mean() > 0.9, "the score without phrases says the same"
 
 
+@pytest.mark.slow
 def test_a_template_written_out_gives_the_prompts_of_the_chat_template(job_file):
     """Its beginning-of-text token included, which the tokenizer would add as well."""
     written = "<s><u>{instruction}\n<a>"
@@ -496,6 +503,7 @@ def test_a_template_written_out_gives_the_prompts_of_the_chat_template(job_file)
     assert all(list(ids[:2]).count(1) == 1 for some in text.ids.values() for ids in some)
 
 
+@pytest.mark.slow
 def test_a_system_prompt_goes_into_chats_alone(job_file):
     study = prepare(load_job(str(job_file), ["system=w40 w41"]))
     assert "<u>w40 w41\n<u>" in study.inputs.probes["instruct"]
@@ -504,6 +512,7 @@ def test_a_system_prompt_goes_into_chats_alone(job_file):
         load_job(str(job_file), ["system=w40", "templates.instruct=base"])
 
 
+@pytest.mark.slow
 def test_answers_are_scored_after_their_reasoning(tmp_path, chat_family):
     """A template that opens a block: it is closed at `reasoning_tokens`, and the answer begins there."""
     shutil.copytree(chat_family, tmp_path / "family")

@@ -13,7 +13,7 @@ from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
-from posttrace.stores import open_group
+from posttrace.stores import Store, open_group
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.updates import Update
 from tests.support.jobs import good_job
@@ -21,9 +21,13 @@ from tests.support.models import random_module
 
 
 @pytest.fixture(scope="module")
-def stages(inputs, tmp_path_factory):
+def stages(inputs, shared):
     """Three checkpoints of one tiny Llama; the second update is a tenth of the first."""
-    folder, module = tmp_path_factory.mktemp("stages"), random_module("llama", 0)
+    return shared("stages", lambda folder: write_stages(folder, inputs))
+
+
+def write_stages(folder, inputs):
+    module = random_module("llama", 0)
     for size, stage in ((0.0, "base"), (0.1, "sft"), (0.01, "instruct")):
         torch.manual_seed(len(stage))
         with torch.no_grad():
@@ -34,7 +38,6 @@ def stages(inputs, tmp_path_factory):
             shutil.copy(file, folder / stage)
         for file in inputs.joinpath("model").glob("*.jinja"):
             shutil.copy(file, folder / stage)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +56,11 @@ def job(stages, inputs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def store(job, tmp_path_factory):
-    return run_job(job(), str(tmp_path_factory.mktemp("run") / "store"), say=lambda line: None)
+def store(job, shared):
+    def make(folder):
+        run_job(job(), str(folder / "store"), say=lambda line: None)
+
+    return Store.open(shared("stages-run", make) / "store")
 
 
 class Plain:
@@ -118,6 +124,7 @@ def plain(stages, store):
     return Plain(stages, "base", "sft", prompt, true, false), sign
 
 
+@pytest.mark.slow
 def test_an_attribution_map_is_what_plain_pytorch_gives(store, plain):
     data, (reference, sign) = open_group(store, "stages/verdict/cities"), plain
     nodes = int(data["nodes"][0, 0])
@@ -138,6 +145,7 @@ def test_an_attribution_map_is_what_plain_pytorch_gives(store, plain):
     assert (np.abs(data["residual"].values) <= 0.02 * np.abs(effect) + 0.011).all()
 
 
+@pytest.mark.slow
 def test_a_swap_grid_is_what_plain_pytorch_gives(store, plain):
     data, (reference, sign) = open_group(store, "stages/verdict/cities"), plain
     halves = {"attn": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
@@ -198,6 +206,7 @@ def test_norms_and_cosines_of_the_updates(store, stages):
         assert found == pytest.approx(float(cosine), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_behaviours_of_ones_own(job, stages, tmp_path):
     """Log P of one answer, of one against another (of one token, or more), loss and entropy of texts."""
     prompts = ["The city of w1 is", "The city"]

@@ -111,6 +111,7 @@ def test_patch_steer_and_read_together_equal_plain_hooks(tmp_path, trace_job, fa
     assert verify(url) == []
 
 
+@pytest.mark.slow
 def test_a_rerun_does_nothing_and_a_forgotten_unit_comes_back_the_same(tmp_path, trace_job):
     url = str(tmp_path / "store")
     job = load_job(str(trace_job()))
@@ -154,6 +155,7 @@ def test_where_a_direction_lies_does_not_matter_its_values_do(tmp_path, trace_jo
     assert fingerprint(prepare(load_job(str(trace_job(directions={"up": {"file": "moved.npy"}}))))) != one
 
 
+@pytest.mark.slow
 def test_generation_is_steered_at_every_token(tmp_path, trace_job, family):
     steer = {"op": "steer", "layers": [1, 2], "tokens": "all", "direction": "up", "coefficient": 3.0}
     url = str(tmp_path / "store")
@@ -185,6 +187,7 @@ def test_generation_is_steered_at_every_token(tmp_path, trace_job, family):
     assert len(read) == 4 * len(PROMPTS)
 
 
+@pytest.mark.slow
 def test_patches_and_steers_at_some_tokens_act_in_the_prompt_alone(tmp_path, trace_job, family):
     operations = [
         {"op": "patch", "layers": [0], "tokens": [-2], "source": "base"},
@@ -229,7 +232,8 @@ def test_patches_and_steers_at_some_tokens_act_in_the_prompt_alone(tmp_path, tra
     assert changed == 4, "the operations change every answer, or the test says nothing"
 
 
-def test_ids_stand_beside_texts(tmp_path, trace_job, family):
+@pytest.mark.slow
+def test_ids_stand_next_to_texts(tmp_path, trace_job, family):
     url = str(tmp_path / "store")
     run_job(load_job(str(trace_job(generate=3))), url, say=lambda line: None)
     tokenizer = AutoTokenizer.from_pretrained(family / "base")
@@ -255,6 +259,7 @@ def chats(tmp_path):
     return {"name": "x", "stages": {"chat": str(tmp_path / "chat")}}
 
 
+@pytest.mark.slow
 def test_a_chat_is_what_the_stages_own_template_writes(trace_job, chats):
     plain = {"operations": [], "directions": {}, "family": chats, "date": "2024-07-26"}
     ask = {"role": "user", "content": "w1 is"}
@@ -273,6 +278,7 @@ def test_a_chat_is_what_the_stages_own_template_writes(trace_job, chats):
     )
 
 
+@pytest.mark.slow
 def test_a_template_that_reads_the_clock_is_noted_and_can_be_pinned(trace_job, chats):
     def study(**keys):
         messages = [{"messages": [{"role": "user", "content": "w1"}]}]
@@ -285,6 +291,7 @@ def test_a_template_that_reads_the_clock_is_noted_and_can_be_pinned(trace_job, c
     assert fingerprint(pinned) != fingerprint(study(date="2024-07-27"))
 
 
+@pytest.mark.slow
 def test_an_answer_ends_where_only_the_template_or_the_generation_settings_say(tmp_path, trace_job, family):
     """Whatever the model says first ends its answer as soon as one of the three names it."""
     url = str(tmp_path / "first")

@@ -67,10 +67,11 @@ def job_file(tmp_path_factory, family):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, job_file):
-    folder = tmp_path_factory.mktemp("truth-store") / "store"
-    run_job(load_job(str(job_file)), str(folder), say=lambda line: None)
-    return folder
+def store(shared, job_file):
+    def make(folder):
+        run_job(load_job(str(job_file)), str(folder / "store"), say=lambda line: None)
+
+    return shared("truth", make) / "store"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def plain(family):
 
 @pytest.fixture(scope="module")
 def dumped(store, plain):
-    """(stage, set) -> behind every block, the last token of each bare statement; dims statement x layer x hidden."""
+    """(stage, set) -> after every block, the last token of each bare statement; dims statement x layer x hidden."""
     return {
         (stage, name): np.stack([last_token(*plain[stage], text) for text in texts_of(store, name)])
         for stage in STAGES
@@ -100,7 +101,7 @@ def texts_of(store, name):
 
 
 def last_token(model, tokenizer, text):
-    """Behind every block, kept by forward hooks; dims layer x hidden."""
+    """After every block, kept by forward hooks; dims layer x hidden."""
     kept = []
     hooks = [
         block.register_forward_hook(lambda _m, _i, out: kept.append(out[0, -1].double().numpy()))
@@ -193,7 +194,7 @@ def newton(x, y):
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), [("base", "base"), ("base", "instruct"), ("instruct", "base")])
 def test_effects_are_those_of_hooks_in_plain_transformers(store, plain, labels, by_hand, source, target):
-    """Prompts as stored, directions from the dumped activations, pushes by forward hooks, the formula written out."""
+    """Prompts as stored, directions from the dumped activations, steering by forward hooks, the formula written out."""
     summary = open_group(str(store), "truthfulness").load()
     effect = summary.effect.set_index(direction="direction_name")
     model, tokenizer = plain[target]
@@ -208,9 +209,9 @@ def test_effects_are_those_of_hooks_in_plain_transformers(store, plain, labels, 
         for prompt, label in zip(data.prompt.values[used], labels[held_out][used], strict=True):
             ids = tokenizer(str(prompt), return_tensors="pt").input_ids
             before.append(probability_difference(model, ids, true, false))
-            push = (-1 if label else 1) * COEFFICIENT * vector
+            steer = (-1 if label else 1) * COEFFICIENT * vector
             hooks = [
-                model.model.layers[layer].register_forward_hook(adding(push))
+                model.model.layers[layer].register_forward_hook(adding(steer))
                 for layer in range(first, last + 1)
             ]
             after.append(probability_difference(model, ids, true, false))
@@ -220,7 +221,7 @@ def test_effects_are_those_of_hooks_in_plain_transformers(store, plain, labels, 
                 data.p_diff.sel(direction=name, target=target)[used], values, atol=1e-6
             )
         y, before, after = labels[held_out][used], np.array(before), np.array(after)
-        assert np.abs(after - before).max() > 2e-4, "no push has an effect: nothing is tested"
+        assert np.abs(after - before).max() > 2e-4, "no steering has an effect: nothing is tested"
         minus, plus = before[~y].mean(), before[y].mean()
         up = (after[~y].mean() - minus) / (1 - minus)
         down = (after[y].mean() - plus) / (-1 - plus)
@@ -260,7 +261,7 @@ def test_the_names_that_readers_rely_on(store):
 
 
 @pytest.mark.slow
-def test_the_coefficient_sweep_scales_the_push(store):
+def test_the_coefficient_sweep_scales_the_steering(store):
     """Twice the coefficient is another answer; the effect by coefficient is the effect of those answers."""
     data = open_group(str(store), "truthfulness").load()
     one = open_group(str(store), "truthfulness/cities").load()

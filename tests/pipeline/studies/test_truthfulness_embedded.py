@@ -33,10 +33,11 @@ CHANGES = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("embedded-truth") / "store"
-    run_job(load_job("truthfulness", CHANGES), str(folder), say=lambda line: None)
-    return folder
+def store(shared):
+    def make(folder):
+        run_job(load_job("truthfulness", CHANGES), str(folder / "store"), say=lambda line: None)
+
+    return shared("embedded-truth", make) / "store"
 
 
 @pytest.mark.slow
@@ -59,7 +60,7 @@ def test_early_layers_know_nothing_of_truth_yet(store):
 
 @pytest.mark.slow
 def test_the_effect_of_a_transferred_direction_is_that_of_hooks_in_plain_transformers(store):
-    """Where the effect is large: base's direction pushed into instruct, and a random one of the same norm."""
+    """Where the effect is large: instruct steered along base's direction, and a random one of the same norm."""
     summary = open_group(str(store), "truthfulness").load()
     data = open_group(str(store), "truthfulness/cities").load()
     folder = families()["embedded"]["instruct"]
@@ -74,9 +75,9 @@ def test_the_effect_of_a_transferred_direction_is_that_of_hooks_in_plain_transfo
         period = ids.shape[1] - 5
         assert tokenizer.decode(ids[0, period]) == "."
         before.append(probability_difference(model, ids, true, false))
-        push = vector if data.label.values[i] == 0 else -vector
+        steer = vector if data.label.values[i] == 0 else -vector
         hooks = [
-            model.model.layers[layer].register_forward_hook(adding(push, period))
+            model.model.layers[layer].register_forward_hook(adding(steer, period))
             for layer in range(LAYERS[0], LAYERS[1] + 1)
         ]
         after.append(probability_difference(model, ids, true, false))

@@ -26,7 +26,7 @@ class Loopback:
     ...     server.fault("post_status", code=429, retry_after=1)
 
     folder: where its environment and its log go. models: hub id -> folder of the checkpoint. options: more of the
-    server's CONFIG (tests/support/remote/server/__main__.py). links: packages beside the installed ones (isolation.py).
+    server's CONFIG (tests/support/remote/server/__main__.py). links: packages besides those installed (isolation.py).
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Scenario:
     stored: int = 0
     """Units in the store after the error."""
     limits: dict = field(default_factory=dict)
-    """Settings of execution.remote, beside the sweep's own."""
+    """Settings of execution.remote, besides the sweep's own."""
     in_flight: int = 2
     restart: dict | None = None
     """How the server is restarted while the first job is held."""

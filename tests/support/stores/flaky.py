@@ -16,11 +16,11 @@ def flaky(endpoint: str, faults: tuple[str, ...], share: float, seed: int = 0):
     """Yield the URL of the proxy and a count of what it did to requests.
 
     Arguments:
-        endpoint: the server behind.
+        endpoint: the server that answers.
         faults: of "429", "503" and "cut" (the head says more bytes than come), chosen evenly.
         share: of all requests.
     """
-    behind, chance, lock, told = urlsplit(endpoint), random.Random(seed), threading.Lock(), Counter()
+    upstream, chance, lock, told = urlsplit(endpoint), random.Random(seed), threading.Lock(), Counter()
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -33,7 +33,7 @@ def flaky(endpoint: str, faults: tuple[str, ...], share: float, seed: int = 0):
                 told[fault] += 1
                 self.reply(int(fault), {}, b"<Error><Code>SlowDown</Code></Error>")
                 return
-            link = http.client.HTTPConnection(behind.hostname, behind.port, timeout=30)
+            link = http.client.HTTPConnection(upstream.hostname, upstream.port, timeout=30)
             link.request(self.command, self.path, body, dict(self.headers))
             got = link.getresponse()
             data = got.read()

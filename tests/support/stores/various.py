@@ -71,7 +71,7 @@ class Stores:
         run(make(self.sound["finished"]))
         unfinished = make(self.sound["unfinished"])
         run(unfinished, limit=9)
-        leave_behind(unfinished)
+        leave_unfinished(unfinished)
         run(make(self.others["other"], "beef"), twin=True)
         run(make(self.others["twin"]), twin=True)
         loose = make(folder / "loose", "beef")
@@ -96,7 +96,7 @@ class Stores:
         return (self.others if state == "finished" else self.loose)[whose]
 
 
-def leave_behind(store: Store) -> None:
+def leave_unfinished(store: Store) -> None:
     """What a killed run leaves: a note, one of two arrays, a lease, a job at a server."""
     unit = next(unit for unit in store.pending() if len(unit.arrays) > 1)
     store.writing.begin(unit.id)

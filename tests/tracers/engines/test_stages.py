@@ -25,7 +25,7 @@ from posttrace.tracers.oracles.stages import (
     naive_swap,
     shapley_values,
 )
-from tests.support.models import CONFIGS, word_tokenizer
+from tests.support.models import CONFIGS, mostly_slow, word_tokenizer
 from tests.support.updates import questions, two_stages
 from tests.tracers.architectures.table import tiny_module
 
@@ -151,7 +151,7 @@ def test_attribution_is_complete_and_nodes_are_added_where_it_is_not(llama):
     assert found.modules[0, 0, 0, 6:].isnan().all() and found.modules[0, 0, 0, :6].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("name", mostly_slow(["llama", "gpt2", "gemma2", "gpt_neox"], fast=["llama"]))
 def test_swaps_equal_whole_passes_and_cumulative_ones_end_at_the_stages(name):
     """gpt2 is tied: its embeddings are swapped in one place, its unembedding in the other."""
     model, update, earlier = two_stages(name)
@@ -174,6 +174,7 @@ def test_swaps_equal_whole_passes_and_cumulative_ones_end_at_the_stages(name):
     assert torch.equal(behaviour_values(model, prompts), now), "the model is as it was"
 
 
+@pytest.mark.slow
 def test_small_updates_have_one_credit_whatever_the_method():
     """To first order attribution, Shapley values, insert and remove agree; Shapley values sum to the effect."""
     model, update, earlier = two_stages("llama", size=1e-3)

@@ -34,7 +34,7 @@ def checkpoint(original, tmp_path):
 
 
 def shards(folder, factor=1.0):
-    """Write the weights, times a factor, as two shards with an index, beside whatever is there."""
+    """Write the weights, times a factor, as two shards with an index, next to whatever is there."""
     weights = {name: factor * value for name, value in load_file(folder / "model.safetensors").items()}
     names = sorted(weights)
     where = {}

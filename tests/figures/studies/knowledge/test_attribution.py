@@ -105,7 +105,7 @@ def test_every_table_says_which_columns_are_estimates(cities):
         assert "method" not in table.tidy
 
 
-def test_published_exact_values_do_not_stand_beside_estimates(cities):
+def test_published_exact_values_do_not_stand_next_to_estimates(cities):
     cities = replace(cities, family="llama-3.1-8b")
     exact = PatchGrid.from_dataset(template_group("sp_en_trans", pairs=4).assign_attrs(family="llama-3.1-8b"))
     theirs = [r for t in statistics([cities, exact]) for b in t.blocks for r in b.rows if r.published]
@@ -132,7 +132,7 @@ def test_agreement_is_that_of_all_cells_of_all_pairs(name, request):
         assert statistic.low < statistic.value < statistic.high
 
 
-def test_what_lies_behind_the_end_of_a_statement_is_no_cell():
+def test_what_lies_past_the_end_of_a_statement_is_no_cell():
     dataset = estimated(free_group(pairs=8), exact=EXACT)
     usual = PatchGrid.from_dataset(dataset).sample.agreement("base", "sft")
     padded = dataset.fillna({"logit_diff": 0.0, "logit_diff_attribution": 1e6})

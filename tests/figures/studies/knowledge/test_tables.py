@@ -97,7 +97,7 @@ def test_the_caption_tells_how_the_intervals_were_made(storage):
         assert words in storage.caption, words
 
 
-def test_published_values_stand_beside_ours_only_where_the_paper_has_them(sets):
+def test_published_values_stand_next_to_ours_only_where_the_paper_has_them(sets):
     storage = next(statistics([replace(grid, family="llama-3.1-8b") for grid in sets]))
     with_paper = {block.heading: [row for row in block.rows if row.published] for block in storage.blocks}
     assert with_paper["base and sft, storage"] == []

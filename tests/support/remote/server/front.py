@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, half if fault == "download_short" else data, kind)
 
     def _subscribe(self) -> None:
-        """Hand out a session, then push its frames until the client goes away."""
+        """Hand out a session, then send its frames until the client goes away."""
         session, lock = uuid.uuid4().hex, threading.Lock()
 
         def send(message) -> None:

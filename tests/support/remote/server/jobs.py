@@ -1,4 +1,4 @@
-"""Jobs from acceptance to result: one worker runs them in order, statuses are kept or pushed as NDIF does."""
+"""Jobs from acceptance to result: one worker runs them in order, statuses are kept or sent as NDIF does."""
 
 import itertools
 import queue

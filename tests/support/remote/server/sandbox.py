@@ -1,6 +1,6 @@
 """Run requests with the code of NDIF's own server, PyPI `ndif`, without its Ray, Redis and queue.
 
-A key that is trusted has its block run beside the weights, any other one in a *runner*: another process without them,
+A key that is trusted has its block run next to the weights, any other one in a *runner*: another process without them,
 which asks this one over a socket for every value (see runners.py, and ndif's services/ray/sandbox).
 """
 
@@ -44,14 +44,14 @@ class Sandbox:
             model._remoteable_set_env(env)
             try:
                 if trusted:
-                    return self._beside(model, dtype, blob, compress)
+                    return self._next_to_weights(model, dtype, blob, compress)
                 return self._in_runner(model, directory, dtype, blob, compress, env)
             except (RunnerError, RequestError) as error:
                 raise Told(str(error)) from error
             finally:
                 model.interleaver.cancel()
 
-    def _beside(self, model, dtype, blob, compress) -> bytes:
+    def _next_to_weights(self, model, dtype, blob, compress) -> bytes:
         import torch
         from ndif.common.schema.request import BackendRequestModel
         from ndif.services.ray.deployments.modeling.nns import execute_traced_block, prepare_traced_block
