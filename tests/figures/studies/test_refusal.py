@@ -158,10 +158,10 @@ def test_answers_stand_side_by_side_and_all_of_them_in_the_csv(refusal):
 @pytest.mark.slow
 def test_the_store_gives_the_same_files_each_time_with_a_page_of_its_own(store, tmp_path):
     first = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in render(store, tmp_path / "a", page=True)}
-    assert len(first) == 6 * 2 + 3 * 3 + 1
+    assert len(first) == 6 * 3 + 3 * 2 + 1
     only = ["refusal/scores", "refusal/cosines"]
     again = {p.relative_to(tmp_path / "b"): p.read_bytes() for p in render(store, tmp_path / "b", only=only)}
-    assert len(again) == 4 * 2 + 3 and all(first[name] == content for name, content in again.items())
+    assert len(again) == 4 * 3 + 2 and all(first[name] == content for name, content in again.items())
     html = (tmp_path / "a" / "report.html").read_text()
     assert 'class="prose"' in html and "help_you" in html and "refusal · toy" in html
     assert html.count("data:image/png") == 3
