@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from posttrace.figures.hover import Items
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
@@ -24,3 +26,5 @@ class Drawing:
     figure: Figure
     complete: bool
     """Whether every planned item is in it."""
+    items: Items | None = None
+    """The single items of a figure's maps, for the page; a place has one at most."""

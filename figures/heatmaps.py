@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posttrace.figures import theme
+from posttrace.figures.hover import note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,12 @@ class Panel:
     """Set the title in bold."""
     note: str = ""
     """Shown in the middle of an empty panel."""
+    n: int = 0
+    """How many items the matrix is a mean of; the page tells it, as it does the rest."""
+    interval: tuple[np.ndarray, np.ndarray] | None = None
+    """Lower and upper ends of the cells' intervals, dims as matrix."""
+    items: str = ""
+    """Which map of the drawing's `hover.Items` it is the mean of."""
 
 
 def heatmap_grid(
@@ -75,6 +82,8 @@ def heatmap_grid(
         for row, row_axes in zip(panels, axes, strict=True):
             for panel, ax in zip(row, row_axes, strict=True):
                 _draw(ax, panel, scale, size)
+                low, high = panel.interval or (None, None)
+                note(ax, rows=layers, columns=labels, n=panel.n, low=low, high=high, items=panel.items)
         for ax in axes.flat:
             ax.tick_params(bottom=False, left=False)
         for ax in axes[-1]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import Group
+from posttrace.figures.hover import regions
 from posttrace.figures.published import PAPER, PAPER_TITLE
 from posttrace.figures.registry import study
 from posttrace.figures.store_reader import Source
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from posttrace.figures.rendering import Product
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SCRIPT = Path(__file__).with_name("report.js")
 CSS_PIXELS_PER_INCH = 125
 """Figures are shown slightly larger than on paper (96)."""
 
@@ -44,6 +46,8 @@ class Picture:
     kind: str
     """Name of its `study.Figure`."""
     folded: bool
+    regions: Sequence[Mapping[str, Any]]
+    """What the mouse finds in it (see `hover.regions`)."""
 
     @property
     def place(self) -> str:
@@ -106,6 +110,15 @@ class Part:
         """All tables but the one under the verdict."""
         return [table for table in self.tables if table is not self.hero_table]
 
+    def items(self) -> dict[str, dict[str, Any]]:
+        """Return, by the id of the page's element, the single items that maps of a place are means of."""
+        found = {p.place: p.drawing.items for p in self.pictures if p.drawing.items is not None}
+        return {self.items_id(place): items.packed() for place, items in found.items()}
+
+    def items_id(self, place: str) -> str:
+        """Return the id of the element with a place's items."""
+        return f"{self.anchor}-items-{[*dict.fromkeys(p.place for p in self.pictures)].index(place)}"
+
     def places(self) -> Iterator[tuple[str, list[Picture], list[Picture]]]:
         """Yield every set (or the study) with its open and its folded figures, without the hero."""
         for place in dict.fromkeys(picture.place for picture in self.pictures):
@@ -150,7 +163,8 @@ class Page:
         png = files[f"{content.name}.png"]
         width, height = (round(n / theme.DPI * CSS_PIXELS_PER_INCH) for n in struct.unpack(">II", png[16:24]))
         encoded = base64.b64encode(png).decode()
-        part.pictures.append(Picture(content, encoded, width, height, kind, folded))
+        found = regions(content.figure)
+        part.pictures.append(Picture(content, encoded, width, height, kind, folded, found))
 
     def content(self) -> bytes:
         """Return the page, UTF-8; the same stores always give the same bytes."""
@@ -173,6 +187,8 @@ class Page:
             gaps=[gap for i, source in enumerate(self.sources) if (gap := self._gaps(i, source))],
             guide=list(self._guide()),
             runs=[(self._label(i), list(_facts(s)), _records(s)) for i, s in enumerate(self.sources)],
+            filters=self._filters(),
+            script=SCRIPT.read_text(encoding="utf-8"),
             paper=PAPER,
             paper_title=PAPER_TITLE,
             version=", ".join(
@@ -209,6 +225,12 @@ class Page:
             family = ", ".join(_values(source, "family"))
             found.setdefault(family, {}).update({s: _model(source, s) for s in source.stages()})
         return [(family, list(stages.items())) for family, stages in found.items()]
+
+    def _filters(self) -> list[tuple[str, list[str]]]:
+        """Return what tables and figures can be narrowed to: sets and stages, where there are several."""
+        sets = dict.fromkeys(name for source in self.sources for name in _values(source, "set"))
+        stages = dict.fromkeys(name for source in self.sources for name in source.stages())
+        return [(label, list(names)) for label, names in (("Set", sets), ("Stage", stages)) if len(names) > 1]
 
     def _guide(self) -> Iterator[tuple[str, str]]:
         guides = []

@@ -1,12 +1,15 @@
 """The report as a reader and a browser get it."""
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from posttrace.figures import FigureError, report
+from tests.support.browser import HOSTILE, TOUCH, chromium
 from tests.support.figures.knowledge import free_group, template_group, write_dataset, write_store
 
 
@@ -60,7 +63,8 @@ def test_every_figure_is_in_the_page_with_words_for_those_who_cannot_see_it(fini
 @pytest.mark.slow
 def test_nothing_comes_from_outside(finished):
     assert finished.all("link") == []
-    assert finished.all("script") == []
+    assert not [script for script in finished.all("script") if "src" in script]
+    assert "default-src 'none'" in finished.all("meta")[-1]["content"], "nor could it"
     for tag, attributes in finished.tags:
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
@@ -203,7 +207,104 @@ def test_hostile_names_stay_text(tmp_path):
     dataset = free_group(stages=stages, pairs=4).assign_attrs(family="<b>bold</b>{{ 7 * 7 }}")
     write_dataset(tmp_path / "store", "knowledge/set", dataset)
     _, page = page_of(report(tmp_path / "store", tmp_path / "out"))
-    assert page.all("script") == [] and page.unbalanced == []
+    assert page.unbalanced == []
+    assert [set(script) for script in page.all("script")] == [{"type", "class"}] * 5 + [set()], (
+        "data, and ours"
+    )
     assert all(set(image) == {"src", "width", "height", "alt"} for image in page.all("img"))
     assert "Storage maps of <script>alert(1)</script> and" in page.text
     assert "<b>bold</b>{{ 7 * 7 }}" in page.text
+
+
+@pytest.fixture(scope="module")
+def browsed(tmp_path_factory):
+    """The page of two sets, one with hostile statements, opened from a file."""
+    folder = tmp_path_factory.mktemp("browsed")
+    stages = ("base", "instruct")
+    known = template_group("cities", stages=stages, pairs=12)
+    half = known["logit_diff"].copy()
+    known["logit_diff"][:, :, :, 2, 4] += np.arange(12)  # the pairs differ at one cell
+    texts = [f"true {i} {HOSTILE}" for i in range(12)], [f"false {i}" for i in range(12)]
+    known = known.assign_coords(clean_statement=("pair", texts[0]), corrupt_statement=("pair", texts[1]))
+    assert not known["logit_diff"].equals(half)
+    write_store(folder / "store", [known, template_group("neg_cities", stages=stages, pairs=5)])
+    path = report(folder / "store", folder / "out")
+    with chromium() as page:
+        page.goto(path.as_uri())
+        page.known = known
+        yield page
+        assert page.requested == [path.as_uri()] and page.faults == []
+        assert page.evaluate(f"typeof {TOUCH}") == "undefined"
+
+
+def point(page, figure, region, across, down):
+    """Page coordinates of a place in a region of a figure."""
+    image = figure.locator("img")
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
+    left, top, width, height = region["box"]
+    edge = 11  # border and padding
+    inner = box["width"] - 2 * edge, box["height"] - 2 * edge
+    return box["x"] + edge + inner[0] * (left + width * across), box["y"] + edge + inner[1] * (
+        top + height * down
+    )
+
+
+@pytest.mark.slow
+def test_lines_tell_value_interval_and_n_under_the_mouse(browsed):
+    figure = browsed.locator("section.hero figure")
+    region = json.loads(figure.locator("script.hover").text_content())[0]
+    spot = region["points"][3]
+    browsed.mouse.move(*point(browsed, figure, region, spot[0], spot[1]))
+    low, high = spot[5:7]
+    assert low <= spot[4] <= high
+    told = browsed.locator(".tip").text_content()
+    assert re.fullmatch(r"\w+ → \w+\nlayer 3: [-\d.]+ \[[-\d.]+, [-\d.]+\], n = 12", told), told
+
+
+@pytest.mark.slow
+def test_a_cell_tells_its_mean_and_lists_its_pairs_in_order(browsed):
+    browsed.get_by_text("More figures").first.click()
+    figure = browsed.locator("figure", has_text="Heat maps, not normalised").first
+    regions = json.loads(figure.locator("script.hover").text_content())
+    region = next(one for one in regions if one["title"] == "base → instruct")
+    across, down = (4.5 / len(region["columns"]), 2.5 / len(region["rows"]))
+    browsed.mouse.move(*point(browsed, figure, region, across, down))
+    values = browsed.known["logit_diff"].sel(source="base", target="instruct")[:, 2, 4].values
+    told = browsed.locator(".tip").text_content()
+    mean, low, high = map(float, re.search(r": ([-\d.]+) \[([-\d.]+), ([-\d.]+)\], n = 12", told).groups())
+    assert abs(mean - values.mean()) < 1e-3 * abs(mean) and low < mean < high
+    assert abs((high - low) / 2 - 1.96 * values.std() / np.sqrt(12)) < 0.25 * (high - low)
+    browsed.mouse.click(*point(browsed, figure, region, across, down))
+    rows = figure.locator(".items tbody tr").all()
+    listed = [[cell.text_content() for cell in row.locator("td").all()] for row in rows]
+    assert [int(row[0]) for row in listed] == sorted(range(12), key=lambda i: -values[i])
+    np.testing.assert_allclose([float(row[-1]) for row in listed], sorted(values, reverse=True), atol=0.01)
+    assert listed[0][1].endswith(HOSTILE), "hostile text stays text"
+
+
+@pytest.mark.slow
+def test_a_table_is_sorted_by_a_click_and_filtered_by_set_and_stage(browsed):
+    table = browsed.locator("table.numbers").first
+    head = table.locator("thead th").nth(1)
+    head.click()
+
+    def columns():
+        texts = table.locator("tbody").first.locator("tr td:nth-of-type(1)").all()
+        return [float(text.evaluate("e => e.firstChild.textContent").replace("−", "-")) for text in texts]
+
+    assert head.get_attribute("aria-sort") == "descending" and columns() == sorted(columns(), reverse=True)
+    head.click()
+    assert columns() == sorted(columns())
+    place = browsed.locator("[data-place=neg_cities]")
+    assert place.is_visible()
+    browsed.locator("select.filter").nth(0).select_option("cities")
+    assert not place.is_visible() and browsed.locator("[data-place=cities]").is_visible()
+    assert browsed.locator("th:visible", has_text="neg_cities").count() == 0
+    browsed.locator("select.filter").nth(0).select_option("")
+    before = browsed.locator("tbody:visible").count()
+    browsed.locator("select.filter").nth(1).select_option("base")
+    visible = browsed.locator("tbody:visible th").all_text_contents()
+    assert not [text for text in visible if "instruct" in text and "base" not in text]
+    browsed.locator("select.filter").nth(1).select_option("")
+    assert browsed.locator("tbody:visible").count() == before and place.is_visible()

@@ -65,6 +65,8 @@ class PatchGrid:
     """Logit difference of the unpatched corrupt run, nats, dims target x pair."""
     heads: tuple[int, ...] = ()
     """With site `z`: numbers of the heads; rows are (layer, head), heads within layers."""
+    statements: tuple[tuple[str, str], ...] = ()
+    """The true and the false statement of every pair; empty where a store lacks them."""
     sample: ExactSample | None = None
     """The pairs that were also patched exactly, if `values` are estimates (attribution patching)."""
 
@@ -117,6 +119,7 @@ class PatchGrid:
             values=grid,
             clean=dataset["logit_diff_clean"].transpose("source", "pair").values,
             corrupt=dataset["logit_diff_corrupt"].transpose("target", "pair").values,
+            statements=_statements(dataset),
             sample=ExactSample.from_dataset(dataset) if estimated else None,
         )
 
@@ -188,6 +191,14 @@ class PatchGrid:
     def unpatched(self, source: str, target: str, pairs: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Return the unpatched logit differences, clean (source) and corrupt (target), nats, dims pair each."""
         return self.clean[self.sources.index(source)][pairs], self.corrupt[self.targets.index(target)][pairs]
+
+
+def _statements(dataset: xr.Dataset) -> tuple[tuple[str, str], ...]:
+    names = ("clean_statement", "corrupt_statement")
+    if not all(name in dataset.coords for name in names):
+        return ()
+    clean, corrupt = (map(str, dataset[name].values) for name in names)
+    return tuple(zip(clean, corrupt, strict=True))
 
 
 def by_token(sets: Sequence[PatchGrid]) -> list[PatchGrid]:

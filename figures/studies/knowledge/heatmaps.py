@@ -9,6 +9,7 @@ Source: Du et al. 2025 (arXiv 2504.02904), section "Knowledge Storage and Repres
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.heatmaps import Panel, heatmap_grid
+from posttrace.figures.hover import Items
+from posttrace.figures.measures.intervals import SEED, percentile_interval, resampled_means
 from posttrace.figures.studies.knowledge.captions import (
     NORMALISED_IN_WORDS,
     heading_line,
@@ -52,6 +55,7 @@ def heatmaps(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
             ),
             figure=_stage_grid(grid, grid.normalised, scale, "normalised"),
             complete=grid.complete,
+            items=_items(grid),
         )
 
 
@@ -73,6 +77,7 @@ def heatmaps_raw(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
             ),
             figure=_stage_grid(grid, grid.mean, scale, "mean logit difference"),
             complete=grid.complete,
+            items=_items(grid),
         )
 
 
@@ -87,9 +92,33 @@ def _stage_grid(
             title = f"{source} → {target}"
             if 0 < done < grid.planned:
                 title += f" ({done}/{grid.planned})"
-            row.append(Panel(title, matrix(source, target), strong=source == target, note="no finished pair"))
+            panel = Panel(
+                title, matrix(source, target), strong=source == target, note="no finished pair", n=done
+            )
+            if matrix == grid.mean and done > 1:
+                panel = replace(panel, interval=_interval(grid.patched(source, target)))
+            row.append(replace(panel, items=f"{source} → {target}" if grid.statements else ""))
         rows.append(row)
     return heatmap_grid(rows, grid.labels, grid.key_columns, grid.layers, scale, heading_line(grid, what))
+
+
+def _interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % percentile interval of the mean of every cell; dims pair x layer x column."""
+    draws = np.concatenate(list(resampled_means(values.astype(np.float64), np.random.default_rng(SEED))))
+    low, high = percentile_interval(draws)
+    return low, high
+
+
+def _items(grid: PatchGrid) -> Items | None:
+    """Return every pair's own map of every (source, target)."""
+    if not grid.statements:
+        return None
+    values = {
+        f"{source} → {target}": grid.values[s, t]
+        for s, source in enumerate(grid.sources)
+        for t, target in enumerate(grid.targets)
+    }
+    return Items(("true statement", "false statement"), grid.statements, values)
 
 
 def _layout(grid: PatchGrid) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.measures.intervals import RESAMPLES, SEED
 from posttrace.figures.measures.patching import recovered_share_interval
 from posttrace.figures.studies.knowledge.captions import heading_line, pairs_in_words, titled
@@ -17,6 +18,7 @@ from posttrace.figures.studies.knowledge.data import ROLES, PatchGrid, by_token,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 Cell = tuple[str, str]
@@ -74,14 +76,10 @@ def _draw(grid: PatchGrid, roles: Sequence[str], rows: Sequence[tuple[str, Seque
                 if pairs.any():
                     curves = _curves(grid, cell, roles, pairs)
                     own = cell[0] == cell[1]
+                    stroke = strokes(grid.sources.index(cell[0]), own)
                     for ax, curve in zip(row, curves, strict=True):
-                        _band(
-                            ax,
-                            grid.layers,
-                            curve,
-                            colours[cell[0]],
-                            strokes(grid.sources.index(cell[0]), own),
-                        )
+                        line = _band(ax, grid.layers, curve, colours[cell[0]], stroke)
+                        note(line, name=" → ".join(cell), n=int(pairs.sum()))
             row[0].set_ylabel(name, fontweight="bold" if name == "storage" else "normal")
         for ax, role in zip(axes[0], roles, strict=True):
             ax.set_title(f"{role} token" + ("s" if role != "last" else ""), pad=4)
@@ -118,10 +116,10 @@ def strokes(position: int, own: bool) -> dict[str, Any]:
     return {"linestyle": (3.0 * position, (3.0, 3.0)), "linewidth": 1.0, "zorder": 3}
 
 
-def _band(ax: Axes, layers: Sequence[int], curve: np.ndarray, colour: str, stroke: dict[str, Any]) -> None:
+def _band(ax: Axes, layers: Sequence[int], curve: np.ndarray, colour: str, stroke: dict[str, Any]) -> Line2D:
     share, low, high = curve
     ax.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
-    ax.plot(layers, share, color=colour, **stroke)
+    return ax.plot(layers, share, color=colour, **stroke)[0]
 
 
 def _legend(figure: Figure, colours: dict[str, str], cells: Sequence[Cell]) -> None:

@@ -1,0 +1,121 @@
+"use strict";
+const read = element => JSON.parse(element.textContent);
+const number = text => { const found = text.replace(/\u2212/g, "-").match(/-?\d[\d.,]*(e-?\d+)?/); return found ? parseFloat(found[0].replace(/,/g, "")) : NaN; };
+const shown = value => value === null || value === undefined ? "–" : String(value);
+const make = (tag, text, parent) => { const one = document.createElement(tag); one.textContent = text; parent.append(one); return one; };
+
+// Tables: a click on a column's heading sorts the rows of every block.
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    head.tabIndex = 0;
+    head.title = "sort";
+    const sort = () => {
+      const down = head.getAttribute("aria-sort") === "descending";
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "ascending" : "descending");
+      for (const body of table.tBodies) {
+        const key = row => row.cells[column]?.firstChild?.textContent ?? "";
+        const rows = [...body.rows].filter(row => !row.querySelector(".block"));
+        const compare = (a, b) => {
+          const [one, two] = [number(key(a)), number(key(b))];
+          if (column === 0 || Number.isNaN(one) && Number.isNaN(two)) return key(a).localeCompare(key(b));
+          return Number.isNaN(one) ? -1 : Number.isNaN(two) ? 1 : one - two;
+        };
+        rows.sort((a, b) => (down ? 1 : -1) * compare(a, b)).forEach(row => body.append(row));
+      }
+    };
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+  });
+}
+
+// Filters: what is about other sets or stages only is hidden.
+const filters = [...document.querySelectorAll("select.filter")].map(select => ({select, names: [...select.options].slice(1).map(o => o.value)}));
+const words = text => new Set(text.split(/[\s,;:()·→−]+/));
+function hides(label) {
+  return filters.some(({select, names}) => {
+    if (!select.value) return false;
+    const said = words(label), about = names.filter(name => said.has(name) || label === name || label.startsWith(name + " ("));
+    return about.length > 0 && !about.includes(select.value);
+  });
+}
+function filter() {
+  for (const table of document.querySelectorAll("table.numbers")) {
+    const hidden = [...table.tHead.rows[0].cells].map((head, i) => i > 0 && hides(head.textContent));
+    for (const row of table.rows) {
+      if (row.querySelector(".block")) continue;
+      [...row.cells].forEach((cell, i) => { cell.hidden = hidden[i]; });
+      if (row.parentElement !== table.tHead) row.hidden = hides(row.cells[0].textContent);
+    }
+    for (const body of table.tBodies) body.hidden = hides(body.querySelector(".block").textContent);
+  }
+  for (const place of document.querySelectorAll("[data-place]")) place.hidden = hides(place.dataset.place);
+}
+filters.forEach(({select}) => select.addEventListener("change", filter));
+
+// Figures: values under the mouse; a click on a cell of a map lists its pairs.
+const tip = make("div", "", document.body);
+tip.className = "tip";
+tip.setAttribute("role", "tooltip");
+tip.hidden = true;
+const span = (low, high) => low === null || low === undefined ? "" : ` [${shown(low)}, ${shown(high)}]`;
+function under(image, regions, event) {
+  const frame = image.getBoundingClientRect(), edge = image.clientLeft + parseFloat(getComputedStyle(image).paddingLeft);
+  const x = (event.clientX - frame.left - edge) / (frame.width - 2 * edge), y = (event.clientY - frame.top - edge) / (frame.height - 2 * edge);
+  for (const region of regions) {
+    const [left, top, width, height] = region.box, across = (x - left) / width, down = (y - top) / height;
+    if (across < 0 || across >= 1 || down < 0 || down >= 1) continue;
+    if (region.values) {
+      const row = Math.floor(down * region.rows.length), column = Math.floor(across * region.columns.length);
+      const interval = region.low ? span(region.low[row][column], region.high[row][column]) : "";
+      const n = region.n ? `, n = ${region.n}` : "";
+      return {region, row, column, text: `${region.title}\nlayer ${region.rows[row]}, ${region.columns[column]}: ${shown(region.values[row][column])}${interval}${n}`};
+    }
+    let best = null, least = 0.0025;
+    for (const point of region.points) {
+      const far = (point[0] - across) ** 2 + ((point[1] - down) * height / width) ** 2;
+      if (far < least) [best, least] = [point, far];
+    }
+    if (best) return {region, text: `${best[2] || region.title}\n${region.x} ${shown(best[3])}: ${shown(best[4])}${span(best[5], best[6])}${best[7] ? `, n = ${best[7]}` : ""}`};
+  }
+  return null;
+}
+for (const figure of document.querySelectorAll("figure")) {
+  const image = figure.querySelector("img"), data = figure.querySelector("script.hover");
+  if (!data) continue;
+  let regions = null;
+  const find = event => under(image, regions ??= read(data), event);
+  image.addEventListener("mousemove", event => {
+    const found = find(event);
+    tip.hidden = !found;
+    image.style.cursor = found?.region.items ? "pointer" : "";
+    if (!found) return;
+    tip.textContent = found.text;
+    tip.style.left = `${Math.min(event.pageX + 14, document.documentElement.clientWidth - tip.offsetWidth - 8)}px`;
+    tip.style.top = `${event.pageY + 16}px`;
+  });
+  image.addEventListener("mouseleave", () => { tip.hidden = true; });
+  image.addEventListener("click", event => {
+    const found = find(event), source = document.getElementById(figure.dataset.items ?? "");
+    if (found?.region.items && source) list(figure, read(source), found);
+  });
+}
+function list(figure, items, {region, row, column, text}) {
+  figure.querySelector(".items")?.remove();
+  const {scale, values} = items.maps[region.items];
+  const bytes = Uint8Array.from(atob(values), c => c.charCodeAt(0)), whole = new DataView(bytes.buffer);
+  const cells = region.rows.length * region.columns.length, place = row * region.columns.length + column;
+  const value = i => { const v = whole.getInt16(2 * (i * cells + place), true); return v === -32768 ? NaN : v * scale; };
+  const box = make("div", "", figure);
+  box.className = "items scroll";
+  make("p", `${text.split("\n")[0]}, layer ${region.rows[row]}, ${region.columns[column]}: ${items.texts.length} of ${items.total} pairs, logit difference after patching`, box);
+  const table = make("table", "", box), body = make("tbody", "", table), head = make("tr", "", make("thead", "", table));
+  table.prepend(table.tHead);
+  for (const heading of [...items.headings, "nats"]) make("th", heading, head);
+  items.texts.map((texts, i) => [texts, value(i)]).sort((a, b) => b[1] - a[1]).forEach(([texts, v]) => {
+    const line = make("tr", "", body);
+    for (const one of texts) make("td", one, line);
+    make("td", Number.isNaN(v) ? "–" : v.toFixed(2), line);
+  });
+}
