@@ -75,9 +75,9 @@ def regions(figure: Figure) -> list[dict[str, Any]]:
     >>> regions(figure)[0]["points"][0][2:5]
     ['base', 0.0, 2.0]
     """
-    x = next(
     # of axes that share it, only the last tells what x is
     x = next((ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()), "x")
+    return [region for ax in figure.axes for region in (_map(ax), _lines(ax, x)) if region]
 
 
 def _box(ax: Axes) -> list[float]:
