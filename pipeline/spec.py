@@ -171,7 +171,7 @@ class Execution(Spec):
     remote: Remote = Remote()
     """Limits of the requests to a server."""
     device: str = "auto"
-    """`auto` (all GPUs, else the CPU), `cpu`, `cuda`, `cuda:1` ..."""
+    """`auto` (the fewest GPUs that hold the model, else the CPU), `cpu`, `cuda`, `cuda:1` ..."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens of patched runs in one forward pass: by default 4096 on a CPU, on a GPU what fits; halved by itself when
     memory runs out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -80,7 +81,7 @@ def open_model(
     >>> model = open_model("path/to/checkpoint", dtype="float32")      # doctest: +SKIP
 
     model: directory of a checkpoint, or a hub id; weights are read from safetensors only, and no code of the
-    checkpoint is run. device: `auto` (all GPUs if there are any, else CPU), `cpu`, `cuda`, `cuda:1` ...
+    checkpoint is run. device: `auto` (the fewest GPUs that hold it, else the CPU), `cpu`, `cuda` ...
     dtype: `auto` is float32 on a CPU and the checkpoint's own elsewhere. check: prove on a short prompt that
     the sites are where they should be (see tracers.models.validation).
 
@@ -89,13 +90,14 @@ def open_model(
     where = resolve_device(device)
     config = load_config(model, revision)
     tokenizer = load_tokenizer(model, revision)
+    precision = resolve_dtype(dtype, device, model, revision)
     wrapper = wrapper_class(model, revision)
     module, info = _loaded(
         wrapper or transformers.AutoModelForCausalLM,
         model,
         revision,
-        dtype=resolve_dtype(dtype, device, model, revision),
-        device_map=where,
+        dtype=precision,
+        **placement(where, model, revision, precision),
         use_safetensors=True,
         output_loading_info=True,
     )
@@ -177,6 +179,52 @@ def resolve_device(device: str) -> str:
             "edit execution.device, `auto` takes what there is"
         )
     return device
+
+
+SPARE = 0.2
+"""Share of a GPU's free memory that is left for what a run computes."""
+
+
+def placement(where: str, model: str, revision: str | None, dtype: torch.dtype) -> dict[str, object]:
+    """Return what transformers is told about devices: `auto` takes the fewest GPUs that hold the model.
+
+    Examples
+    --------
+    >>> placement("cpu", "path/to/checkpoint", None, torch.float32)
+    {'device_map': 'cpu'}
+    """
+    if where != "auto" or torch.cuda.device_count() == 1:
+        return {"device_map": where}
+    free = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
+    size = sum(one.numel() for one in empty_model(model, revision).parameters()) * dtype.itemsize
+    chosen = fewest_gpus(size, free)
+    if len(chosen) == 1:
+        return {"device_map": f"cuda:{chosen[0]}"}
+    return {"device_map": "auto", "max_memory": {i: free[i] for i in chosen}}
+
+
+def fewest_gpus(size: int, free: Sequence[int]) -> list[int]:
+    """Return the fewest GPUs that hold a model, those with the most free memory; all of them if it needs more.
+
+    Parameters
+    ----------
+    size
+        Bytes of the model's weights.
+    free
+        Free bytes of every GPU.
+
+    Examples
+    --------
+    >>> fewest_gpus(16, [80, 80, 80, 80]), fewest_gpus(140, [80, 40, 80, 80]), fewest_gpus(16, [4, 80])
+    ([0], [0, 2, 3], [1])
+    """
+    by_room = sorted(range(len(free)), key=lambda i: -free[i])
+    held = 0.0
+    for n, i in enumerate(by_room, start=1):
+        held += free[i] * (1 - SPARE)
+        if held >= size:
+            return sorted(by_room[:n])
+    return list(range(len(free)))
 
 
 def resolve_dtype(dtype: str, device: str, model: str, revision: str | None = None) -> torch.dtype:

@@ -10,7 +10,7 @@ from tokenizers import processors
 
 from posttrace.tracers import TracerError
 from posttrace.tracers.models.identity import model_identity
-from posttrace.tracers.models.loading import open_model
+from posttrace.tracers.models.loading import empty_model, open_model, placement
 from posttrace.tracers.models.validation import check_sites
 from posttrace.tracers.prompts import answer_ids, encode
 from tests.support.models import CONFIGS, random_model, random_module, word_tokenizer
@@ -47,6 +47,26 @@ def test_a_site_that_is_misnamed_is_found_out():
     )
     with pytest.raises(TracerError, match="site resid_mid"):
         check_sites(replace(model, nn=nn, architecture=wrong))
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([0.9, 2, 2], {"device_map": "cuda:1"}),
+        ([2, 2, 2], {"device_map": "cuda:0"}),
+        ([0.7, 0.4, 0.7], {"device_map": "auto", "max_memory": {0: 0.7, 2: 0.7}}),
+        ([0.2, 0.2, 0.2], {"device_map": "auto", "max_memory": {0: 0.2, 1: 0.2, 2: 0.2}}),
+    ],
+)
+def test_auto_takes_the_fewest_gpus_that_hold_the_model(checkpoint, monkeypatch, times, expected):
+    """times: free memory of each GPU, as a multiple of the weights."""
+    size = 4 * sum(one.numel() for one in empty_model(str(checkpoint)).parameters())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(times))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (times[i] * size, 2 * size))
+    placed = placement("auto", str(checkpoint), None, torch.float32)
+    if "max_memory" in placed:
+        placed["max_memory"] = {i: pytest.approx(free / size) for i, free in placed["max_memory"].items()}
+    assert placed == expected
 
 
 def test_weights_that_are_missing_are_not_made_up(checkpoint):
