@@ -32,6 +32,8 @@ AHEAD = 2
 """Units with a model that a worker holds at once: one computes, the other is written or waits."""
 THREADS = AHEAD + 1
 """Of a worker: those, and a unit without a model."""
+QUIET = {"dashboard": False, "dashboard_address": ":0"}
+"""Of a scheduler that we start: no dashboard, and its web server at any free port."""
 EVERY = 0.5
 """Seconds between two looks at who is there."""
 
@@ -144,9 +146,13 @@ def _local(number: int, job: Job):
         }
         for i in range(number)
     }
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    options = {"host": "127.0.0.1", "port": 0, **QUIET}
     with dask.config.set(settings):
-        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        return SpecCluster(
+            workers=workers,
+            scheduler={"cls": Scheduler, "options": options},
+            silence_logs=logging.CRITICAL,
+        )
 
 
 def _cards() -> list[str]:
@@ -162,7 +168,7 @@ def _slurm(number: int | None):
     from dask_jobqueue import SLURMCluster
 
     try:
-        cluster = SLURMCluster(scheduler_options={"dashboard": False}, silence_logs=logging.CRITICAL)
+        cluster = SLURMCluster(scheduler_options=QUIET, silence_logs=logging.CRITICAL)
     except ValueError as error:
         raise JobError(
             f"--cluster slurm: dask-jobqueue lacks settings ({error}); write them to ~/.config/dask/jobqueue.yaml, "
