@@ -27,6 +27,12 @@ STUDY = Study(
             folded=True,
         ),
         Figure(
+            "difference/topics",
+            "table: tokens that rise together, and where",
+            f"{_HERE}.tables:topics",
+            folded=True,
+        ),
+        Figure(
             "difference/lens",
             "table: what the mean difference points to, by layer and slot, blank below the bound",
             f"{_HERE}.tables:lens",

@@ -38,7 +38,12 @@ class Difference(StageGroup):
     @classmethod
     def from_dataset(cls, data: xr.Dataset) -> Difference:
         """Read one group."""
-        require(data, ["js", "kl", "entropy", "loss"], place=str(data.attrs.get("set")), study="difference")
+        require(
+            data,
+            ["js", "kl", "entropy", "loss", "topic_share"],
+            place=str(data.attrs.get("set")),
+            study="difference",
+        )
         return cls(data)
 
     @property

@@ -15,7 +15,9 @@ from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 TOP_SHARES = (0.01, 0.05, 0.10)
 SHOWN, LISTED = 12, 100
 """Tokens of an ordering in the table as read, and in the CSV."""
-LENS_SHOWN = 4
+LENS_SHOWN, TOPIC_SHOWN = 4, 6
+CONTEXT = 8
+"""Tokens that are shown before a sample."""
 FEWEST = 5
 """Occurrences of a token below which nothing is said of its loss."""
 
@@ -166,6 +168,50 @@ def _cells(one: Difference, ordering: str, some: Mined, rank: int) -> tuple[Cell
     control = int(some.control_rank[rank])
     value = cell(scale * some.value[rank], scale * some.low[rank], scale * some.high[rank], digits)
     return Cell(visible(one.vocabulary[some.token[rank]])), value, Cell(str(control) if control else "–")
+
+
+def topics(groups: Sequence[Difference]) -> Iterator[Table]:
+    """Yield the table of tokens that rise together."""
+    blocks, tidy = [], []
+    for one in groups:
+        share, weight = one.values("topic_share"), one.values("topic_weight")
+        token, sample = one.data["topic_token"].values, one.data["topic_sample"].values
+        place = one.data["sample_document"].values, one.data["sample_token"].values
+        for pair in one.pairs:
+            rows = []
+            for k in np.flatnonzero(share[pair.number] > 0):
+                words = [
+                    (one.vocabulary[t], w)
+                    for t, w in zip(token[pair.number, k], weight[pair.number, k], strict=True)
+                    if w > 0
+                ]
+                at = tuple(of[sample[pair.number, k, 0]] for of in place)
+                context = "".join(one.texts[at[0], max(0, at[1] - CONTEXT) : at[1] + 1])
+                percent = number(100 * share[pair.number, k], 0)
+                listed = " ".join(visible(text) for text, _ in words[:TOPIC_SHOWN])
+                rows.append(Row(f"{k + 1}", (Cell(percent), Cell(listed), Cell(visible(context)))))
+                tidy += [
+                    {"set": one.name, "source": pair.source, "target": pair.target, "topic": int(k) + 1,
+                     "share": share[pair.number, k], "token": text, "weight": w, "context": context}
+                    for text, w in words
+                ]  # fmt: skip
+            if pair in one.forward and rows:
+                blocks.append(Block(f"{one.name}: {pair.label}", tuple(rows)))
+    if blocks:
+        yield Table(
+            name="difference_topics",
+            heading="Tokens that rise together",
+            caption=(
+                f"{'; '.join(one.n for one in groups)}. Topics: non-negative factors of how far (nats) the 20 tokens "
+                "that rise most do at the sampled tokens; %: share of what all topics add. Tokens with the largest "
+                f"weights; the sample in which the topic weighs most, with what comes before it. "
+                f"{groups[0].control_note}"
+            ),
+            columns=("%", "tokens", "where most"),
+            blocks=tuple(blocks),
+            tidy=pd.DataFrame(tidy),
+            prose=True,
+        )
 
 
 def lens(groups: Sequence[Difference]) -> Iterator[Table]:

@@ -12,7 +12,7 @@ import torch
 from posttrace.pipeline.studies.difference.arrays import ANALYSED, EXTREME
 from posttrace.pipeline.studies.difference.inputs import TextSet
 from posttrace.pipeline.studies.difference.job import DifferenceJob
-from posttrace.pipeline.studies.difference.measures import cka, components, predicted
+from posttrace.pipeline.studies.difference.measures import cka, components, predicted, topics
 from posttrace.pipeline.tensors import from_stored
 from posttrace.stores import Group, Store
 from posttrace.stores.schema import DTYPES
@@ -69,7 +69,22 @@ class Analysis:
             self._means(found, layer)
         for k in range(group.sizes["sampled_layer"]):
             self._samples(found, k)
+        self._topics(found)
         return found
+
+    def _topics(self, found: dict[str, np.ndarray]) -> None:
+        """Find tokens that rise together at the samples."""
+        risen, rise = (self.store.read(self.texts.path, name) for name in ("rise_token", "rise_logprob"))
+        _, n, tokens = found["topic_token"].shape
+        samples = min(found["topic_sample"].shape[-1], rise.shape[1])
+        for i in range(len(self.pairs)):
+            if not (rise[i] > 0).any():
+                continue
+            here = topics(risen[i], rise[i], self.vocabulary, n=n, tokens=tokens, samples=samples)
+            found["topic_share"][i] = here.share
+            width = here.token.shape[1]
+            found["topic_token"][i, :, :width], found["topic_weight"][i, :, :width] = here.token, here.weight
+            found["topic_sample"][i, :, :samples] = here.sample
 
     def _means(self, found: dict[str, np.ndarray], layer: int) -> None:
         """Mean differences at one layer: how far halves of the documents share them, and what they point to."""

@@ -16,6 +16,8 @@ MEASURES = ("occurring", "kl_by_token")
 PREDICTORS = ("identity", "shift", "linear")
 COMPONENTS, SHOWN, EXTREME, LENS = 32, 3, 5, 10
 """Principal components stored, those with contexts and lens, contexts at each of their ends, tokens of a lens."""
+TOPICS = 6
+"""Of the tokens that rise."""
 
 TOKENS = ("stream", "final", "entropy", "loss", "norm")
 READ = (*TOKENS, "hidden_sum", "sampled_activation")
@@ -23,11 +25,12 @@ COMPARED = ("kl", "js", "norm_difference", "cosine", "token_sum", "slot_count", 
             "rounding_sum", "rise_token", "rise_logprob")  # fmt: skip
 ANALYSED = ("cka", "r2", "variance_share", "variance_null", "participation", "n_above_null", "mean_share",
             "extreme_sample", "component_token", "component_z", "shared", "lens_token", "lens_z",
-            "lens_bound")  # fmt: skip
+            "lens_bound", "topic_share", "topic_token", "topic_weight", "topic_sample")  # fmt: skip
 STEERED = ("recovered", "js_steered", "js_unsteered", "completion")
 GAPS = frozenset(
     {*TOKENS, "kl", "js", "norm_difference", "cosine", "cka", "r2", "variance_share", "variance_null", "participation",
-     "mean_share", "component_z", "shared", "lens_z", "recovered", "js_steered", "js_unsteered"}
+     "mean_share", "component_z", "topic_share", "topic_weight", "shared", "lens_z", "recovered", "js_steered",
+     "js_unsteered"}
 )  # fmt: skip
 """Arrays with places where there is no value: padding, the end of a document, slots without tokens, no difference."""
 
@@ -114,6 +117,10 @@ def difference_group(
         Array("lens_z", ("pair", "layer", "slot", "lens_rank"), "float32", "z",
               "cosine with the target's unembedding row, times √hidden"),
         Array("lens_bound", ("pair",), "float32", "z", "95 % of 200 random directions have no z above it"),
+        Array("topic_share", ("pair", "topic"), "float32", "share", "of what all topics (NMF) add to the rises"),
+        Array("topic_token", ("pair", "topic", "lens_rank"), "int32", "token id", "tokens of a topic"),
+        Array("topic_weight", ("pair", "topic", "lens_rank"), "float32", "share", "of a topic that a token has"),
+        Array("topic_sample", ("pair", "topic", "extreme"), "int32", "sample", "samples in which a topic weighs most"),
     ]  # fmt: skip
     pairs = [f"{source}→{target}" for source, target in job.pairs]
     width = one.width
@@ -123,6 +130,7 @@ def difference_group(
         "slot": len(SLOTS), "measure": len(MEASURES), "vocabulary": len(vocabulary), "sample": len(one.samples),
         "rank": min(RANK, len(vocabulary)), "sampled_layer": len(sampled), "predictor": len(PREDICTORS),
         "component": n_components, "shown": min(SHOWN, n_components), "end": 2, "extreme": EXTREME, "lens_rank": LENS,
+        "topic": min(TOPICS, len(one.samples), len(vocabulary)),
     }  # fmt: skip
     ids = np.full((len(one.documents), width), -1)
     for row, doc in zip(ids, one.documents, strict=True):

@@ -202,3 +202,50 @@ def components(d: np.ndarray, n: int, rng: np.random.Generator) -> Components:
         axes=vt[:n],
         scores=centred @ vt[:n].T,
     )
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Groups of tokens that rise together."""
+
+    share: np.ndarray
+    """Of all that the topics add to the rises, the largest first; dims topic."""
+    token: np.ndarray
+    """The tokens with the largest weights; dims topic x rank."""
+    weight: np.ndarray
+    """Share of the topic that each of those tokens has; dims topic x rank."""
+    sample: np.ndarray
+    """Samples in which the topic weighs most; dims topic x extreme."""
+
+
+def topics(
+    risen: np.ndarray, rise: np.ndarray, vocabulary: int, *, n: int, tokens: int, samples: int
+) -> Topics:
+    """Non-negative factors of how far tokens rise at some samples: which tokens rise together, and where.
+
+    >>> found = topics(np.array([[0, 1]] * 3 + [[2, 3]] * 3), np.ones((6, 2)), 5, n=2, tokens=2, samples=3)
+    >>> sorted(map(sorted, found.token.tolist())), found.share.round(3).tolist()
+    ([[0, 1], [2, 3]], [0.5, 0.5])
+
+    risen, rise: ids and nats, dims sample x rank; what falls counts as 0. n: topics. Source: scikit-learn's NMF.
+    """
+    from scipy.sparse import csr_array
+    from sklearn.decomposition import NMF
+
+    start = np.arange(0, risen.size + 1, risen.shape[1])
+    risen_by = csr_array((rise.clip(0).ravel(), risen.ravel(), start), shape=(len(risen), vocabulary))
+    factors = NMF(n, init="nndsvda", max_iter=1000, random_state=0)
+    by_sample = factors.fit_transform(risen_by)
+    by_token = factors.components_
+    total = by_token.sum(1)
+    added = by_sample.sum(0) * total
+    order = np.argsort(-added, kind="stable")
+    top = np.argsort(-by_token[order], axis=1, kind="stable")[:, :tokens]
+    weight = np.take_along_axis(by_token[order], top, axis=1)
+    tiny = np.finfo(float).tiny
+    return Topics(
+        share=added[order] / max(added.sum(), tiny),
+        token=top,
+        weight=weight / np.maximum(total[order], tiny)[:, None],
+        sample=np.argsort(-by_sample[:, order], axis=0, kind="stable")[:samples].T,
+    )

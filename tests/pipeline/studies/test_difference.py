@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sklearn.decomposition import NMF
 from transformers import AutoModelForCausalLM
 
 from posttrace.figures.measures.token_mining import mined
@@ -435,6 +436,27 @@ def test_components_rise_above_shuffled_columns_only_where_there_are_some():
     assert components(noise, 5, rng).above <= 1
     planted = noise + 3 * np.outer(rng.standard_normal(80), np.ones(12))
     assert components(planted, 5, rng).above == 1
+
+
+def test_topics_are_the_factors_of_the_samples_rises(study, store):
+    path = "difference/chat"
+    risen, rise = store.read(path, "rise_token"), store.read(path, "rise_logprob")
+    share, weight = store.read(path, "topic_share"), store.read(path, "topic_weight")
+    token, sample = store.read(path, "topic_token"), store.read(path, "topic_sample")
+    for i in range(len(study.pairs)):
+        dense = np.zeros((rise.shape[1], study.vocabulary))
+        np.put_along_axis(dense, risen[i], rise[i].clip(0), axis=1)
+        factors = NMF(share.shape[1], init="nndsvda", max_iter=1000, random_state=0)
+        by_sample = factors.fit_transform(dense)
+        added = [by_sample[:, k, None] * factors.components_[k] for k in range(share.shape[1])]
+        order = np.argsort([-part.sum() for part in added], kind="stable")
+        wanted = np.array([added[k].sum() for k in order]) / sum(part.sum() for part in added)
+        np.testing.assert_allclose(share[i], wanted, rtol=1e-3)
+        for topic, k in enumerate(order):
+            of_token = added[k].sum(0) / added[k].sum()
+            np.testing.assert_allclose(weight[i, topic], of_token[token[i, topic]], rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(weight[i, topic, 0], of_token.max(), rtol=1e-3)
+            assert sample[i, topic, 0] == added[k].sum(1).argmax()
 
 
 def test_mined_tokens_have_intervals_and_the_rank_in_the_control():
