@@ -44,6 +44,7 @@ def page(folder: Path) -> str:
             ("devices", "device"),
             ("probes", "probes"),
             ("precisions", "precision"),
+            ("differences", "difference"),
         ]
     }
     environment = jinja2.Environment(
