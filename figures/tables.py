@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +52,17 @@ class Table:
     columns: tuple[str, ...]
     """Column headings, without that of the labels."""
     blocks: tuple[Block, ...]
-    tidy: pd.DataFrame
-    """One number per row."""
+    records: Sequence[Mapping[str, Any]] | pd.DataFrame
+    """The rows of the CSV file, one number per row."""
     prose: bool = False
     """Whether cells hold text rather than numbers: set flush left and wrapped."""
+
+    @cached_property
+    def tidy(self) -> pd.DataFrame:
+        """The records as a table for computing."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records)
 
 
 def number(value: float, digits: int) -> str:

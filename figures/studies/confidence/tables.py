@@ -63,8 +63,6 @@ def overlaps(groups: Sequence) -> Iterator[Table]:
 
 def candidate_lists(groups: Sequence) -> Iterator[Table]:
     """Yield the table `confidence_candidates`: the neurons of every stage with their norm and LogitVar."""
-    import pandas as pd
-
     for neurons in of_type(groups, Neurons):
         stages, tidy, rows = neurons.finished, [], []
         shared = set.intersection(*(set(map(int, neurons.of(stage).chosen)) for stage in stages))
@@ -88,14 +86,12 @@ def candidate_lists(groups: Sequence) -> Iterator[Table]:
             caption=caption,
             columns=tuple(stages),
             blocks=(Block("rank by LogitVar", tuple(rows)),),
-            tidy=pd.DataFrame(tidy),
+            records=tidy,
         )
 
 
 def stages_compared(groups: Sequence) -> Iterator[Table]:
     """Yield the table `confidence_stages`: shared candidates next to differences of confidence."""
-    import pandas as pd
-
     neurons, text = first_of(groups, Neurons), first_of(groups, OnText)
     sets = of_type(groups, Answers)
     if neurons is None or not neurons.pairs() or (text is None and not sets):
@@ -131,7 +127,7 @@ def stages_compared(groups: Sequence) -> Iterator[Table]:
         caption=caption,
         columns=tuple(columns),
         blocks=(Block("second − first", tuple(rows)),),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 
@@ -146,8 +142,6 @@ def pooled(sets: Sequence[Answers], stage: str) -> Judged:
 
 def calibration(groups: Sequence) -> Iterator[Table]:
     """Yield the table `confidence_calibration`: per stage and set, and later stages minus the first."""
-    import pandas as pd
-
     sets = of_type(groups, Answers)
     if not sets:
         return
@@ -182,7 +176,7 @@ def calibration(groups: Sequence) -> Iterator[Table]:
         caption=caption,
         columns=tuple(names),
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 
@@ -193,8 +187,6 @@ def lacking(sets: Sequence[Answers]) -> str:
 
 def ablation(groups: Sequence) -> Iterator[Table]:
     """Yield the table `confidence_ablation`: changes of entropy and loss, per stage."""
-    import pandas as pd
-
     norms = first_of(groups, Neurons)
     for text in of_type(groups, OnText):
         found = {stage: _ablation_of_stage(text, stage) for stage in text.finished}
@@ -206,7 +198,7 @@ def ablation(groups: Sequence) -> Iterator[Table]:
             caption=ablation_caption(text, norms),
             columns=tuple(metric.words for metric in METRICS),
             blocks=tuple(blocks),
-            tidy=pd.DataFrame(tidy),
+            records=tidy,
         )
 
 
@@ -244,8 +236,6 @@ def ablation_caption(text: OnText, norms: Neurons | None) -> str:
 
 
 def _overlap(neurons: Neurons) -> Table:
-    import pandas as pd
-
     count, rows, tidy = neurons.chosen.shape[1], [], []
     for one, two in neurons.pairs():
         both = [neurons.of(stage) for stage in (one, two)]
@@ -296,13 +286,11 @@ def _overlap(neurons: Neurons) -> Table:
             "Spearman r, LogitVar",
         ),
         blocks=(Block(f"{neurons.family}, layer {neurons.layer}", tuple(rows)),),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 
 def _sensitivity(neurons: Neurons) -> Table:
-    import pandas as pd
-
     n, blocks, tidy = neurons.norm.shape[1], [], []
     counts = [count for count in COUNTS if count <= n]
     for one, two in neurons.pairs():
@@ -336,7 +324,7 @@ def _sensitivity(neurons: Neurons) -> Table:
         caption=caption,
         columns=tuple(f"{count} candidates" for count in counts),
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 

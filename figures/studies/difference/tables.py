@@ -65,7 +65,7 @@ def divergence(groups: Sequence[Difference]) -> Iterator[Table]:
         ),
         columns=("JS", "KL", "entropy", "loss", "top 1 %", "top 5 %", "top 10 %"),
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 
@@ -106,7 +106,7 @@ def worse_than_chance(groups: Sequence[Difference]) -> Iterator[Table]:
             ),
             columns=("mean loss", "n"),
             blocks=tuple(blocks),
-            tidy=pd.DataFrame(tidy),
+            records=tidy,
         )
 
 
@@ -149,7 +149,7 @@ def tokens(groups: Sequence[Difference]) -> Iterator[Table]:
         ),
         columns=("occurring", "%", "control", "KL by token", "millinats", "control"),
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 
@@ -259,20 +259,8 @@ def lens(groups: Sequence[Difference]) -> Iterator[Table]:
             ),
             columns=tuple(slots[s] for s in used),
             blocks=tuple(blocks),
-            tidy=pd.DataFrame(
-                tidy,
-                columns=[
-                    "set",
-                    "source",
-                    "target",
-                    "layer",
-                    "slot",
-                    "token",
-                    "z",
-                    "bound",
-                    "shared",
-                    "control_z",
-                ],
+            records=pd.DataFrame(
+                tidy, columns="set source target layer slot token z bound shared control_z".split()
             ),
             prose=True,
         )
@@ -314,6 +302,6 @@ def completions(groups: Sequence[Difference]) -> Iterator[Table]:
             ),
             columns=tuple(f"layer {layer}" for layer in groups[0].data["steered_layer"].values),
             blocks=tuple(blocks),
-            tidy=pd.DataFrame(tidy),
+            records=tidy,
             prose=True,
         )

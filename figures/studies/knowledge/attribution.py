@@ -67,8 +67,6 @@ def _sample(grid: PatchGrid) -> ExactSample:
 
 
 def _table(sets: Sequence[PatchGrid], found: dict) -> Table:
-    import pandas as pd
-
     matrices = dict.fromkeys((s, t) for _, s, t in found)
     blocks = [
         Block(_arrow(*m) + (", storage" if m[0] == m[1] else ""), tuple(_rows(m, sets, found)))
@@ -85,14 +83,14 @@ def _table(sets: Sequence[PatchGrid], found: dict) -> Table:
     )
     if any(len(_sample(grid).pairs) < FEW for grid in sets):
         caption += f" Intervals over fewer than {FEW} pairs are too narrow to rely on."
-    tidy = pd.DataFrame([row for grid in sets for row in _tidy(grid, found)])
+    tidy = [row for grid in sets for row in _tidy(grid, found)]
     return Table(
         name="knowledge_attribution",
         heading=heading,
         caption=caption,
         columns=column_names(sets),
         blocks=tuple(blocks),
-        tidy=tidy,
+        records=tidy,
     )
 
 

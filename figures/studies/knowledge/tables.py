@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Es
 from posttrace.figures.measures.patching import compare
 from posttrace.figures.studies.knowledge.data import ESTIMATE, PatchGrid
 from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LABELS = {
     ("normalised", "correlation"): ("Pearson r, normalised", 4),
@@ -79,8 +75,6 @@ def statistics(sets: Sequence[PatchGrid]) -> Iterator[Table]:
     sets
         As read from the store, nats. Each comparison uses the pairs finished in both matrices.
     """
-    import pandas as pd
-
     results = {(grid.name, c): estimates(grid, c) for grid in sets for c in comparisons(grid)}
     names = column_names(sets)
     for name, heading, kinds in (
@@ -92,21 +86,19 @@ def statistics(sets: Sequence[PatchGrid]) -> Iterator[Table]:
         if not any(chosen.values()):
             continue
         blocks = [_block(c, sets, chosen) for c in dict.fromkeys(c for _, c in chosen)]
-        tidy = pd.DataFrame([row for grid in sets for row in _tidy(grid, chosen)])
+        tidy = [row for grid in sets for row in _tidy(grid, chosen)]
         yield Table(
             name=name,
             heading=_titled(sets, heading),
             caption=_caption(sets),
             columns=names,
             blocks=tuple(blocks),
-            tidy=_with_method(sets, tidy),
+            records=_with_method(sets, tidy),
         )
 
 
 def judgement(sets: Sequence[PatchGrid]) -> Iterator[Table]:
     """Yield `knowledge_judgement`: unpatched logit differences, and how often both halves are judged right."""
-    import pandas as pd
-
     tidy, blocks = [], []
     names = tuple(grid.name for grid in sets)
     quantities = (
@@ -140,7 +132,7 @@ def judgement(sets: Sequence[PatchGrid]) -> Iterator[Table]:
             caption=caption,
             columns=names,
             blocks=tuple(blocks),
-            tidy=pd.DataFrame(tidy),
+            records=tidy,
         )
 
 
@@ -257,12 +249,12 @@ def _estimate_words(sets: Sequence[PatchGrid]) -> str:
     return f"Columns of {estimated}: {ESTIMATE}, not exact. " if estimated else ""
 
 
-def _with_method(sets: Sequence[PatchGrid], tidy: pd.DataFrame) -> pd.DataFrame:
-    """Add a column for the method to the tidy table if any set's values are estimates."""
-    if _estimated(sets):
-        methods = {grid.name: "attribution" if grid.estimate else "exact" for grid in sets}
-        tidy.insert(4, "method", tidy["set"].map(methods))
-    return tidy
+def _with_method(sets: Sequence[PatchGrid], tidy: list[dict]) -> list[dict]:
+    """Add the method to every row, after the fourth column, if any set's values are estimates."""
+    if not _estimated(sets):
+        return tidy
+    methods = {grid.name: "attribution" if grid.estimate else "exact" for grid in sets}
+    return [dict([*row.items()][:4]) | {"method": methods[row["set"]]} | row for row in tidy]
 
 
 def _caption(sets: Sequence[PatchGrid]) -> str:

@@ -53,28 +53,23 @@ MEASURES = (
 
 def scores(groups: Sequence[Refusal]) -> Iterator[Table]:
     """Yield `refusal_<measure>`: rows harmful and harmless, columns directions, a block for each stage."""
-    import pandas as pd
-
     for group in groups:
         others = group.stages if len(group.stages) > 1 else ()
         columns = ("baseline", "own", *others, *(["random"] if group.random else []))
         for measure in (one for one in MEASURES if one.array in group.data):
             blocks = tuple(_block(group, measure, target, others) for target in group.stages)
-            tidy = pd.DataFrame(list(_tidy(group, measure)))
             yield Table(
                 name=f"refusal_{measure.array}",
                 heading=measure.heading,
                 caption=_caption(group, measure),
                 columns=columns,
                 blocks=blocks,
-                tidy=tidy,
+                records=list(_tidy(group, measure)),
             )
 
 
 def selection(groups: Sequence[Refusal]) -> Iterator[Table]:
     """Yield `refusal_selection`: where each stage's direction was taken, and its scores on validation prompts."""
-    import pandas as pd
-
     columns = (
         "layer",
         "position",
@@ -125,7 +120,7 @@ def selection(groups: Sequence[Refusal]) -> Iterator[Table]:
                 ),
                 columns=columns,
                 blocks=(Block("stage", tuple(rows)),),
-                tidy=pd.DataFrame(tidy),
+                records=tidy,
             )
 
 
@@ -153,8 +148,6 @@ def random_range(group: Refusal, array: str, target: str, intervention: str, kin
 
 def completions(groups: Sequence[Refusal]) -> Iterator[Table]:
     """Yield `refusal_completions`: a block for each instruction, a column for each stage."""
-    import pandas as pd
-
     for group in groups:
         blocks = [
             _answers(group, kind, prompt)
@@ -173,7 +166,7 @@ def completions(groups: Sequence[Refusal]) -> Iterator[Table]:
             ),
             columns=group.stages,
             blocks=tuple(blocks),
-            tidy=pd.DataFrame(list(_tidy_answers(group))),
+            records=list(_tidy_answers(group)),
             prose=True,
         )
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from posttrace.figures.group import of_type
 from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED
@@ -55,7 +54,7 @@ def effects(groups: Sequence) -> Iterator[Table]:
         ),
         columns=tuple(names),
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 
@@ -94,7 +93,7 @@ def removal(groups: Sequence) -> Iterator[Table]:
         ),
         columns=columns,
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 
@@ -139,7 +138,7 @@ def weights(groups: Sequence) -> Iterator[Table]:
             ),
             columns=("norm", "share of the weights' norm", "entries changed"),
             blocks=tuple(blocks),
-            tidy=pd.DataFrame(tidy),
+            records=tidy,
         )
 
 

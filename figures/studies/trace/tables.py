@@ -62,14 +62,13 @@ def _side_by_side(data: xr.Dataset) -> Table:
         ),
         columns=tuple(map(str, data.model.values)),
         blocks=tuple(blocks),
-        tidy=tidy[["model", "intervention", "prompt", "prompt_text", "completion", "token_ids"]],
+        records=tidy[["model", "intervention", "prompt", "prompt_text", "completion", "token_ids"]],
         prose=True,
     )
 
 
 def _table(output: xr.Dataset) -> Table:
     import numpy as np
-    import pandas as pd
 
     blocks, tidy = [], []
     for p, prompt in enumerate(map(str, output.prompt_text.values)):
@@ -113,7 +112,7 @@ def _table(output: xr.Dataset) -> Table:
         ),
         columns=(*(f"rank {rank + 1}" for rank in range(count)), "entropy"),
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 

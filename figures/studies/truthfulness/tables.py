@@ -48,8 +48,6 @@ def accuracies(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
 
     The second table has every ordered pair of stages, mean over sets.
     """
-    import pandas as pd
-
     summary, sets = parted(groups)
     names = tested_sets(summary, sets) if summary else []
     if summary is None or not names:
@@ -79,7 +77,7 @@ def accuracies(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
         ),
         columns=tuple(_heading(c) for c in columns),
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
     yield Table(
         name="truthfulness_pairs",
@@ -90,14 +88,12 @@ def accuracies(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
         ),
         columns=tuple(f"on {stage}" for stage in summary.stages),
         blocks=tuple(pairs),
-        tidy=pd.DataFrame([row for row in tidy if row["set"] == MEAN]),
+        records=[row for row in tidy if row["set"] == MEAN],
     )
 
 
 def effects(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
     """Yield the table `truthfulness_effects`: own and base's direction on every stage, and random directions."""
-    import pandas as pd
-
     summary, sets = parted(groups)
     names = steered_sets(summary, sets) if summary else []
     if summary is None or not names:
@@ -133,7 +129,7 @@ def effects(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
         ),
         columns=tuple(_heading(c) for c in columns),
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 
@@ -157,8 +153,6 @@ def columns_of(stages: Sequence[str], random: bool = False) -> list[Column]:
 
 def completions(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
     """Yield the table `truthfulness_completions`: continuations of a few prompts without and with an intervention."""
-    import pandas as pd
-
     summary, sets = parted(groups)
     shown = [one for one in sets.values() if "completion" in one.data and one.steered]
     if summary is None or not shown:
@@ -201,7 +195,7 @@ def completions(groups: Sequence[Summary | StatementSet]) -> Iterator[Table]:
         ),
         columns=names,
         blocks=tuple(blocks),
-        tidy=pd.DataFrame(tidy),
+        records=tidy,
     )
 
 

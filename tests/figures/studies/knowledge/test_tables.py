@@ -146,7 +146,7 @@ def small_table():
         caption="A caption → 1 − |x|",
         columns=("set_1", "set_2"),
         blocks=(block,),
-        tidy=pd.DataFrame(),
+        records=pd.DataFrame(),
     )
 
 
@@ -187,7 +187,7 @@ def test_text_of_a_store_stays_text_in_every_form():
         caption="<script>alert(1)</script>",
         columns=("text",),
         blocks=(Block("b", tuple(Row("r", (Cell(text),)) for text in said)),),
-        tidy=pd.DataFrame({"text": said, "value": [-1.5] * len(said)}),
+        records=pd.DataFrame({"text": said, "value": [-1.5] * len(said)}),
         prose=True,
     )
     lines = as_csv(table).splitlines()

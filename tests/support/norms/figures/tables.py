@@ -22,7 +22,7 @@ def gap(groups):
         caption="Difference of the mean lengths of true and of false statements (model units), by layer.",
         columns=tuple(f"layer {k}" for k in range(groups[0].gap.shape[1])),
         blocks=tuple(blocks),
-        tidy=pd.concat(tidy).reset_index(names="model"),
+        records=pd.concat(tidy).reset_index(names="model"),
     )
 
 
