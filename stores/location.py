@@ -116,15 +116,28 @@ class Location:
 
     def get(self, key: str) -> bytes | None:
         """Return the content of an object; None if it is missing."""
+        found = self.get_unless(key, None)
+        assert found is not None, "there is no tag that it could have"
+        return found[0]
+
+    def get_unless(self, key: str, tag: str | None) -> tuple[bytes | None, str | None] | None:
+        """Return the content of an object (None if it is missing) and its tag; None if it still has the tag given."""
         import obstore
+        from obstore.exceptions import NotModifiedError
+
+        def read() -> tuple[bytes, str | None]:
+            found = obstore.get(self.objects, key, options={"if_none_match": tag} if tag else None)
+            return bytes(found.bytes()), found.meta["e_tag"]
 
         with naming("read", self.at(key)):
             try:
-                return steadily(lambda: bytes(obstore.get(self.objects, key).bytes()))
+                return steadily(read)
+            except NotModifiedError:
+                return None
             except FileNotFoundError as fault:
                 if "NoSuchBucket" in str(fault):
                     raise
-                return None
+                return None, None
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Return the content of many small objects, read concurrently."""

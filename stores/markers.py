@@ -39,6 +39,9 @@ class Progress:
         self.location = location
         self.fingerprint = fingerprint
         self._seen: dict[str, Marker] = {}  # key -> body; a valid marker never changes
+        self._list: tuple[str, dict[str, Marker]] | None = (
+            None  # tag and content of the gathered file last read
+        )
         self.torn: list[str] = []
         """Keys of the markers last found truncated, altered or of another job."""
 
@@ -78,13 +81,20 @@ class Progress:
     def gathered(self) -> dict[str, Marker]:
         """Return unit id -> marker from the gathered file, or from its spare."""
         for _ in range(2):  # twice: another process may finalise the store in between
-            found = []
-            for key in (GATHERED, SPARE):
-                found.append(self.location.get(key))
-                units = self.listed(found[-1])
-                if units is not None:
-                    return units
-            if found == [None, None] and self.location.size(COMPLETE) is None:
+            same = self._list
+            new = self.location.get_unless(GATHERED, same[0] if same else None)
+            if new is None and same is not None:
+                return same[1]
+            data, tag = new or (None, None)
+            units = self.listed(data)
+            self._list = None if units is None or tag is None else (tag, units)
+            if units is not None:
+                return units
+            spare = self.location.get(SPARE)
+            units = self.listed(spare)
+            if units is not None:
+                return units
+            if data is None and spare is None and self.location.size(COMPLETE) is None:
                 return {}
         raise Damaged(
             f"{self.location.at(GATHERED)}: the list of finished units and its spare are torn, altered or gone; "

@@ -391,3 +391,30 @@ def test_an_array_without_dimensions_is_read_as_it_was_written(tmp_path, dtype, 
     assert store.read("a/b", "x") == value and not list(stores.verify(store.url))
     store.finalise()
     assert stores.open_group(store.url, "a/b").x.values == value
+
+
+def test_writing_after_forgetting_reads_the_list_of_the_others_once(url, monkeypatch):
+    store = example.make(url)
+    example.run(store)
+    store.finalise()
+    again, read = Store.open(url), []
+    again.forget(list(again.units)[:4])
+    listed = type(again.progress).listed
+    monkeypatch.setattr(
+        type(again.progress), "listed", lambda self, data: read.append(data) or listed(self, data)
+    )
+    assert example.run(again) == 4
+    assert len(read) <= 1, "once for all writes"
+
+
+def test_a_list_that_another_process_changed_is_read_again(url):
+    store = example.make(url)
+    example.run(store)
+    store.finalise()
+    first, second = list(store.units)[:2]
+    assert first in store.done() and store.progress.find(second)
+    Store.open(url).forget([first, second])
+    assert store.progress.find(second) is None and first not in store.done()
+    example.run(Store.open(url))
+    Store.open(url).finalise()
+    assert store.progress.find(second) and first in store.done()

@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.measures.axes import leading_axis
 from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, parted
 
 if TYPE_CHECKING:
@@ -52,10 +53,7 @@ def _draw_projection(summary: Summary, one: StatementSet, layer: int) -> Figure:
     across = across / np.linalg.norm(across)
     x = h @ across
     rest = h - x[..., None] * across
-    _, _, axes_of_rest = np.linalg.svd(rest.reshape(-1, h.shape[-1]), full_matrices=False)
-    up = axes_of_rest[0] * np.sign(
-        axes_of_rest[0][np.abs(axes_of_rest[0]).argmax()]
-    )  # else its sign is chance
+    up = leading_axis(rest.reshape(-1, h.shape[-1]))
     y, truth = rest @ up, one.truth[one.read]
     with theme.look():
         figure = theme.new_figure(max(3.0, 0.5 + 1.75 * len(one.stages)), 2.35)

@@ -17,8 +17,9 @@ import torch
 
 from posttrace.pipeline import interrupts
 
-GRADIENT = 1e-5
-"""Fits end when no component of the mean gradient is larger (scikit-learn's default: 1e-4)."""
+GRADIENT = 1e-6
+"""Fits end when no component of the mean gradient is larger (scikit-learn's default: 1e-4). At 1e-5, three of 1,250
+statements at hidden size 4096 were judged otherwise than at the minimum."""
 ITERATIONS = 1000
 MEMORY = 10
 """Earlier steps that L-BFGS looks back on."""
