@@ -50,6 +50,8 @@ Backend = Annotated[
     "posttrace run knowledge --set sets=[cities] --set max_pairs=null",
     "posttrace run my-job.yaml --store s3://bucket/my-run",
     "posttrace run refusal --dry-run",
+    "posttrace run my-job.yaml --dry-run --device-flops 4e14",
+    "posttrace run my-job.yaml --max-hours 3.5",
     "posttrace run my-job.yaml --quiet --log runs/my-job.log",
     "posttrace run knowledge --backend remote --set family=llama-3.1-8b",
     "posttrace run knowledge --workers 4",
@@ -62,10 +64,24 @@ def run(
     store: Annotated[str | None, Parameter(help="Folder or s3:// URL; runs/JOB if not given.")] = None,
     set_: Changes = None,
     backend: Backend = None,
-    dry_run: Annotated[bool, Parameter(help="Estimate size and cost without running.", negative=())] = False,
+    dry_run: Annotated[
+        bool, Parameter(help="Estimate time, memory, downloads and disk without running.", negative=())
+    ] = False,
     quiet: Annotated[bool, Parameter(help="Print nothing but errors.", negative=())] = False,
     log: Annotated[
         Path | None, Parameter(help="File to append messages and progress to, with the time.")
+    ] = None,
+    max_hours: Annotated[
+        float | None,
+        Parameter(
+            help="Start no unit after so many hours; exit status 75 if some are left for the next run."
+        ),
+    ] = None,
+    device_flops: Annotated[
+        float | None,
+        Parameter(
+            help="Operations a second of another device that the time is to be estimated for, e.g. 4e14."
+        ),
     ] = None,
     workers: Annotated[
         int | None, Parameter(help="Processes: one for each GPU, or on a CPU as many as you like.")
@@ -88,7 +104,7 @@ def run(
     crew = _crew(loaded, workers, scheduler, cluster, shard)
     url = store or f"runs/{Path(job).stem}"
     if dry_run:
-        _dry_run(loaded, url)
+        _dry_run(loaded, url, device_flops)
         return
     from posttrace.pipeline.finished import finished
 
@@ -101,7 +117,8 @@ def run(
     else:
         from posttrace.pipeline.run import run_job
 
-        run_job(loaded, url, overrides=overrides, quiet=quiet, log=log, **crew)
+        given = {"max_hours": max_hours, "device_flops": device_flops, **crew}
+        run_job(loaded, url, overrides=overrides, quiet=quiet, log=log, **given)
     if not quiet:
         print(f"{url}: complete; next: posttrace report {quote(url)}")
 
@@ -387,7 +404,8 @@ def _listing(what: str):
     return [(figure.name, figure.description) for figure in figures()]
 
 
-def _dry_run(job, url: str) -> None:
+def _dry_run(job, url: str, device_flops: float | None) -> None:
+    from posttrace.pipeline.estimate import Estimate
     from posttrace.pipeline.plan import prepare
     from posttrace.tracers.models.loading import quiet_libraries
 
@@ -401,6 +419,8 @@ def _dry_run(job, url: str) -> None:
     for note in study.notes():
         print(f"note: {note}")
     print(f"{len(study.work)} units, {cells:,} cells, into {url}; stages: {', '.join(job.stage_names)}")
+    for said in Estimate(study, study.work, url, device_flops).lines():
+        print(said)
     if why := study.stages.shape.whole:
         print(f"every run is a whole forward pass, no prefix is shared: {why}")
 
@@ -418,7 +438,7 @@ def _check_text(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: a user's mistake becomes one message and exit status 2, Ctrl-C a resumable store and 130."""
+    """Entry point: a user's mistake becomes one message and status 2; a stopped run 130, one out of time 75."""
     from posttrace.figures.errors import FigureError
     from posttrace.pipeline import interrupts
     from posttrace.pipeline.errors import JobError
@@ -436,6 +456,9 @@ def main(arguments: list[str] | None = None) -> None:
         text = re.sub(r"\S{400,}", lambda word: f"{word[0][:180]}...{word[0][-180:]}", str(error))
         print(f"posttrace: {text}", file=sys.stderr)
         sys.exit(2)
+    except interrupts.OutOfTime as over:
+        print(f"posttrace: {over}; the same command goes on from there", file=sys.stderr)
+        sys.exit(75)
     except KeyboardInterrupt:
         print(
             "\nposttrace: stopped; what was finished is kept, the same command goes on from there",

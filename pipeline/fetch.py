@@ -42,6 +42,36 @@ def fetch(job: Job, say: Callable[[str], None]) -> None:
             say(f"{kind}: {file_of(spec)}")
 
 
+def to_download(model: str, revision: str | None = None) -> int | None:
+    """Return the bytes of weights that are not on this machine yet: 0 for a folder, None where the hub does not tell.
+
+    Examples
+    --------
+    >>> to_download("allenai/OLMo-2-0425-1B")                          # doctest: +SKIP
+    2969676800
+    """
+    if folder_of(model, revision) is not None:
+        return 0
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+    def cached(name: str) -> str | None:
+        found = try_to_load_from_cache(model, name, revision=revision)
+        return found if isinstance(found, str) else None
+
+    def index_of(file: str) -> Mapping[str, str]:
+        return json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"]
+
+    try:
+        if cached(SINGLE) or ((index := cached(INDEX)) and all(map(cached, set(index_of(index).values())))):
+            return 0
+        about = HfApi().model_info(model, revision=revision, files_metadata=True)
+        sizes = {one.rfilename: one.size or 0 for one in about.siblings or ()}
+        names = wanted(sizes, True, lambda: index_of(hf_hub_download(model, INDEX, revision=revision)))
+        return sum(sizes.get(name, 0) for name in names if name.endswith(".safetensors") and not cached(name))
+    except Exception:  # an estimate must not stop a run, which says itself what it cannot get
+        return None
+
+
 def wanted(names: Iterable[str], weights: bool, read_index: Callable[[], Mapping[str, str]]) -> list[str]:
     """Of a repository's files, those that a job reads.
 

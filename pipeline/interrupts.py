@@ -9,6 +9,10 @@ from contextlib import contextmanager
 _asked = False
 
 
+class OutOfTime(KeyboardInterrupt):
+    """The hours that a run was given are over; what it finished is in the store."""
+
+
 def listen() -> None:
     """From now on both signals raise KeyboardInterrupt in the main thread, and are remembered.
 

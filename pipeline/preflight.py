@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.estimate import TOO_LITTLE, Estimate
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import prepare
 from posttrace.tracers.errors import TracerError
@@ -12,13 +13,13 @@ from posttrace.tracers.models.loading import quiet_libraries, resolve_device
 from posttrace.tracers.remote.preflight import TRUSTED, Finding, examine_model, examine_server, key_tags
 
 
-def examine(job: Job) -> Iterator[Finding]:
+def examine(job: Job, url: str = "runs") -> Iterator[Finding]:
     """Look at a job's models, sets and operations, and at the server that it would be sent to.
 
     >>> [f.verdict for f in examine(load_job("knowledge"))]            # doctest: +SKIP
     ['ok', 'ok']
 
-    A local job: what a dry run looks at.
+    A local job: what a dry run looks at. url: where its store would be.
     """
     quiet_libraries()
     try:
@@ -31,6 +32,8 @@ def examine(job: Job) -> Iterator[Finding]:
     yield from (Finding("note", note) for note in study.notes())
     if job.execution.backend != "remote":
         yield Finding("ok", f"device: {resolve_device(job.execution.device)}")
+        for line in Estimate(study, study.work, url).lines():
+            yield Finding("note" if line.endswith(TOO_LITTLE) else "ok", line)
         return
     yield from _examine_server(study.job)
 

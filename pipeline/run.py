@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.estimate import Estimate
 from posttrace.pipeline.executors import backend_of
 from posttrace.pipeline.executors.dask import Workers
 from posttrace.pipeline.finished import asked
+from posttrace.pipeline.interrupts import OutOfTime
 from posttrace.pipeline.job import Job
 from posttrace.pipeline.plan import declaration, fingerprint, prepare
 from posttrace.pipeline.progress_bar import log_file, progress
@@ -20,7 +25,6 @@ from posttrace.pipeline.shards import ShardScheduler, Share, check_shard
 from posttrace.pipeline.study import Study, Work
 from posttrace.pipeline.writer import Writer
 from posttrace.stores import Lease, Store
-from posttrace.tracers.cost import Cost
 from posttrace.tracers.models.loading import quiet_libraries, resolve_device
 
 
@@ -34,6 +38,8 @@ def run_job(
     log: str | os.PathLike[str] | None = None,
     workers: Workers | None = None,
     shard: tuple[int, int] | None = None,
+    max_hours: float | None = None,
+    device_flops: float | None = None,
 ) -> Store:
     """Do what is left of a job, finalise its store and return it.
 
@@ -57,23 +63,34 @@ def run_job(
         Run the units on workers of Dask, not in this process (docs/clusters.md).
     shard
         (i, n): do it together with n - 1 other processes, each with an i of its own.
+    max_hours
+        After so many hours no unit is started; those that run are finished.
+    device_flops
+        For the estimate of time, see `estimate.Estimate`.
 
     Raises
     ------
     JobError, TracerError or StoreError
         What was finished by then stays.
+    OutOfTime
+        Units are left after `max_hours`; the same call goes on with them.
 
     Examples
     --------
     >>> run_job(load_job("knowledge"), "runs/knowledge")           # doctest: +SKIP
     """
+    begin = time.monotonic()
+    if max_hours is not None and not 0 < max_hours < math.inf:
+        raise JobError(f"max_hours: {max_hours} is no time; give hours above 0, e.g. 3.5")
     if workers is not None:
         workers.check(job)
     if shard is not None:
         check_shard(shard, job, workers)
     with log_file(log) as logged:
         shown = {"quiet": quiet, "log": logged}
-        return _run(job, os.fspath(url), overrides, _sayer(say, quiet, logged), shown, workers, shard)
+        deadline = math.inf if max_hours is None else begin + 3600 * max_hours
+        say = _sayer(say, quiet, logged)
+        return _run(job, os.fspath(url), overrides, say, shown, workers, shard, deadline, device_flops)
 
 
 def _sayer(say, quiet: bool, logged):
@@ -96,6 +113,8 @@ def _run(
     shown: Mapping[str, Any],
     workers: Workers | None,
     shard: tuple[int, int] | None,
+    deadline: float,
+    device_flops: float | None,
 ) -> Store:
     quiet_libraries()
     study = prepare(job)
@@ -118,12 +137,12 @@ def _run(
             )
         else:
             say(f"{url}: {len(left)} units to do")
-        costs = {w.unit.id: study.cost(w) for w in study.work}
-        cost = sum((costs[w.unit.id] for w in left), Cost())
-        cells = sum(w.cells for w in left)
-        say(f"{cells:,} cells in {cost.forwards:,} forward passes, {cost.multiply_adds:.2e} multiply-adds")
-        multiply_adds = {unit: one.multiply_adds for unit, one in costs.items()}
-        _do(study, left, store, lease, multiply_adds, say, shown, workers, shard)
+        estimate = Estimate(study, study.work, url, device_flops)
+        for line in estimate.of(left).lines() if left else ():
+            say(line)
+        _do(study, left, store, lease, estimate, say, shown, workers, shard, deadline)
+        if time.monotonic() >= deadline and (n := len(store.pending())):
+            raise OutOfTime(f"the hours that it was given are over; {n} of {len(study.work)} units are left")
         with nullcontext() if shard is None else store.lease("finalise", wait=600):
             if shard is None or not store.progress.complete(len(store.units)):
                 store.finalise()
@@ -135,17 +154,24 @@ def _do(
     left: Sequence[Work],
     store: Store,
     lease: Lease,
-    costs: Mapping[str, int],
+    estimate: Estimate,
     say,
     shown,
     workers: Workers | None,
     shard: tuple[int, int] | None,
+    deadline: float,
 ) -> None:
-    total = sum(costs.values())
-    done = total - sum(costs[work.unit.id] for work in left)
+    costs = {unit: one.multiply_adds for unit, one in estimate.costs.items()}
+    milliseconds = {work.unit.id: 1 + round(1000 * estimate.seconds(work)) for work in study.work}
+    total = sum(milliseconds.values())
+    done = total - sum(milliseconds[work.unit.id] for work in left)
     backend = backend_of(study, store, lease, costs, say, workers)
     with progress(total, done, **shown) as advance, Writer(store) as writer:
-        told = {"advance": lambda work: advance(costs[work.unit.id], work.unit.id), "say": say}
+        told: dict[str, Any] = {
+            "advance": lambda work: advance(milliseconds[work.unit.id], work.unit.id),
+            "say": say,
+            "may_start": lambda: time.monotonic() < deadline,
+        }
         if shard is None:
             Scheduler(backend, writer, left, **told).run()
         else:

@@ -19,7 +19,8 @@ class Scheduler:
     >>> Scheduler(backend, writer, study.work, advance=print, say=print).run()     # doctest: +SKIP
 
     work: the units that are left, in the order of the plan. advance: called with each unit that was stored. say: where
-    lines for people go.
+    lines for people go. may_start: whether another unit may start; where not, `run` returns when
+    those that run are done.
     """
 
     def __init__(
@@ -30,7 +31,9 @@ class Scheduler:
         *,
         advance: Callable[[Work], None],
         say: Callable[[str], None],
+        may_start: Callable[[], bool] = lambda: True,
     ):
+        self._may_start = may_start
         self._backend, self._writer = backend, writer
         self._advance, self._say = advance, say
         # Units without a model run on the workers, if there are any; else in a thread, while a model computes.
@@ -54,7 +57,10 @@ class Scheduler:
         try:
             while self._waiting or self._running or self._writing:
                 interrupts.check()
-                self._start()
+                if self._may_start():
+                    self._start()
+                elif not (self._running or self._writing):
+                    break
                 self._collect()
         finally:
             if self._analysis is not None:

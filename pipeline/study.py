@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -16,8 +18,11 @@ from posttrace.pipeline.spec import ChatJob
 from posttrace.pipeline.stages import Stages, name_of
 from posttrace.pipeline.statements import file_hash, repeated_rows
 from posttrace.stores import Group, Unit
+from posttrace.stores.schema import DTYPES
 from posttrace.tracers.cost import Cost
 
+TEXT = 40
+"""Bytes of a text in a store, about."""
 JobT = TypeVar("JobT", bound=Job)
 InputsT = TypeVar("InputsT")
 Result = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -129,6 +134,14 @@ class Study(ABC, Generic[JobT, InputsT]):
     def cost(self, work: Work) -> Cost:
         """Forward passes and multiply-adds of a unit."""
 
+    @cached_property
+    def units_by_id(self) -> dict[str, Unit]:
+        return {one.unit.id: one.unit for one in self.work}
+
+    def reads(self, work: Work) -> int:
+        """Return the bytes that a unit holds of what others stored; by default all that the units it needs wrote."""
+        return sum(size_of_unit(self.groups, self.units_by_id[unit]) for unit in work.needs)
+
     def summary(self) -> list[dict[str, Any]]:
         """Return a row for each part of the job, for people: what it has, and what it costs."""
         rows = []
@@ -173,6 +186,26 @@ def make_work(
     parts = [name if isinstance(name, str) else f"{name:04d}" for name in names]
     unit = Unit("/".join([group, kind, *parts]), group, dict(region), tuple(arrays))
     return Work(unit=unit, kind=kind, stage=stage, cells=cells, needs=tuple(needs), about=about)
+
+
+def size_of_unit(groups: Sequence[Group], unit: Unit) -> int:
+    """Return the bytes of the arrays that a unit writes, before compression.
+
+    Examples
+    --------
+    >>> from posttrace.stores import Array
+    >>> x = Array("x", ("pair",), "float32", "nats", "a number", {"pair": 2})
+    >>> size_of_unit([Group("demo", {"pair": 4}, (x,))], Unit("demo/0", "demo", {"pair": (0, 2)}, ("x",)))
+    8
+    """
+    group = next(one for one in groups if one.path == unit.group)
+    total = 0
+    for name in unit.arrays:
+        window = group.window(name, {d: s for d, s in unit.region.items() if d in group.sizes}, unit.id)
+        dtype = group.array(name).dtype
+        each = TEXT if dtype == "string" else np.dtype(DTYPES[dtype][0]).itemsize
+        total += math.prod(w.stop - w.start for w in window) * each
+    return total
 
 
 def blocks(n: int, size: int) -> list[tuple[int, int]]:

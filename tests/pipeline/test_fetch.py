@@ -59,6 +59,15 @@ def variables(tmp_path, address):
 def test_a_fetched_job_runs_without_a_network(tmp_path, repositories, job):
     with hub(repositories) as (address, asked):
         online = {**variables(tmp_path, address), "HF_HUB_OFFLINE": "0"}
+        planned = posttrace_anew("run", job, "--dry-run", env=online)
+        sizes = [
+            sum(f.stat().st_size for f in (repositories / "lab" / stage).glob("*.safetensors")) // 1000 + 1
+            for stage in ("base", "instruct")
+        ]
+        parts = f"(base {sizes[0]} kB, instruct {sizes[1]} kB)"
+        assert re.search(rf"^download +\d+ kB {re.escape(parts)}$", planned.stdout, re.MULTILINE), (
+            planned.stdout
+        )
         done = posttrace_anew("fetch", job, env=online)
         assert done.returncode == 0, done.stderr
     got = {path for method, path in asked if method == "GET" and "/resolve/" in path}
@@ -67,6 +76,7 @@ def test_a_fetched_job_runs_without_a_network(tmp_path, repositories, job):
     offline = {**variables(tmp_path, "http://127.0.0.1:9"), "HF_HUB_OFFLINE": "1"}
     done = posttrace_anew("check", job, env=offline)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^ok +download +nothing$", done.stdout, re.MULTILINE)
     done = posttrace_anew("run", job, "--store", tmp_path / "store", env=offline)
     assert done.returncode == 0, done.stderr
     assert summary(str(tmp_path / "store"))["complete"]

@@ -10,6 +10,8 @@ import torch
 
 MAX_TOKENS = 4096
 """Tokens in one forward pass on a CPU: more overflow its caches, fewer leave its cores idle."""
+FEWEST_TOKENS, MOST_TOKENS = 1024, 65536
+"""Tokens in one forward pass on a GPU, whatever its memory."""
 
 
 def tokens_that_fit(model) -> int:
@@ -31,7 +33,7 @@ def tokens_that_fit(model) -> int:
         for card, n in cards.items()
         if card.type == "cuda"  # others are offloaded, and come to a card when they run
     )
-    return max(1024, min(65536, fits))
+    return max(FEWEST_TOKENS, min(MOST_TOKENS, fits))
 
 
 def bytes_of_token(config, itemsize: int, n_layers: int) -> int:

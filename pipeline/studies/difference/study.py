@@ -27,6 +27,7 @@ from posttrace.pipeline.studies.difference.arrays import (
 from posttrace.pipeline.studies.difference.comparison import compare_distributions, compare_streams
 from posttrace.pipeline.studies.difference.inputs import SLOTS, TextSet, read_set
 from posttrace.pipeline.studies.difference.job import DifferenceJob
+from posttrace.pipeline.studies.difference.measures import SHUFFLES
 from posttrace.pipeline.studies.difference.steering import Steered, recovered, steering_vectors
 from posttrace.pipeline.studies.difference.units import planned
 from posttrace.pipeline.study import Result, Study, Work
@@ -41,6 +42,8 @@ from posttrace.tracers.models.mlp_neurons import find_head
 from posttrace.tracers.models.unembedding import Unembedding, read_unembedding
 from posttrace.tracers.oracles.compare import compared, tolerance
 
+DECOMPOSITION = 10
+"""Multiply-adds of a singular value decomposition, over those of the product of its matrix with itself."""
 SUMS = ("squared_difference_sum", "rounding_sum")
 SAMPLED_LAYERS, STEERED_LAYERS = 8, 3
 """Blocks, evenly spaced, where a job names none."""
@@ -293,6 +296,11 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         answer = one.documents[document].answer
         return one.documents[document].places[stage][answer] if answer else tokens
 
+    def reads(self, work: Work) -> int:
+        """Count one layer of a set at a time for the analysis, in two stages and two precisions."""
+        read = super().reads(work)
+        return 3 * read // self.stages.n_layers if work.kind == "analyse" else read
+
     def cost(self, work: Work) -> Cost:
         one, hidden = self.inputs[work.about["set"]], self.stages.hidden_size
         unembed = self.vocabulary * hidden
@@ -302,7 +310,10 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
             return Cost(0, len(self.job.stage_names) * tokens * unembed)
         if work.kind == "analyse":
             vectors = len(self.pairs) * self.stages.n_layers * len(SLOTS)
-            return Cost(0, vectors * unembed)
+            # Two decompositions of samples x hidden, and a product and its eigenvalues for each shuffle.
+            n = len(one.samples)
+            decomposed = len(self.pairs) * len(self.sampled_layers) * n * hidden * min(n, hidden)
+            return Cost(0, vectors * unembed + (2 * DECOMPOSITION + 2 * SHUFFLES) * decomposed)
         stage = work.open_stage
         if work.kind == "read":
             begin, end = work.unit.region["document"]
@@ -323,14 +334,11 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         return Cost(forwards, len(self.steered_layers) * once.multiply_adds + again + finals + answers * told)
 
     def facts(self, group: Group) -> dict[str, Any]:
-        values = np.prod([group.sizes[d] for d in ("model", "document", "layer", "token", "kept")])
-        size = 4 if self.job.stream_dtype == "float32" else 2
         return {
             "group": group.path,
             "documents": group.sizes["document"],
             "tokens": int(sum(map(len, self.inputs[group.attrs["set"]].documents))),
             "pairs": group.sizes["pair"],
-            "stream MB": round(float(values) * size / 2**20, 1),
         }
 
 

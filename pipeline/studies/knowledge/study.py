@@ -219,9 +219,6 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
         pairs = self.inputs[group.attrs["set"]]
         shortest, longest = min(pairs.lengths), max(pairs.lengths)
         grid = [w for w in self.work if w.unit.group == group.path and w.kind == "grid"]
-        n_values = (
-            len(self.stages.names) * len(pairs.lengths) * len(self.layers) * self.heads * longest * self.width
-        )
         return {
             "set": pairs.spec.name,
             "pairs": f"{len(pairs.lengths)} of {pairs.aligned.available}",
@@ -229,7 +226,6 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
             "roles": _roles(pairs),
             "layers": len(self.layers),
             "cells": sum(w.cells for w in grid),
-            "activation bytes": n_values * self.stages.dtype.itemsize,
         }
 
 

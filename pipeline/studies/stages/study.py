@@ -231,8 +231,9 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
 
     def cost(self, work: Work) -> Cost:
         """As planned: of a path the nodes that every prompt has."""
-        if work.kind == "weights":
-            return Cost()
+        if work.kind == "weights":  # read from files, each value used once for each update
+            weights = sum(p.numel() for p in self.stages.structures[self.stages.names[0]].parameters())
+            return Cost(0, weights * (1 + len(updates(self.job))))
         once = run_cost(
             self.stages.shape, [0], [len(row.ids) for question in self._questions(work) for row in question]
         )

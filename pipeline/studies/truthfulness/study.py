@@ -106,11 +106,19 @@ class Truthfulness(Study[TruthfulnessJob, TruthfulnessInputs]):
         shown, tokenizer = self.inputs.shown[name], self.stages.tokenizers[stage]
         return interventions.completions(self.job, sets, name, stage, shown, model, store, tokenizer), {}
 
+    def reads(self, work: Work) -> int:
+        """Count a block of layers for fits, a set of one stage for probes; others hold a few vectors."""
+        statements = {"fit": work.cells, "probe": work.cells * self.stages.n_layers}.get(work.kind, 0)
+        return 2 * 4 * statements * self.stages.hidden_size
+
     def cost(self, work: Work) -> Cost:
         """At most."""
         kind, name = work.kind, work.about["set"]
         if kind == "fit":
             return Cost(0, work.cells * self.stages.hidden_size * len(self.inputs.sets) * PASSES)
+        if kind == "probe":
+            pairs = len(self.stages.names) ** 2 * len(self.job.probes)
+            return Cost(0, work.cells * self.stages.n_layers * self.stages.hidden_size * pairs)
         if work.stage is None:
             return Cost()
         if kind == "read":
