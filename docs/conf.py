@@ -31,6 +31,7 @@ myst_heading_anchors = 3
 # Notebooks are always run, since the package may have changed; an error in one fails the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_timeout = 300
 nb_execution_in_temp = True
 nb_merge_streams = True
