@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.mlp_neurons import Neurons
 from posttrace.tracers.models.safetensors import Checkpoint, StoredTensor
+from posttrace.tracers.models.unembedding import final_scale, stored_unembedding
 
 BLOCK_BYTES = 16 * 2**20
 """Of a block of rows in float64."""
@@ -53,17 +53,10 @@ def neuron_weights(model: str, neurons: Neurons, revision: str | None = None) ->
     torch.Size([432])
     """
     checkpoint = Checkpoint(model, revision)
-    unembed = checkpoint.tensor(*(s for name in neurons.unembed for s in neurons.spelled(name)))
-    _check(model, unembed, (unembed.shape[0], neurons.hidden_size))
-    scale = torch.ones(neurons.hidden_size, dtype=torch.float64)
-    if neurons.norm_weight is not None:
-        stored = checkpoint.tensor(*neurons.spelled(neurons.norm_weight))
-        _check(model, stored, (neurons.hidden_size,))
-        assert neurons.form.offset is not None, "a norm with a weight has an offset"
-        scale = stored.read().double() + neurons.form.offset
-    down = checkpoint.tensor(*neurons.spelled(neurons.down_weight))
+    unembed, scale = stored_unembedding(checkpoint, neurons), final_scale(checkpoint, neurons)
     shape = (neurons.n_neurons, neurons.hidden_size)
-    _check(model, down, shape if neurons.rows else shape[::-1])
+    shape = shape if neurons.rows else shape[::-1]
+    down = checkpoint.tensor(*neurons.spelled(neurons.down_weight), shape=shape)
     covariance = _covariance(unembed, scale, neurons.form.centres)
     norms, variances = [], []
     for vectors in _output_vectors(down, neurons):
@@ -115,11 +108,3 @@ def _output_vectors(down: StoredTensor, neurons: Neurons) -> Iterator[torch.Tens
     whole = down.read()
     for begin in range(0, neurons.n_neurons, size):
         yield whole[:, begin : begin + size].T.double()
-
-
-def _check(model: str, stored: StoredTensor, shape: tuple[int, ...]) -> None:
-    if stored.shape != shape:
-        raise TracerError(
-            f"model {model}: {stored.name} has shape {stored.shape}, its config.json asks for {shape}; the files do "
-            "not belong together, fetch them again"
-        )

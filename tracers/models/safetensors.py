@@ -106,8 +106,11 @@ class Checkpoint:
                 return
         raise self._no_weights()
 
-    def tensor(self, *names: str) -> StoredTensor:
-        """Return the first of `names` that the checkpoint has; raises TracerError naming what is missing or damaged."""
+    def tensor(self, *names: str, shape: tuple[int | None, ...] | None = None) -> StoredTensor:
+        """Return the first of `names` that the checkpoint has; raises TracerError naming what is missing or damaged.
+
+        shape: what the configuration asks for, None where any size will do; another one is an error.
+        """
         name = next((n for n in names if n in self._shard_of), None)
         if name is None:
             wanted = " or ".join(dict.fromkeys(names))
@@ -116,7 +119,14 @@ class Checkpoint:
                 "give a complete causal language model"
             )
         file, header, data = self._shard(self._shard_of[name], [name])
-        return self._stored(file, name, header[name], data)
+        stored = self._stored(file, name, header[name], data)
+        sizes = shape and tuple(stored.shape[i] if n is None else n for i, n in enumerate(shape))
+        if shape is not None and stored.shape != sizes:
+            raise TracerError(
+                f"model {self.model}: {name} has shape {stored.shape}, its config.json asks for {sizes}; the files do "
+                "not belong together, fetch them again"
+            )
+        return stored
 
     def _shard(self, shard: str, names: Sequence[str]) -> tuple[Path, dict, int]:
         """Return a file, its header and where its data begin, read once; raises TracerError where it lacks a name."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.mlp_neurons import Head, find_head
-from posttrace.tracers.models.safetensors import Checkpoint
+from posttrace.tracers.models.safetensors import Checkpoint, StoredTensor
 
 BLOCK_VALUES = 2**22
 """Of a block of rows in float32: 16 MiB."""
@@ -104,17 +103,11 @@ def read_unembedding(model: str, structure, revision: str | None = None) -> Unem
     """
     head = find_head(structure)
     checkpoint = Checkpoint(model, revision)
-    stored = checkpoint.tensor(*(s for name in head.unembed for s in head.spelled(name)))
-    if stored.shape != (head.vocabulary, head.hidden_size):
-        raise TracerError(
-            f"model {model}: {stored.name} has shape {stored.shape}, its config.json asks for "
-            f"{(head.vocabulary, head.hidden_size)}; the files do not belong together, fetch them again"
-        )
     return Unembedding(
-        weight=stored.read(),
+        weight=stored_unembedding(checkpoint, head, head.vocabulary).read(),
         bias=_bias(checkpoint, head) if head.biased else None,
         softcap=getattr(structure.config, "final_logit_softcapping", None),
-        scale=_scale(checkpoint, head),
+        scale=final_scale(checkpoint, head).float(),
         centres=head.form.centres,
     )
 
@@ -124,8 +117,16 @@ def _bias(checkpoint: Checkpoint, head: Head) -> torch.Tensor:
     return checkpoint.tensor(*(s for name in names for s in head.spelled(name))).read().float()
 
 
-def _scale(checkpoint: Checkpoint, head: Head) -> torch.Tensor:
+def stored_unembedding(checkpoint: Checkpoint, head: Head, vocabulary: int | None = None) -> StoredTensor:
+    """Return the unembedding's weight, not read yet; dims token x hidden. vocabulary: by default, the file's counts."""
+    names = (spelled for name in head.unembed for spelled in head.spelled(name))
+    return checkpoint.tensor(*names, shape=(vocabulary, head.hidden_size))
+
+
+def final_scale(checkpoint: Checkpoint, head: Head) -> torch.Tensor:
+    """Return what the final norm multiplies by (float64); dims hidden."""
     if head.norm_weight is None:
-        return torch.ones(head.hidden_size)
+        return torch.ones(head.hidden_size, dtype=torch.float64)
     assert head.form.offset is not None, "a norm with a weight has an offset"
-    return checkpoint.tensor(*head.spelled(head.norm_weight)).read().float() + head.form.offset
+    stored = checkpoint.tensor(*head.spelled(head.norm_weight), shape=(head.hidden_size,))
+    return stored.read().double() + head.form.offset

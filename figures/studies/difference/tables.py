@@ -209,7 +209,7 @@ def topics(groups: Sequence[Difference]) -> Iterator[Table]:
             ),
             columns=("%", "tokens", "where most"),
             blocks=tuple(blocks),
-            tidy=pd.DataFrame(tidy),
+            records=tidy,
             prose=True,
         )
 

@@ -179,6 +179,15 @@ def test_a_file_written_anew_in_its_place_has_another_identity(checkpoint, monke
     assert model_identity(str(checkpoint)) != before and read == ["model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "merges.txt"]
+)
+def test_another_tokenizer_is_another_model(checkpoint, name):
+    before = model_identity(str(checkpoint))
+    (checkpoint / name).write_text("{}")
+    assert model_identity(str(checkpoint)) != before
+
+
 def test_without_a_place_for_hashes_files_are_read_again(checkpoint, monkeypatch, tmp_path):
     before = model_identity(str(checkpoint))
     (tmp_path / "file").write_text("")
