@@ -11,8 +11,8 @@ from posttrace.pipeline.studies.difference.inputs import SLOTS
 from posttrace.pipeline.studies.difference.measures import RANK, divergences, js, rounding_variance
 from posttrace.tracers.models.unembedding import Unembedding
 
-MAX_VALUES = 2**25
-"""Log probabilities (stages x tokens x vocabulary) held at once: 128 MiB in float32."""
+MAX_VALUES = 2**22
+"""Log probabilities (stages x tokens x vocabulary) held at once: 16 MiB in float32, and some times that in between."""
 
 Pairs = Sequence[tuple[int, int]]
 """Numbers of source and target."""

@@ -18,7 +18,9 @@ from posttrace.pipeline.study import blocks
 from posttrace.tracers.prompts import encode, has_unknown
 
 UNITS = 32
-"""Blocks of documents of a set, about: the units of work, and of the bootstrap."""
+"""Blocks of documents of a set, about: the units of work, and of the bootstrap. More where they would be too large."""
+UNIT_VALUES = 2**26
+"""Values of one stage's streams in a block: 128 MiB in 16 bits."""
 FIRST, BEFORE, ANSWER = 5, 4, 3
 """Tokens at the beginning, before the first answer and of it that have a slot of their own."""
 SLOTS = (
@@ -125,7 +127,8 @@ def read_set(job: DifferenceJob, spec: Texts, stages: Stages) -> TextSet:
         documents = [_same(spec, one, stage, stages) for one in rendered]
     else:
         documents = _own(job, spec, conversations, stages)
-    units = blocks(len(documents), -(-len(documents) // UNITS))
+    of_document = max(map(len, documents)) * stages.n_layers * (job.projection or stages.hidden_size)
+    units = blocks(len(documents), min(-(-len(documents) // UNITS), max(1, UNIT_VALUES // of_document)))
     samples, each = _samples(job, spec, documents, units)
     one = TextSet(spec, tuple(documents), tuple(units), samples, each, ())
     held = range(*one.held_out)

@@ -15,6 +15,7 @@ from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
+from posttrace.pipeline.studies.difference import inputs
 from posttrace.pipeline.studies.difference.inputs import SLOTS
 from posttrace.pipeline.studies.difference.measures import (
     cka,
@@ -221,6 +222,14 @@ def wanted_places(slot, document):
 
 
 @pytest.mark.slow
+def test_units_hold_no_more_than_so_many_values(study, monkeypatch):
+    one, job = study.inputs["plain"], study.job
+    assert len(one.units) > 2 and max(end - begin for begin, end in one.units) > 1
+    of_document = one.width * study.stages.n_layers * study.stages.hidden_size
+    monkeypatch.setattr(inputs, "UNIT_VALUES", of_document)
+    assert {end - begin for begin, end in inputs.read_set(job, one.spec, study.stages).units} == {1}
+
+
 def test_roles_of_a_conversation(study):
     document = study.inputs["chat"].documents[0]
     # <s> < user > w w w w \n < assistant > w ...
