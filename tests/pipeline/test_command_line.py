@@ -110,6 +110,7 @@ def test_figures_sums_up_in_a_line_and_lists_files_when_asked(finished, tmp_path
     assert len(long.stdout.splitlines()) == 4 and "tables/knowledge_judgement.csv" in long.stdout
 
 
+@pytest.mark.slow
 def test_a_store_of_another_job_is_refused_in_three_lines(finished, job_file):
     """However much differs: every key of the job here, and long values."""
     sets = f"sets=[{{name: other, csv: {job_file.parent / 'cities.csv'}, few_shot: [{', '.join(['w1'] * 300)}]}}]"

@@ -2,6 +2,7 @@
 
 import csv
 import threading
+import zlib
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from posttrace.pipeline.embedded import CHECKPOINTS, STAGES
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.run import run_job
-from posttrace.stores import StoreError
+from posttrace.stores import Store, StoreError
 from posttrace.tracers.errors import TracerError
 from tests.support.models import random_module, word_tokenizer
 from tests.support.remote.loopback import Loopback
+from tests.support.remote.studies import run
 from tests.support.remote.sweep import QUICK, values
 
 
@@ -120,6 +122,17 @@ def model():
     return TransformersModel(
         str(CHECKPOINTS / "base"), task="text-generation", dtype=torch.float32, dispatch=True
     )
+
+
+@pytest.fixture(scope="session")
+def local(shared):
+    """Give `local(study, *more)`: the store of a small study without a server, run once for all workers."""
+
+    def of(study, *more):
+        name = f"local-{study}-{zlib.crc32(repr(more).encode())}"
+        return Store.open(shared(name, lambda folder: run(study, "local", folder / "store", *more)) / "store")
+
+    return of
 
 
 def pytest_collection_modifyitems(items):

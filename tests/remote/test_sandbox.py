@@ -60,21 +60,6 @@ def ndif(package, tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="session")
-def local(tmp_path_factory):
-    """What a study gives here, run once."""
-    stores = {}
-
-    def of(study):
-        if study not in stores:
-            stores[study] = run(
-                study, "local", tmp_path_factory.mktemp("local") / study, *FEWER.get(study, ())
-            )
-        return stores[study]
-
-    return of
-
-
 @pytest.fixture
 def as_key(ndif, monkeypatch):
     """Let jobs go to NDIF's code with a key, on one thread as there: others add up in another order."""
@@ -94,7 +79,7 @@ def as_key(ndif, monkeypatch):
 @pytest.mark.parametrize("study", SMALL)
 def test_a_study_gives_the_local_store(study, key, ndif, local, as_key, tmp_path):
     as_key(key)
-    expected = local(study)
+    expected = local(study, *FEWER.get(study, ()))
     ndif.mark()
     assert_equal(run(study, "remote", tmp_path / "store", *FEWER.get(study, ())), expected)
     ran = ndif.since("run")
@@ -102,10 +87,10 @@ def test_a_study_gives_the_local_store(study, key, ndif, local, as_key, tmp_path
 
 
 @pytest.mark.slow
-def test_estimates_by_gradients_are_for_keys_that_are_trusted(ndif, as_key, tmp_path):
+def test_estimates_by_gradients_are_for_keys_that_are_trusted(ndif, local, as_key, tmp_path):
     more = ["method=attribution", "exact_share=0.5", "sets=[cities]", "stages=[base]", "max_pairs=3"]
     as_key("trusted")
-    expected = run("knowledge", "local", tmp_path / "local", *more)
+    expected = local("knowledge", *more)
     assert_equal(run("knowledge", "remote", tmp_path / "trusted", *more), expected)
     as_key("untrusted")
     ndif.mark()

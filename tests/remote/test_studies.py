@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("study", mostly_slow(SMALL, fast=["trace"]))
-def test_a_study_through_the_server_gives_the_local_store(study, server, tmp_path):
-    expected = run(study, "local", tmp_path / "local")
+def test_a_study_through_the_server_gives_the_local_store(study, server, local, tmp_path):
+    expected = local(study)
     store = run(study, "remote", tmp_path / "remote")
     assert_equal(store, expected)
     ran = server.since("run")
@@ -30,16 +30,16 @@ def test_a_study_through_the_server_gives_the_local_store(study, server, tmp_pat
 
 
 @pytest.mark.slow
-def test_estimates_of_the_patch_grid_too(server, tmp_path):
+def test_estimates_of_the_patch_grid_too(server, local, tmp_path):
     more = ["method=attribution", "exact_share=0.5", "sets=[cities]", "stages=[base]"]
-    expected = run("knowledge", "local", tmp_path / "local", *more)
+    expected = local("knowledge", *more)
     assert_equal(run("knowledge", "remote", tmp_path / "remote", *more), expected)
 
 
 @pytest.mark.slow
-def test_simulated_gives_the_local_store(tmp_path):
+def test_simulated_gives_the_local_store(local, tmp_path):
     more = ["sets=[cities]", "max_pairs=2"]
-    expected = run("knowledge", "local", tmp_path / "local", *more)
+    expected = local("knowledge", *more)
     assert_equal(run("knowledge", "simulated", tmp_path / "simulated", *more), expected)
 
 
@@ -69,7 +69,7 @@ def installed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_from_site_packages_where_code_would_go_by_reference_and_without_any_network(
-    server, installed, tmp_path
+    server, local, installed, tmp_path
 ):
     """The real command line of an installed package; a hub that answers nothing must not be needed."""
     with socket.socket() as silent:
@@ -93,7 +93,7 @@ def test_from_site_packages_where_code_would_go_by_reference_and_without_any_net
     assert "sent" in done.stderr and "received" in done.stderr, "people see what goes over the wire"
     assert server.key not in done.stdout + done.stderr
     assert not any(one["foreign"] for one in server.since("run"))
-    assert_equal(Store.open(tmp_path / "store"), run("knowledge", "local", tmp_path / "local", *more))
+    assert_equal(Store.open(tmp_path / "store"), local("knowledge", *more))
     assert not [
         path
         for path in (tmp_path / "store").rglob("*")

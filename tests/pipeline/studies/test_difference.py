@@ -452,6 +452,7 @@ def test_components_rise_above_shuffled_columns_only_where_there_are_some():
     assert components(planted, 5, rng).above == 1
 
 
+@pytest.mark.slow
 def test_topics_are_the_factors_of_the_samples_rises(study, store):
     path = "difference/chat"
     risen, rise = store.read(path, "rise_token"), store.read(path, "rise_logprob")

@@ -171,6 +171,7 @@ def test_a_swap_grid_is_what_plain_pytorch_gives(store, plain):
         np.testing.assert_array_equal(cumulative[k, :, 0], np.stack([f[k]] * 2))
 
 
+@pytest.mark.slow
 def test_effects_and_removals(store, stages, plain):
     data, (reference, sign) = open_group(store, "stages/verdict/cities"), plain
     f = data["behaviour"].values
@@ -189,6 +190,7 @@ def test_effects_and_removals(store, stages, plain):
     assert controls.shape == (2, 2, 2, 4) and np.abs(controls[0]).mean() > 3 * np.abs(controls[1]).mean()
 
 
+@pytest.mark.slow
 def test_norms_and_cosines_of_the_updates(store, stages):
     data = open_group(store, "stages")
     name = "model.layers.1.mlp.up_proj.weight"
