@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LONGEST_IN_CELL = 8
+"""Characters of a text in a cell."""
+CELL_OF_TEXT = 0.42
+"""Width in inches of a column with texts in its cells."""
 LONGEST_LABEL = 14
 """Characters of a token label; longer labels are cut with an ellipsis."""
 
@@ -30,6 +34,8 @@ class Panel:
     """Set the title in bold."""
     note: str = ""
     """Shown in the middle of an empty panel."""
+    texts: Sequence[Sequence[str]] = ()
+    """Written into the cells, dims layer x column."""
     n: int = 0
     """How many items the matrix is a mean of; the page tells it, as it does the rest."""
     interval: tuple[np.ndarray, np.ndarray] | None = None
@@ -69,6 +75,8 @@ def heatmap_grid(
     width, height, size = _panel_size(
         len(labels), len(layers), max(len(p.title) for row in panels for p in row)
     )
+    if any(p.texts for row in panels for p in row):
+        width, height = max(width, CELL_OF_TEXT * len(labels)), max(height, 0.14 * len(layers))
     with theme.look():
         figure = theme.new_figure(
             0.95 + columns * width,
@@ -113,6 +121,12 @@ def _draw(ax: Axes, panel: Panel, scale: theme.Scale, size: float) -> None:
         theme.empty(ax, panel.note)
         return
     draw_matrix(ax, panel.matrix, scale)
+    for row, line in enumerate(panel.texts):
+        for column, text in enumerate(line):
+            colour = scale.colours(scale.norm(panel.matrix[row, column]))
+            dark = np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.55  # luma, ITU-R BT.601
+            ax.text(column + 0.5, row + 0.5, text[:LONGEST_IN_CELL], ha="center", va="center", fontsize=5,
+                    color="white" if dark else theme.INK)  # fmt: skip
 
 
 def draw_matrix(ax: Axes, matrix: np.ndarray, scale: theme.Scale) -> None:

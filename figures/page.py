@@ -92,6 +92,8 @@ class Part:
     @cached_property
     def hero(self) -> Picture | None:
         """The figure under the verdict: of a set without doubts if there is one."""
+        if any(table.kind == self.declared.hero for table in self.tables):
+            return None  # it is a table
         shown = [picture for picture in self.pictures if picture.kind == self.declared.hero]
         shown = shown or [picture for picture in self.pictures if not picture.folded] or self.pictures
         sound = [picture for picture in shown if picture.place not in self.verdict.doubtful]

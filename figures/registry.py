@@ -32,7 +32,7 @@ def study(name: str) -> Study:
     Examples
     --------
     >>> study("trace").reader
-    'posttrace.figures.studies.trace.data:TraceGroup'
+    'posttrace.figures.studies.trace.data:TraceGroup.from_dataset'
     """
     return _declared(STUDIES[name])
 

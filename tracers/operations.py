@@ -86,6 +86,24 @@ class Read(Operation):
     """Which operation it is."""
 
 
+class Lens(Operation):
+    """Keep what the model would say next if the blocks after a site were skipped: the logit lens.
+
+    The final norm and the unembedding are applied to the stream at the site. Source: nostalgebraist 2020,
+    "interpreting GPT: the logit lens".
+
+    >>> Lens(layers=(0, 4), tokens="all", top=3).site
+    'resid_post'
+    """
+
+    op: Literal["lens"] = "lens"
+    """Which operation it is."""
+    site: Literal["resid_pre", "resid_mid", "resid_post"] = "resid_post"
+    """Place within the block; the stream itself, not what is added to it."""
+    top: int = Field(default=5, ge=1, le=1000)
+    """Most probable tokens to keep of each cell."""
+
+
 class Patch(Operation):
     """Replace the activations at a site by those of another run, one (layer, token) cell at a time.
 

@@ -46,7 +46,8 @@ def test_simulated_gives_the_local_store(local, tmp_path):
 @pytest.mark.slow
 def test_one_prompt_and_its_last_token(tmp_path):
     more = ["stages=[base]", 'prompts=["The city of Lyon is in"]']
-    more.append("operations=[{op: read, site: resid_post, layers: [0], tokens: last}]")
+    lens = "{op: lens, layers: [0, 7], tokens: all, top: 3}"
+    more.append(f"operations=[{{op: read, site: resid_post, layers: [0], tokens: last}}, {lens}]")
     expected = run("trace", "local", tmp_path / "local", *more)
     assert_equal(run("trace", "simulated", tmp_path / "simulated", *more), expected)
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
+from posttrace.tracers import sites
 from posttrace.tracers.batching.padding import right_padded
-from posttrace.tracers.engines.activations import unembedded
+from posttrace.tracers.engines.activations import unembedded, widen_logits
 from posttrace.tracers.engines.edits import Edit, by_layer, visit
+from posttrace.tracers.errors import TracerError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,75 @@ class Outcome:
     """Their log probabilities, nats (float32); dims prompt x rank."""
     entropy: torch.Tensor
     """Entropy of the next token's distribution, nats (float32); dims prompt."""
+
+
+MAX_CELLS = 256
+"""Of which a lens has logits in memory at once: 150 MB of float32 for a vocabulary of 150,000."""
+
+
+@dataclass(frozen=True)
+class LensOutcome:
+    """What the stream at some cells would say next."""
+
+    top: torch.Tensor
+    """Ids of the most probable tokens, the first one first; dims layer x cell x rank."""
+    logprob: torch.Tensor
+    """Their log probabilities, nats (float32); dims layer x cell x rank."""
+
+
+def run_lens(
+    model,
+    prompts: Sequence[Sequence[int]],
+    edits: Sequence[Edit] = (),
+    *,
+    site: str = "resid_post",
+    layers: Sequence[int] = (),
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    top: int = 1,
+) -> LensOutcome:
+    """Apply final norm and unembedding to the stream at cells of an edited run: the logit lens.
+
+    Parameters
+    ----------
+    rows, columns
+        The cells, dims cell (see `run_operations`).
+
+    Raises
+    ------
+    TracerError
+        The blocks hand each other more than one stream.
+
+    Examples
+    --------
+    >>> cell = dict(rows=torch.tensor([0]), columns=torch.tensor([1]))
+    >>> run_lens(model, [[1, 5]], layers=[0], **cell).top.shape                      # doctest: +SKIP
+    torch.Size([1, 1, 1])
+    """
+    if model.architecture.form.stream is not None:
+        raise TracerError(
+            f"model {model.name}: lens: its blocks hand each other several streams, none of which the unembedding "
+            "sees alone; leave the lens out"
+        )
+    run = run_operations(model, prompts, edits, site=site, layers=layers, rows=rows, columns=columns)
+    values = torch.stack(run.values)
+    with torch.no_grad():
+        cells = values.flatten(0, 1).split(MAX_CELLS)
+        parts = [_trace_end(model.nn, model.n_layers, some, top) for some in cells]
+    ids, logprob = (torch.cat(part).cpu().unflatten(0, values.shape[:2]) for part in zip(*parts, strict=True))
+    return LensOutcome(ids, logprob)
+
+
+def _trace_end(nn, n_layers, values, top):
+    """Run the end of a pass on values of the stream (cell x hidden), each a row of one token."""
+    with nn.trace(input_ids=torch.zeros(len(values), 1, dtype=torch.long), use_cache=False):
+        stream = values[:, None].to(nn.layers[0].input)
+        for block in range(n_layers):
+            sites.skip(nn.layers[block], stream)
+        widen_logits(nn)
+        best = nn.output.logits[:, 0].float().log_softmax(-1).topk(top, dim=-1)
+        ids, logprob = nnsight.save(best.indices), nnsight.save(best.values)
+    return ids, logprob
 
 
 def run_operations(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from posttrace.figures.studies.trace.data import TraceGroup
+from posttrace.figures.studies.trace.text import visible
 from posttrace.figures.tables import Block, Cell, Row, Table, number
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _side_by_side(data: xr.Dataset) -> Table:
         for i, intervention in enumerate(data.intervention.values):
             texts = (" ".join(str(text).split()) for text in data.completion.values[:, i, p])
             rows.append(Row(str(intervention), tuple(Cell(text or "–") for text in texts)))
-        blocks.append(Block(_visible(str(prompt)), tuple(rows)))
+        blocks.append(Block(visible(str(prompt)), tuple(rows)))
     tidy = data.completion.to_dataframe().reset_index()
     rows = data.completion_id.values.reshape(len(tidy), -1)
     tidy["token_ids"] = [" ".join(str(i) for i in row if i >= 0) for row in rows]
@@ -83,7 +84,7 @@ def _table(output: xr.Dataset) -> Table:
                 ids = map(int, one.next_token_id.values)
                 probabilities = np.exp(one.logprob.values.astype("float64"))
                 shown = list(zip(tokens, ids, probabilities, strict=True))
-                cells = [Cell(f"{_visible(token)} {number(float(q), 3)}") for token, _, q in shown[:SHOWN]]
+                cells = [Cell(f"{visible(token)} {number(float(q), 3)}") for token, _, q in shown[:SHOWN]]
                 rows.append(Row(f"{model}, {intervention}", (*cells, Cell(number(entropy, 3)))))
                 tidy += [
                     {
@@ -100,7 +101,7 @@ def _table(output: xr.Dataset) -> Table:
                     }
                     for rank, (token, token_id, q) in enumerate(shown)
                 ]
-        blocks.append(Block(_visible(prompt), tuple(rows)))
+        blocks.append(Block(visible(prompt), tuple(rows)))
     count = min(SHOWN, output.sizes["rank"])
     return Table(
         name="trace_next_tokens",
@@ -114,9 +115,3 @@ def _table(output: xr.Dataset) -> Table:
         blocks=tuple(blocks),
         records=tidy,
     )
-
-
-def _visible(text: str) -> str:
-    """Make line breaks, tabs and all-space tokens visible."""
-    inner = text.replace("\n", "⏎").replace("\t", "⇥")
-    return inner.replace(" ", "␣") if inner.strip() != inner and not inner.strip() else inner.strip()

@@ -8,7 +8,7 @@ import numpy as np
 
 from posttrace.pipeline.studies.trace.job import TraceJob, as_text
 from posttrace.stores import Array, Coord, Group
-from posttrace.tracers.operations import Patch, Read
+from posttrace.tracers.operations import Lens, Patch, Read
 
 
 def output_group(job: TraceJob) -> Group:
@@ -88,7 +88,10 @@ def activation_group(
         {"model": 1, "prompt": job.prompts_per_unit},
         "activation",
     )
-    first = f", for stage {models[0]}"
+    arrays, coords = (
+        [array],
+        [*_coords(job, models, interventions), *_cells(models[0], layers, tokens, texts, ids)],
+    )
     sizes = {
         **_sizes(job),
         "model": len(models),
@@ -97,15 +100,67 @@ def activation_group(
         "token": len(tokens),
         "hidden": hidden_size,
     }
+    if is_read and job.directions:
+        sizes["direction"] = len(job.directions)
+        arrays.append(projection_array(job))
+        coords.append(Coord("direction", ("direction",), list(job.directions), "what is projected on"))
+    attrs = {**_attrs(job), "site": operation.site, "operation": operation.model_dump(mode="json")}
+    name = f"trace/{'read' if is_read else 'source'}-{number}"
+    return Group(name, sizes, tuple(arrays), tuple(coords), attrs)
+
+
+def projection_array(job: TraceJob) -> Array:
+    """Declare the array with the components of what a read keeps along the declared directions."""
+    return Array(
+        "projection",
+        ("model", "intervention", "prompt", "layer", "token", "direction"),
+        "float32",
+        "activation, model units",
+        "component along the direction, taken to length 1; NaN past the end of a shorter prompt",
+        {"model": 1, "prompt": job.prompts_per_unit},
+    )
+
+
+def lens_group(
+    job: TraceJob,
+    operation: Lens,
+    number: int,
+    layers: Sequence[int],
+    tokens: Sequence[int],
+    texts: Sequence[Sequence[str]],
+    ids: Sequence[Sequence[int]],
+) -> Group:
+    """Declare the group `trace/lens-N`: what the stream at each layer and token would say next.
+
+    >>> lens_group(job, job.lenses[0], 0, range(8), [-1], [[" in"]], [[287]]).path  # doctest: +SKIP
+    'trace/lens-0'
+    """
+    dims = ("model", "intervention", "prompt", "layer", "token", "rank")
+    block = {"model": 1, "prompt": job.prompts_per_unit}
+    arrays = (
+        Array("lens_logprob", dims, "float32", "nats", "log probability of the token of that rank, by final norm and "
+              f"unembedding of {operation.site}; NaN past the end of a shorter prompt", block),
+        Array("lens_token", dims, "string", "text", "that token", block),
+        Array("lens_token_id", dims, "int32", "token id", "its id; -1 past the end", block),
+    )  # fmt: skip
+    sizes = {**_sizes(job), "layer": len(layers), "token": len(tokens), "rank": operation.top}
     coords = (
-        *_coords(job, models, interventions),
+        *_coords(job),
+        *_cells(job.stage_names[0], layers, tokens, texts, ids),
+        Coord("rank", ("rank",), np.arange(operation.top), "0: the most probable"),
+    )
+    attrs = {**_attrs(job), "site": operation.site, "operation": operation.model_dump(mode="json")}
+    return Group(f"trace/lens-{number}", sizes, arrays, coords, attrs)
+
+
+def _cells(stage: str, layers, tokens, texts, ids) -> tuple[Coord, ...]:
+    first = f", for stage {stage}"
+    return (
         Coord("layer", ("layer",), np.array(layers), "block, from 0"),
         Coord("token", ("token",), np.array(tokens), "position, from 0, negative ones from the end"),
         Coord("token_text", ("prompt", "token"), [list(t) for t in texts], f"text of the token{first}"),
         Coord("token_id", ("prompt", "token"), np.array(ids), f"its id{first}; -1 past the end"),
     )
-    attrs = {**_attrs(job), "site": operation.site, "operation": operation.model_dump(mode="json")}
-    return Group(f"trace/{'read' if is_read else 'source'}-{number}", sizes, (array,), coords, attrs)
 
 
 def _sizes(job: TraceJob) -> dict[str, int]:

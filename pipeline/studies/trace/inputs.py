@@ -12,7 +12,7 @@ from posttrace.pipeline.stages import Stages
 from posttrace.pipeline.studies.trace.directions import load_direction
 from posttrace.pipeline.studies.trace.job import Messages, TraceJob
 from posttrace.tracers.engines.activations import columns_of
-from posttrace.tracers.operations import Patch, Read, Tokens
+from posttrace.tracers.operations import Lens, Patch, Read, Tokens
 from posttrace.tracers.prompts import Prompt, encode
 
 
@@ -27,13 +27,13 @@ class TraceInputs:
     vectors: dict[str, np.ndarray]
     """Direction -> its values; dims hidden, or layer x hidden."""
 
-    def runs(self, operation: Read | Patch, first: str) -> tuple[str, list[Prompt]]:
+    def runs(self, operation: Read | Lens | Patch, first: str) -> tuple[str, list[Prompt]]:
         """Return the stage and prompts whose activations an operation keeps; `first` labels those of a read."""
-        if isinstance(operation, Read):
+        if not isinstance(operation, Patch):
             return first, self.prompts[first]
         return operation.source, self.sources[operation.source]
 
-    def token_axis(self, operation: Read | Patch) -> list[int]:
+    def token_axis(self, operation: Read | Lens | Patch) -> list[int]:
         """Labels of an operation's token axis: the positions asked for, or those of the longest prompt."""
         tokens: Tokens = operation.tokens
         if not isinstance(tokens, str):

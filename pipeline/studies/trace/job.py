@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrace.pipeline.rows import read_rows
 from posttrace.pipeline.spec import ChatJob, Spec, check_names
-from posttrace.tracers.operations import Patch, Read, Steer
+from posttrace.tracers.operations import Lens, Patch, Read, Steer
 
 
 class Message(Spec):
@@ -95,7 +95,7 @@ def _or_a_file(schema: dict) -> None:
     schema["anyOf"] = [listed, {**file, "additionalProperties": False}]
 
 
-Operation = Annotated[Read | Patch | Steer, Field(discriminator="op")]
+Operation = Annotated[Read | Lens | Patch | Steer, Field(discriminator="op")]
 
 
 class TraceJob(ChatJob):
@@ -105,9 +105,9 @@ class TraceJob(ChatJob):
     prompts: tuple[TracePrompt, ...] = Field(min_length=1, json_schema_extra=_or_a_file)
     """Texts, chats (`{messages: [...]}`), or `{csv: FILE}` with a column `prompt` and, for patches, `source`."""
     operations: tuple[Operation, ...] = ()
-    """What to read, patch and steer."""
+    """What to read, patch and steer, and where to look through the lens."""
     directions: dict[str, Direction] = Field(default={})
-    """The directions that `steer` operations name."""
+    """The directions that `steer` operations name; reads also keep the projection of what they read onto each."""
     top: int = Field(default=10, ge=1, le=1000)
     """Most probable next tokens to keep of each run."""
     generate: int = Field(default=0, ge=0, le=4096)
@@ -166,6 +166,11 @@ class TraceJob(ChatJob):
         return [o for o in self.operations if isinstance(o, Read)]
 
     @property
+    def lenses(self) -> list[Lens]:
+        """The operations that keep what the stream would say next."""
+        return [o for o in self.operations if isinstance(o, Lens)]
+
+    @property
     def patches(self) -> list[Patch]:
         """The operations that put in activations of another run."""
         return [o for o in self.operations if isinstance(o, Patch)]
@@ -173,7 +178,7 @@ class TraceJob(ChatJob):
     @property
     def interventions(self) -> tuple[str, ...]:
         """`none`: the prompt as it is; `all`: every patch and steer at work, where there are any."""
-        return ("none", "all") if len(self.reads) < len(self.operations) else ("none",)
+        return ("none", "all") if any(isinstance(o, Patch | Steer) for o in self.operations) else ("none",)
 
 
 def _read_prompts(path: str) -> list[dict[str, str | None]]:

@@ -13,7 +13,12 @@ import torch
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.finite import check_finite
 from posttrace.pipeline.stages import Stages
-from posttrace.pipeline.studies.trace.arrays import activation_group, completion_group, output_group
+from posttrace.pipeline.studies.trace.arrays import (
+    activation_group,
+    completion_group,
+    lens_group,
+    output_group,
+)
 from posttrace.pipeline.studies.trace.inputs import TraceInputs, read_inputs
 from posttrace.pipeline.studies.trace.job import TraceJob
 from posttrace.pipeline.studies.trace.units import planned
@@ -24,15 +29,15 @@ from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.activations import columns_of
 from posttrace.tracers.engines.edits import Edit, edit_of
 from posttrace.tracers.engines.generation import generate
-from posttrace.tracers.engines.interventions import run_operations
-from posttrace.tracers.operations import Patch, Read, Steer
+from posttrace.tracers.engines.interventions import run_lens, run_operations
+from posttrace.tracers.operations import Lens, Patch, Read, Steer
 from posttrace.tracers.prompts import Prompt
 
 
 class Trace(Study[TraceJob, TraceInputs]):
     """A `trace` job, planned."""
 
-    gaps = frozenset({"activation"})
+    gaps = frozenset({"activation", "projection", "lens_logprob"})
     """Prompts are of unequal length."""
 
     def check(self, job: TraceJob) -> None:
@@ -40,12 +45,14 @@ class Trace(Study[TraceJob, TraceInputs]):
         for i, operation in enumerate(job.operations):
             self.stages.check_site(operation.site, f"operations.{i}: site")
         self.layers = {i: _layers(job, i, self.stages) for i in range(len(job.operations))}
+        lenses = [(i, o) for i, o in enumerate(job.operations) if isinstance(o, Lens)]
         for name in job.stage_names:
             vocabulary = self.stages.configs[name].get_text_config().vocab_size
-            if job.top > vocabulary:
-                raise JobError(
-                    f"top: {job.top} is not in 1-{vocabulary}: stage {name} has {vocabulary} tokens; lower top"
-                )
+            for place, top in [("top", job.top), *((f"operations.{i}: top", o.top) for i, o in lenses)]:
+                if top > vocabulary:
+                    raise JobError(
+                        f"{place}: {top} is not in 1-{vocabulary}: stage {name} has {vocabulary} tokens; lower top"
+                    )
 
     def read_inputs(self) -> TraceInputs:
         return read_inputs(self.job, self.stages)
@@ -62,7 +69,10 @@ class Trace(Study[TraceJob, TraceInputs]):
         if self.job.generate:
             yield completion_group(self.job)
         first = self.job.stage_names[0]
-        kept: list[tuple[int, Read | Patch]] = [*enumerate(self.job.reads), *enumerate(self.job.patches)]
+        job = self.job
+        kept: list[tuple[int, Read | Lens | Patch]] = [
+            *enumerate(job.reads), *enumerate(job.lenses), *enumerate(job.patches)
+        ]  # fmt: skip
         for number, operation in kept:
             layers = self.layers[self.job.operations.index(operation)]
             tokens = self.inputs.token_axis(operation)
@@ -71,8 +81,11 @@ class Trace(Study[TraceJob, TraceInputs]):
             decode = self.stages.tokenizers[stage].decode
             texts = [filled([str(decode([i])) for i in row], len(tokens), "") for row in found]
             ids = [filled(row, len(tokens), -1) for row in found]
-            hidden_size = self.stages.hidden_size
-            yield activation_group(self.job, operation, number, layers, tokens, texts, ids, hidden_size)
+            if isinstance(operation, Lens):
+                yield lens_group(job, operation, number, layers, tokens, texts, ids)
+            else:
+                hidden_size = self.stages.hidden_size
+                yield activation_group(job, operation, number, layers, tokens, texts, ids, hidden_size)
 
     def units(self) -> Iterator[Work]:
         return planned(self.job, {group.path: group for group in self.groups}, self.stages.names)
@@ -135,9 +148,50 @@ class Trace(Study[TraceJob, TraceInputs]):
     def run_read(self, work: Work, model, store) -> Result:
         """Compute the activations that a read asks for, with and without the operations."""
         number = int(work.unit.group.removeprefix("trace/read-"))
-        return self._activations(
-            work, model, self.job.reads[number], self._edits(work, store, self._prompts(work))
+        operation = self.job.reads[number]
+        found, spans = self._activations(
+            work, model, operation, self._edits(work, store, self._prompts(work))
         )
+        if self.inputs.vectors:
+            layers = self.layers[self.job.operations.index(operation)]
+            values = from_stored(found["activation"][0], self.job.dtype).float()
+            found["projection"] = self._projections(values, layers).numpy()[None]
+        return found, spans
+
+    def _projections(self, values: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+        """Compute the component along every declared direction; dims of values, the last one direction."""
+        columns = []
+        for vector in map(torch.from_numpy, self.inputs.vectors.values()):
+            units = vector / vector.norm(dim=-1, keepdim=True)
+            along = units if units.ndim == 1 else units[list(layers)][:, None]  # layer x 1 x hidden
+            columns.append((values * along).sum(-1))
+        return torch.stack(columns, dim=-1)
+
+    def run_lens(self, work: Work, model, store) -> Result:
+        """Compute what the stream would say next at a lens's cells, with and without the operations."""
+        operation = self.job.lenses[int(work.unit.group.removeprefix("trace/lens-"))]
+        prompts, edits = self._prompts(work), self._edits(work, store, self._prompts(work))
+        layers = self.layers[self.job.operations.index(operation)]
+        rows, columns, places = _cells(operation, prompts)
+        shape = (
+            len(edits), len(prompts), len(layers), len(self.inputs.token_axis(operation)), operation.top
+        )  # fmt: skip
+        logprob, ids = torch.full(shape, torch.nan), torch.full(shape, -1, dtype=torch.int32)
+        texts = np.full(shape, "", dtype=object)
+        decode = self.stages.tokenizers[work.open_stage].decode
+        for i, edit in enumerate(edits):
+            where = dict(site=operation.site, layers=layers, rows=rows, columns=columns, top=operation.top)
+            outcome = model.run(run_lens, [p.ids for p in prompts], edit, **where)
+            for k in range(len(layers)):
+                logprob[i, rows, k, places] = outcome.logprob[k]
+                ids[i, rows, k, places] = outcome.top[k].to(torch.int32)
+                texts[i, rows, k, places] = [[decode([t]) for t in row] for row in outcome.top[k].tolist()]
+        check_finite(work.unit.id, self.job.dtype, {"lens_logprob": logprob[:, rows, :, places]})
+        return {
+            "lens_logprob": logprob.numpy()[None],
+            "lens_token": texts[None],
+            "lens_token_id": ids.numpy()[None],
+        }, {}
 
     def run_source(self, work: Work, model, store) -> Result:
         """Compute the activations that a patch puts in."""
@@ -173,7 +227,7 @@ class Trace(Study[TraceJob, TraceInputs]):
         """
         edits: list[Edit] = []
         for i, operation in enumerate(self.job.operations):
-            if isinstance(operation, Read):
+            if isinstance(operation, Read | Lens):
                 continue
             rows, columns, places = _cells(operation, prompts)
             if isinstance(operation, Steer) and generating and operation.tokens == "all":

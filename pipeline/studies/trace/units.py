@@ -9,7 +9,7 @@ from posttrace.pipeline.study import Work, blocks, make_work
 from posttrace.stores import Group
 
 KINDS = {"output": "next_token", "completion": "generate"}
-"""Group -> kind of its units; the groups of reads and sources have units of the kinds `read` and `source`."""
+"""Group -> kind of its units; reads, lenses and sources have units of the kinds `read`, `lens` and `source`."""
 
 
 def planned(job: TraceJob, groups: Mapping[str, Group], order: tuple[str, ...]) -> Iterator[Work]:

@@ -89,8 +89,14 @@ def by_hand(folder, source_folder, vectors, prompt):
 
 def test_patch_steer_and_read_together_equal_plain_hooks(tmp_path, trace_job, family):
     url = tmp_path / "store"
-    run_job(load_job(str(trace_job())), str(url), say=lambda line: None)
-    output, read = open_group(url, "trace/output"), open_group(url, "trace/read-0")
+    operations = [
+        {"op": "patch", "site": "resid_post", "layers": [0], "tokens": "statement", "source": "base"},
+        {"op": "steer", "layers": [1, 2], "tokens": [-1], "direction": "up", "coefficient": 2.0},
+        {"op": "read", "site": "resid_post", "layers": "all", "tokens": "statement"},
+        {"op": "lens", "layers": [0, 2], "tokens": "statement", "top": 4},
+    ]
+    run_job(load_job(str(trace_job(operations=operations))), str(url), say=lambda line: None)
+    output, read, lens = (open_group(url, f"trace/{name}") for name in ("output", "read-0", "lens-0"))
     vectors = torch.from_numpy(np.load(tmp_path / "up.npy"))
     for stage in ("base", "instruct"):
         for p, prompt in enumerate(PROMPTS):
@@ -99,6 +105,17 @@ def test_patch_steer_and_read_together_equal_plain_hooks(tmp_path, trace_job, fa
             n = streams.shape[1]
             np.testing.assert_allclose(got[:, :n], streams, rtol=1e-4, atol=1e-4)
             assert np.isnan(got[:, n:]).all()
+            along = read.projection.sel(model=stage, intervention="all", direction="up").isel(prompt=p).values
+            units = vectors / vectors.norm(dim=-1, keepdim=True)
+            np.testing.assert_allclose(along[:, :n], (streams * units[:, None]).sum(-1), rtol=1e-3, atol=1e-4)
+            assert np.isnan(along[:, n:]).all()
+            # after the last block, the lens says what the model does
+            seen = lens.sel(model=stage, intervention="all", layer=2).isel(prompt=p)
+            np.testing.assert_allclose(seen.lens_logprob[n - 1], logprob.topk(4).values, rtol=1e-4, atol=1e-4)
+            assert seen.lens_token_id[n - 1].values.tolist() == logprob.topk(4).indices.tolist()
+            assert (
+                np.isnan(seen.lens_logprob.values[n:]).all() and not (seen.lens_token.values[n:] != "").any()
+            )
             one = output.sel(model=stage, intervention="all").isel(prompt=p)
             best = logprob.topk(10)
             np.testing.assert_allclose(one.logprob.values, best.values, rtol=1e-4, atol=1e-4)

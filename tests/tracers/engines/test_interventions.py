@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posttrace.tracers.engines.edits import Edit
-from posttrace.tracers.engines.interventions import run_operations
+from posttrace.tracers.engines.interventions import run_lens, run_operations
 from posttrace.tracers.operations import STREAM_SITES
 from tests.support.models import CONFIGS, mostly_slow, random_model
 
@@ -89,3 +89,31 @@ def test_edits_of_one_block_add_up_in_forward_order(name):
     unit = vector / vector.norm()
     double = [*edits, Edit(site="resid_post", mode="ablate", values=unit, **where)]
     assert (read("resid_post", double) @ vector).abs().max() < 1e-3 * vector.norm() ** 2
+
+
+@pytest.mark.parametrize("name", mostly_slow(CONFIGS))
+def test_a_lens_is_a_pass_whose_last_block_gives_the_stream_of_an_earlier_one(name):
+    """A hook puts the stream at a cell in place of what the last block gives there."""
+    model = random_model(name)
+    module = model.nn._module
+    blocks = module.get_submodule(model.architecture.layers)
+    edit = Edit(site="resid_pre", layers=(0,), mode="add", values=torch.ones(32), rows=ROWS, columns=COLUMNS)
+    cells = dict(site="resid_post", layers=[0, 2], rows=ROWS, columns=COLUMNS)
+    found = run_lens(model, PROMPTS, [edit], **cells, top=7)
+    assert found.top.shape == found.logprob.shape == (2, 2, 7)
+    streams = run_operations(model, PROMPTS, [edit], **cells).values
+    for layer in range(2):
+        for cell, column in enumerate(COLUMNS.tolist()):
+
+            def put(_, inputs, out, value=streams[layer][cell], column=column):
+                stream = (out[0] if isinstance(out, tuple) else out).clone()
+                stream[0, column] = value
+                return (stream, *out[1:]) if isinstance(out, tuple) else stream
+
+            handle = blocks[-1].register_forward_hook(put)
+            with torch.no_grad():
+                logits = module(torch.tensor([PROMPTS[cell]])).logits[0, column]
+            handle.remove()
+            want = logits.log_softmax(-1).topk(7)
+            assert found.top[layer, cell].tolist() == want.indices.tolist()
+            torch.testing.assert_close(found.logprob[layer, cell], want.values, rtol=1e-4, atol=1e-4)
