@@ -55,7 +55,7 @@ def test_type_default_and_range_are_those_of_the_class():
     assert listed["family"].default == "required" and "posttrace ls models" in listed["family"].type
     assert listed["sets[].pairs"].type == "template | free"
     operations = {key.place: key for key in keys("trace")}
-    assert operations["operations[].op"][1:3] == ("read | patch | steer", "required")
+    assert operations["operations[].op"][1:3] == ("read | lens | patch | steer", "required")
 
 
 def test_the_command_gives_text_or_a_schema_and_suggests_a_name():

@@ -139,7 +139,7 @@ def test_a_rerun_does_nothing_and_a_forgotten_unit_comes_back_the_same(tmp_path,
     assert "0 to go" in lines[0]
     store.forget(["trace/source-0/source/base/0001", "trace/read-0/read/instruct/0001"])
     run_job(job, url, say=lines.append)
-    assert "2 to go" in lines[2]
+    assert any("2 to go" in line for line in lines)
     assert Store.open(url).read("trace/read-0", "activation").tobytes() == before
 
 
