@@ -29,7 +29,7 @@ def main(
     *, quick: bool = False, json: Path | None = None, pairs: int | None = None, rounds: int | None = None
 ) -> None:
     """Measure, print, write JSON (to benchmarks/results/ by default, for a quick run only if `json` is given)."""
-    pairs, rounds = pairs or (4 if quick else 64), rounds or (1 if quick else 3)
+    pairs, rounds = pairs or (4 if quick else 32), rounds or (1 if quick else 2)
     options = dict(device="cpu", dtype="float32", threads=1)
     head = header("workers", quick=quick, rounds=rounds, **options)
     records = compare(pairs, rounds)
@@ -46,8 +46,8 @@ def compare(pairs: int, rounds: int) -> list[dict]:
     from posttrace.pipeline.run import run_job
 
     def job(pairs):
-        changes = ["sets=[cities]", f"max_pairs={pairs}", "dtype=float32", "execution.device=cpu"]
-        return load_job("knowledge", changes)
+        changes = ["sets=[cities]", "pairs_per_unit=4", "dtype=float32", "execution.device=cpu"]
+        return load_job("knowledge", [*changes, f"max_pairs={pairs}"])
 
     seconds: dict[int, list[float]] = {1: [], 2: []}
     values = []

@@ -140,7 +140,8 @@ def _run(
         estimate = Estimate(study, study.work, url, device_flops)
         for line in estimate.of(left).lines() if left else ():
             say(line)
-        _do(study, left, store, lease, estimate, say, shown, workers, shard, deadline)
+        if left:
+            _do(study, left, store, lease, estimate, say, shown, workers, shard, deadline)
         if time.monotonic() >= deadline and (n := len(store.pending())):
             raise OutOfTime(f"the hours that it was given are over; {n} of {len(study.work)} units are left")
         with nullcontext() if shard is None else store.lease("finalise", wait=600):

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -36,6 +37,10 @@ QUIET = {"dashboard": False, "dashboard_address": ":0"}
 """Of a scheduler that we start: no dashboard, and its web server at any free port."""
 EVERY = 0.5
 """Seconds between two looks at who is there."""
+TIMEOUT = 10
+"""Seconds in which a worker must answer."""
+PATIENCE = 30.0
+"""Seconds without a worker after which a line says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +129,7 @@ def _local(number: int, job: Job):
             return await super().close(timeout, reason)
 
     share = len(cards) // number
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // number)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // number)))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     settings = {
         # Set before a worker starts: numerical libraries look at them once.
@@ -146,13 +151,18 @@ def _local(number: int, job: Job):
         }
         for i in range(number)
     }
-    options = {"host": "127.0.0.1", "port": 0, **QUIET}
+    options = {**QUIET, "host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     with dask.config.set(settings):
         return SpecCluster(
             workers=workers,
             scheduler={"cls": Scheduler, "options": options},
             silence_logs=logging.CRITICAL,
         )
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cards() -> list[str]:
@@ -236,6 +246,8 @@ class Dealer(Executor):
         self._opening = 0.0
         """Seconds that opening a model took last."""
         self._lost: Exception | None = None
+        self._empty_since: float | None = time.monotonic()
+        """When a worker last joined; None once it was told that none is there."""
         self._thread = Thread(target=self._run, name="dealer", daemon=True)
         self._thread.start()
 
@@ -262,18 +274,18 @@ class Dealer(Executor):
             if what == "stop":
                 self._take_back()
                 return
-            if what == "new":
-                self._queue.append(about)
-            elif what == "done":
-                self._done(*about)
-            if self._inbox.empty():
-                try:
+            try:
+                if what == "new":
+                    self._queue.append(about)
+                elif what == "done":
+                    self._done(*about)
+                if self._inbox.empty():
                     if time.monotonic() - looked >= EVERY and self._lost is None:
                         self._look()
                         looked = time.monotonic()
                     self._deal()
-                except Exception as error:  # of the network, the event loop, or a client that is closing
-                    self._give_up(f"{type(error).__name__}: {str(error)[:200]}")
+            except Exception as error:  # of the network, the event loop, or a client that is closing
+                self._give_up(f"{type(error).__name__}: {str(error)[:200]}")
 
     def _look(self) -> None:
         """See who is there; units of those that are gone are dealt again."""
@@ -284,6 +296,10 @@ class Dealer(Executor):
             self._bury(address)
         for address in there.keys() - self._hands.keys():
             self._hands[address] = _Hand(there[address])
+            self._empty_since = time.monotonic()
+        if not self._hands and time.monotonic() - (self._empty_since or time.monotonic()) > PATIENCE:
+            self._say("no worker is there; waiting for one")
+            self._empty_since = None
 
     def _bury(self, address: str) -> None:
         tasks = self._hands.pop(address).tasks
@@ -322,7 +338,7 @@ class Dealer(Executor):
                 workers=[address],
                 pure=False,
             )
-            task.on_dask.add_done_callback(lambda dask, task=task: self._inbox.put(("done", (task, dask))))
+            self._listen(task)
 
     def _move(self) -> tuple[str, _Task] | None:
         """Choose the next task and a worker for it, one with the least to do."""
@@ -365,28 +381,38 @@ class Dealer(Executor):
         cost, seconds = self._computed
         return not holders or not cost or left * seconds / cost / holders > self._opening
 
+    def _listen(self, task: _Task) -> None:
+        task.on_dask.add_done_callback(lambda dask: self._inbox.put(("done", (task, dask))))
+
     def _done(self, task: _Task, dask: distributed.Future) -> None:
         if task.on_dask is not dask:  # taken back meanwhile
             return
+        if dask.status in ("pending", "lost"):  # its worker has died since, as the next look will show
+            self._listen(task)
+            return
+        if dask.status == "cancelled":
+            raise OSError(f"unit {task.work.unit.id} was cancelled")
         task.on_dask = None
         for hand in self._hands.values():
             if task in hand.tasks:
                 hand.tasks.remove(task)
-        if dask.status == "finished":
-            took = dask.result()
-            if task.work.stage is not None:
-                self._computed[0] += max(self._cost(task.work), 1)
-                self._computed[1] += took.computing
-                self._opening = took.opening or self._opening
-            task.future.set_result(None)
-        elif dask.status == "error":
-            task.future.set_exception(_in_words(dask.exception()))
-        else:
-            self._queue.append(task)
-            self._give_up(f"unit {task.work.unit.id} was {dask.status}")
+        if dask.status == "error":
+            task.future.set_exception(_in_words(dask.exception(timeout=TIMEOUT)))
+            return
+        with suppress(
+            Exception
+        ):  # the unit is stored, even if its worker dies before it is asked how long it took
+            self._count(task.work, dask.result(timeout=TIMEOUT))
+        task.future.set_result(None)
+
+    def _count(self, work: Work, took) -> None:
+        if work.stage is not None:
+            self._computed[0] += max(self._cost(work), 1)
+            self._computed[1] += took.computing
+            self._opening = took.opening or self._opening
 
     def _give_up(self, why: str) -> None:
-        """Nothing can be dealt any more: what was submitted, and will be, fails."""
+        """Fail what was submitted, and what will be: nothing can be dealt any more."""
         self._lost = self._lost or Lost(
             f"the Dask scheduler is gone ({why}); what was finished is kept, the same command goes on from there"
         )
@@ -400,8 +426,9 @@ class Dealer(Executor):
         for hand in self._hands.values():
             for task in hand.tasks:
                 dask, task.on_dask = task.on_dask, None
-                if self._lost is None and dask is not None:
-                    dask.cancel()
+                if dask is not None:
+                    with suppress(Exception):  # of a scheduler that is gone
+                        dask.cancel()
 
 
 def _in_words(error: BaseException) -> BaseException:
