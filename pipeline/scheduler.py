@@ -59,8 +59,10 @@ class Scheduler:
                 interrupts.check()
                 if self._may_start():
                     self._start()
-                elif not (self._running or self._writing):
-                    break
+                else:
+                    self._withdraw()
+                    if not (self._running or self._writing):
+                        break
                 self._collect()
         finally:
             if self._analysis is not None:
@@ -90,6 +92,11 @@ class Scheduler:
                 free[aside] -= self._submit(work)
             elif not aside and self._backend.in_order:
                 free[False] = 0  # a later unit would open another model
+
+    def _withdraw(self) -> None:
+        """Take back what the backend has not begun."""
+        for future in [future for future in self._running if future.cancel()]:
+            self._waiting.append(self._running.pop(future))
 
     def _in_thread(self, work: Work) -> bool:
         return self._analysis is not None and work.stage is None

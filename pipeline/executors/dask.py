@@ -329,6 +329,8 @@ class Dealer(Executor):
             address, task = move
             hand = self._hands[address]
             self._queue.remove(task)
+            if not (task.future.running() or task.future.set_running_or_notify_cancel()):
+                continue
             hand.tasks.append(task)
             hand.stage = task.work.stage or hand.stage
             task.on_dask = self._client.submit(

@@ -57,6 +57,18 @@ def test_workers_share_a_stage_that_takes_longer_and_units_without_a_model(deale
         assert len({process for name, process in done if name.startswith(kind)}) == 2
 
 
+def test_what_no_worker_has_begun_can_be_taken_back(dealer, tmp_path):
+    units = [work(f"{i}", "base") for i in range(60)]
+    futures = [dealer.submit(partial(unit, tmp_path / "log"), one) for one in units]
+    futures[0].result(60)
+    back = {one.unit.id for one, future in zip(units, futures, strict=True) if future.cancel()}
+    assert back
+    for future in futures:
+        assert future.cancelled() or future.result(60) is None
+    done = {words[1] for words in notes(tmp_path / "log") if words[0] == "unit"}
+    assert done == {one.unit.id for one in units} - back
+
+
 def test_a_unit_that_kills_its_workers_is_given_up_and_nothing_else(dealer, told, tmp_path):
     units = [work(f"{i}", "base") for i in range(6)] + [work("deadly", "base"), work("last", None)]
     futures = {one.unit.id: dealer.submit(partial(deadly, tmp_path / "log"), one) for one in units}

@@ -86,6 +86,24 @@ def test_a_unit_without_a_model_runs_while_one_computes(store, in_order):
     assert not gate.broken and store.done() == {"demo/0", "demo/1"}
 
 
+def test_out_of_time_what_has_not_begun_is_taken_back(store):
+    """Backends such as workers are given all that could start; the time may be over long before that is done."""
+    gate = threading.Event()
+    backend = Backend(store, ThreadPoolExecutor(1), slots=4, in_order=False, gate=gate)
+    calls = []
+
+    def may_start():
+        calls.append(1)
+        if len(calls) == 3:
+            gate.set()  # until now the first unit was under way
+        return len(calls) < 2
+
+    with Writer(store) as writer:
+        plan = [work(i) for i in range(4)]
+        Scheduler(backend, writer, plan, advance=print, say=print, may_start=may_start).run()
+    assert store.done() == set(backend.seen) == {"demo/0"}
+
+
 def test_a_failure_costs_what_needs_it_and_nothing_else(store):
     backend = Backend(store, ThreadPoolExecutor(2), slots=2, in_order=False, failing={"demo/0"})
     with pytest.raises(
