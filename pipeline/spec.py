@@ -94,7 +94,7 @@ class Family(Spec):
 
 
 class StatementSet(Spec):
-    """True and false statements, from a CSV file with the columns `statement` and `label` (1 true, 0 false)."""
+    """True and false statements, from a CSV file with the columns `statement` and `label` (1 or true, 0 or false)."""
 
     short_form = "a known set (posttrace ls datasets), or a CSV file"
     name: str = Field(min_length=1)

@@ -21,8 +21,8 @@ DRAWN = 20_000
 CHARACTERS = 125
 """Of a statement, on average: sets of longer ones may have fewer."""
 
-WORDS_FOR_LABELS = ("true", "false", "t", "f", "yes", "no")
-"""What other files have in place of 1 and 0."""
+LABELS = {"1": True, "0": False, "true": True, "false": False}
+"""How a file may write labels, in any case."""
 
 
 class Statement(NamedTuple):
@@ -52,7 +52,7 @@ def read_set(spec: StatementSet) -> list[Statement]:
         needed=("statement", "label", *(spec.where if free else ())),
         optional=("pair", "id"),
         where={} if free else spec.where,
-        help="a set needs the columns statement,label (1 true, 0 false)",
+        help="a set needs the columns statement,label (1 or true, 0 or false)",
     )
     ties = _ties(rows) if free else [""] * len(rows)
     wanted = tuple(spec.where.values()) if free else ()
@@ -78,10 +78,11 @@ def _ties(rows: list[Row]) -> list[str]:
         if found and len(set(found)) < len(rows):
             same = found
             break
+    labels = [LABELS.get(row.text(1).strip().lower()) for row in rows]
     # Several pairs may come from one source and share its `id`: their rows are not all tied to each other.
     ties, line = [f"line {i}" for i in range(len(rows))], 0
     while line + 1 < len(rows):
-        together = rows[line].cells[1] != rows[line + 1].cells[1] and same[line] == same[line + 1]
+        together = labels[line] != labels[line + 1] and same[line] == same[line + 1]
         if together:
             ties[line + 1] = ties[line]
         line += 1 + together
@@ -90,17 +91,12 @@ def _ties(rows: list[Row]) -> list[str]:
 
 def _statement(spec: StatementSet, row: Row, tie: str) -> Statement:
     text, label = row.text(0).strip(), row.text(1).strip()
-    if label.lower() in WORDS_FOR_LABELS and text:
-        raise JobError(
-            f"set {spec.name}: {shown(spec.csv)} line {row.line}: label {label!r}: labels are numbers; write 1 for "
-            "true and 0 for false, in every row"
-        )
-    if label not in ("0", "1") or not text:
+    if label.lower() not in LABELS or not text:
         raise JobError(
             f"set {spec.name}: {shown(spec.csv)} line {row.line}: statement {shown(repr(text))} with label "
-            f"{shown(repr(label))}; the statement must have a text and the label be 1 (true) or 0 (false)"
+            f"{shown(repr(label))}; the statement must have a text and the label be 1 or true, 0 or false"
         )
-    return Statement(text=text, label=label == "1", pair=tie)
+    return Statement(text=text, label=LABELS[label.lower()], pair=tie)
 
 
 def repeated_rows(spec: StatementSet) -> int:

@@ -145,10 +145,13 @@ def test_show_works_on_a_store_that_no_study_wrote(tmp_path):
     assert "None" not in done.stdout and re.search(r"^from: [^ ,]+$", done.stdout, re.M)
 
 
-def test_labels_in_words_and_other_separators_are_named_as_such(tmp_path):
-    write_csv(tmp_path / "words.csv", [("A is B.", "True"), ("A is C.", "False")])
-    with pytest.raises(JobError, match=r"line 2: label 'True': labels are numbers; write 1 for true"):
-        read_set(StatementSet(name="words", csv=str(tmp_path / "words.csv")))
+def test_labels_may_be_words_and_other_separators_are_named_as_such(tmp_path):
+    words = StatementSet(name="words", csv=str(tmp_path / "words.csv"))
+    write_csv(tmp_path / "words.csv", [("A is B.", "True"), ("A is C.", "false"), ("A is D.", "1")])
+    assert [one.label for one in read_set(words)] == [True, False, True]
+    write_csv(tmp_path / "words.csv", [("A is B.", "yes")])
+    with pytest.raises(JobError, match=r"line 2: .* with label 'yes'; .*label be 1 or true, 0 or false"):
+        read_set(words)
     for separator, word in ((";", "semicolons"), ("\t", "tabs")):
         (tmp_path / "other.csv").write_text(f"statement{separator}label\nA is B.{separator}1\n")
         with pytest.raises(JobError, match=f"is separated by {word}.*save it with commas"):
