@@ -249,6 +249,7 @@ class Viewer:
     def _draw(self) -> None:
         if self.quiet:
             return
+        self.picture.objects = []  # whatever happens, nothing is shown that was not chosen
         try:
             shown = list(self._drawn())
         except (FigureError, StoreError) as fault:
@@ -329,11 +330,7 @@ class Viewer:
             return pn.pane.Bokeh(chart)
         texts = None
         if self.text.value and not self.minus.value and MEAN not in wanted.at.values():
-            texts = (
-                read(self.data, replace(wanted, array=self.text.value))
-                .values.reshape(matrix.shape)
-                .astype(str)
-            )
+            texts = read(self.data, replace(wanted, array=self.text.value)).values.reshape(matrix.shape)
         return pn.pane.Bokeh(
             charts.heat_map(matrix, columns=columns, rows=rows, axes=axes, unit=unit, texts=texts)
         )

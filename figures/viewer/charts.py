@@ -74,7 +74,7 @@ def heat_map(
     }
     hover = [(axes[1], "@row"), (axes[0], "@column"), (unit or "value", "@value{0.000}")]
     if texts is not None:
-        cells["text"] = [plain(t) for t in texts.ravel()]
+        cells["text"] = [plain(t) for t in texts.ravel().tolist()]
         cells["short"] = [t[:9] for t in cells["text"]]
         hover.insert(2, ("text", "@text"))
     finite = np.abs(values[np.isfinite(values)])

@@ -39,6 +39,14 @@ def answers(texts=("I cannot.", "Sure, first")):
     )
 
 
+def lens():
+    """What a lens keeps: a token and its log probability in each cell."""
+    dims, shape = ("model", "layer", "token", "rank"), (2, 3, 4, 1)
+    tokens = np.full(shape, f" {HOSTILE}", dtype=object)
+    variables = {"lens_logprob": (dims, -np.ones(shape, "float32")), "lens_token": (dims, tokens)}
+    return xr.Dataset(variables, {"model": list(STAGES)})
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("viewed")
@@ -115,11 +123,12 @@ def test_every_page_and_array_of_every_study_can_be_shown(tmp_path, stores):
         ("truthfulness", truthfulness.summary(coefficients=(0.5, 1.0)).data),
         ("stages", stages.behaviour().data),
         ("confidence", confidence.neuron_dataset()),
+        ("trace", lens()),
     ):
         write_dataset(tmp_path / name, name, data.assign_attrs(study=name))
     urls = [
         refusal.write(tmp_path / "refusal"),
-        *(str(tmp_path / name) for name in ("truthfulness", "stages", "confidence")),
+        *(str(tmp_path / name) for name in ("truthfulness", "stages", "confidence", "trace")),
         knowledge.write_store(tmp_path / "heads", [knowledge.by_head()]),
         str(stores / "answers"),
     ]
