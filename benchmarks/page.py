@@ -44,6 +44,7 @@ def page(folder: Path) -> str:
             ("devices", "device"),
             ("probes", "probes"),
             ("precisions", "precision"),
+            ("real_sizes", "real size"),
             ("differences", "difference"),
         ]
     }

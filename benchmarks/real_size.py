@@ -72,6 +72,8 @@ def jobs(folder: Path, statements: int) -> dict[str, list[str]]:
 
 def make_inputs(folder: Path, sizes: dict, statements: int) -> None:
     """Write three models without weights, and twelve sets of statements."""
+    import torch
+    from safetensors.torch import save_file
     from transformers import LlamaConfig
 
     from posttrace.pipeline.spec import families
@@ -88,6 +90,8 @@ def make_inputs(folder: Path, sizes: dict, statements: int) -> None:
                 "model.safetensors.index.json",
             ):
                 shutil.copy(file, target)
+        # Looked for by the study of neurons, read by none.
+        save_file({"none": torch.zeros(1)}, target / "model.safetensors")
     rng = random.Random(0)
     words = ["north", "river", "stone", "garden", "winter", "letter", "market", "silver", "bridge", "island"]
     for topic in TOPICS:

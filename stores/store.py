@@ -306,8 +306,8 @@ class Store:
             )
         group = self.groups[unit_or_group]
         window = group.window(name, bounds, f"{self.url}: read {name!r}")
-        for key, _ in group.chunks(name, window):
-            if not self.location.size(key):
+        for key, size in self.location.sizes(key for key, _ in group.chunks(name, window)).items():
+            if not size:
                 raise StoreError(
                     f"{self.location.at(key)}: this chunk was not written yet, or is lost; run the "
                     "job, or `verify` the store"

@@ -52,7 +52,7 @@ class TruthfulnessJob(FamilyJob):
     completion_tokens: int = Field(default=4, ge=1, le=64)
     """Tokens of a sample completion."""
     statements_per_unit: int = Field(default=32, ge=1, le=256)
-    """Statements in one unit of interventions, the smallest piece that a rerun need not repeat; four times as many in
+    """Statements in one unit of interventions, the smallest piece that a rerun need not repeat; eight times as many in
     one that reads."""
 
     @field_validator("sets")
