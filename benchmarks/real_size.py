@@ -65,7 +65,7 @@ def jobs(folder: Path, statements: int) -> dict[str, list[str]]:
         "refusal": common,
         "confidence": common,
         "trace": common,
-        "stages": common,
+        "stages": [*common, "dtype=auto"],
         "difference": common,
     }
 
