@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -125,7 +126,11 @@ def _local(number: int, job: Job):
     class Quick(Nanny):
         """Ends its worker without waiting for the interpreter to be taken apart; what is stored is stored."""
 
-        async def close(self, timeout=0.5, reason="nanny-close"):
+        async def close(self, timeout=30, reason="nanny-close"):
+            self.auto_restart = False
+            if self.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
             return await super().close(timeout, reason)
 
     share = len(cards) // number
@@ -473,6 +478,7 @@ class OnWorkers:
 
     def close(self) -> None:
         self.pool.shutdown()
-        self._client.close()
-        if self._client.cluster is not None:
-            self._client.cluster.close()
+        with suppress(Exception):  # whatever the network or a busy machine says, the units are stored
+            self._client.close()
+            if self._client.cluster is not None:
+                self._client.cluster.close()
