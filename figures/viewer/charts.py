@@ -17,6 +17,8 @@ PALETTE_SIZE = 255
 CELL = 44
 """Width of a map's column, pixels, where there is room."""
 WIDEST = 1100
+DARK = 0.55
+"""Share of the largest absolute value from which on a cell is dark."""
 
 
 def plain(text: object, longest: int = 200) -> str:
@@ -73,12 +75,13 @@ def heat_map(
         "row": [rows[i] for i in y],
     }
     hover = [(axes[1], "@row"), (axes[0], "@column"), (unit or "value", "@value{0.000}")]
+    finite = np.abs(values[np.isfinite(values)])
+    limit = float(finite.max()) if finite.size else 1.0
     if texts is not None:
         cells["text"] = [plain(t) for t in texts.ravel().tolist()]
         cells["short"] = [t[:9] for t in cells["text"]]
+        cells["ink"] = np.where(np.abs(cells["value"]) > DARK * limit, "white", "black").tolist()
         hover.insert(2, ("text", "@text"))
-    finite = np.abs(values[np.isfinite(values)])
-    limit = float(finite.max()) if finite.size else 1.0
     colours = [to_hex(c) for c in theme.vik(PALETTE_SIZE)(range(PALETTE_SIZE))]
     mapper = LinearColorMapper(palette=colours, low=-limit or -1.0, high=limit or 1.0, nan_color="#dddddd")
     width = CELL * (2 if texts is not None else 1)
@@ -99,7 +102,7 @@ def heat_map(
                line_width=0.5, nonselection_fill_alpha=1.0)  # fmt: skip
     if texts is not None:
         chart.text("x", "y", text="short", source=source, text_align="center", text_baseline="middle",
-                   text_font_size="10px", nonselection_text_alpha=1.0)  # fmt: skip
+                   text_font_size="10px", text_color="ink", nonselection_text_alpha=1.0)  # fmt: skip
     _label(chart.xaxis[0], columns)
     _label(chart.yaxis[0], rows, at_most=40)
     chart.xaxis.major_label_orientation = pi / 3 if n_columns > 4 else 0
