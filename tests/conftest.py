@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 
+import hypothesis
 import pytest
 
 from tests.support.s3 import BUCKET, s3_server
@@ -17,6 +18,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker per core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("any load", deadline=None)  # no test is about wall time
+hypothesis.settings.load_profile("any load")
 
 _numbers = itertools.count()
 

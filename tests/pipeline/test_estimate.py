@@ -38,6 +38,7 @@ def test_every_line_is_one_aligned_sum(study, tmp_path):
     assert about["models"] == "opened 3 times (base, instruct), one at a time"
 
 
+@pytest.mark.slow
 def test_the_store_is_as_large_as_its_arrays(study, finished):
     held = sum(
         array.nbytes
