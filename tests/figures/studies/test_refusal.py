@@ -163,5 +163,5 @@ def test_the_store_gives_the_same_files_each_time_with_a_page_of_its_own(store, 
     again = {p.relative_to(tmp_path / "b"): p.read_bytes() for p in render(store, tmp_path / "b", only=only)}
     assert len(again) == 4 * 3 + 2 and all(first[name] == content for name, content in again.items())
     html = (tmp_path / "a" / "report.html").read_text()
-    assert 'class="prose"' in html and "help_you" in html and "refusal · toy" in html
+    assert 'class="numbers prose"' in html and "help_you" in html and "refusal · toy" in html
     assert html.count("data:image/png") == 3
