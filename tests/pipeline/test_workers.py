@@ -81,7 +81,7 @@ def test_two_workers_write_what_one_process_writes(run_on, tmp_path, expected):
     assert sorted(name for name, _ in units) == sorted(expected)
     assert len({process for _, process in units}) == 2
     opened = [words[1] for words in noted if words[0] == "open"]
-    assert len(opened) <= 4, "each of two workers opens each of two models once at most"
+    assert set(opened) == {"base", "instruct"}  # how often depends on what takes longer, see test_dealer
 
 
 @pytest.mark.slow

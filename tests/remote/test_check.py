@@ -36,7 +36,8 @@ def test_all_is_well(server):
 
 
 def test_a_local_job_needs_no_server(server):
-    assert [verdict for verdict, _ in findings("knowledge", "local")] == ["ok", "ok"]
+    found = findings("knowledge", "local")
+    assert len(found) > 2 and {verdict for verdict, _ in found} <= {"ok", "note"}
     assert server.since("post") == []
 
 
