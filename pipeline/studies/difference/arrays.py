@@ -17,7 +17,7 @@ PREDICTORS = ("identity", "shift", "linear")
 COMPONENTS, SHOWN, EXTREME, LENS = 32, 3, 5, 10
 """Principal components stored, those with contexts and lens, contexts at each of their ends, tokens of a lens."""
 TOPICS = 6
-"""Of the tokens that rise."""
+"""Groups of tokens that rise together."""
 
 TOKENS = ("stream", "final", "entropy", "loss", "norm")
 READ = (*TOKENS, "hidden_sum", "sampled_activation")
