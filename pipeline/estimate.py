@@ -14,7 +14,7 @@ import torch
 
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.fetch import to_download
-from posttrace.pipeline.study import Study, Work, size_of_unit
+from posttrace.pipeline.study import Study, Work
 from posttrace.pipeline.writer import Writer
 from posttrace.tracers.batching.memory import FEWEST_TOKENS, MAX_TOKENS, bytes_of_token, free_memory
 from posttrace.tracers.cost import Cost
@@ -135,9 +135,7 @@ class Estimate:
         )
 
     def _memory(self) -> Iterator[tuple[str, str]]:
-        results = (2 + Writer.AHEAD) * max(
-            (size_of_unit(self.study.groups, one.unit) for one in self.work), default=0
-        )
+        results = (2 + Writer.AHEAD) * max(self._sizes(), default=0)
         read = max((self.study.reads(one) for one in self.work), default=0)
         host = [("process", PROCESS), ("results", results), ("read from the store", read)]
         model = [("weights", self.weights), ("a batch", self._batch())] if self.loads else []
@@ -185,8 +183,11 @@ class Estimate:
         said += [f"unknown for {', '.join(unknown)}: the hub does not answer"] if unknown else []
         return " ".join(said)
 
+    def _sizes(self) -> Iterator[int]:
+        return (self.study.unit_sizes[one.unit.id] for one in self.work)
+
     def _store(self) -> str:
-        size = sum(size_of_unit(self.study.groups, one.unit) for one in self.work)
+        size = sum(self._sizes())
         if "://" in self.url:
             return f"up to {human(size)}"
         free = shutil.disk_usage(_existing(Path(self.url))).free

@@ -135,12 +135,13 @@ class Study(ABC, Generic[JobT, InputsT]):
         """Forward passes and multiply-adds of a unit."""
 
     @cached_property
-    def units_by_id(self) -> dict[str, Unit]:
-        return {one.unit.id: one.unit for one in self.work}
+    def unit_sizes(self) -> dict[str, int]:
+        """Unit id -> bytes of the arrays that it writes, before compression."""
+        return {one.unit.id: size_of_unit(self.groups, one.unit) for one in self.work}
 
     def reads(self, work: Work) -> int:
         """Return the bytes that a unit holds of what others stored; by default all that the units it needs wrote."""
-        return sum(size_of_unit(self.groups, self.units_by_id[unit]) for unit in work.needs)
+        return sum(self.unit_sizes[unit] for unit in work.needs)
 
     def summary(self) -> list[dict[str, Any]]:
         """Return a row for each part of the job, for people: what it has, and what it costs."""

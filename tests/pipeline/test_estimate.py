@@ -46,7 +46,7 @@ def test_the_store_is_as_large_as_its_arrays(study, finished):
         for array in open_group(str(finished), path).load().data_vars.values()
         if {"source", "target"} & set(array.dims)
     )
-    planned = sum(estimate.size_of_unit(study.groups, one.unit) for one in study.work)
+    planned = sum(study.unit_sizes.values())
     assert planned == held
 
 
