@@ -52,22 +52,17 @@ def to_download(model: str, revision: str | None = None) -> int | None:
     """
     if folder_of(model, revision) is not None:
         return 0
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     def cached(name: str) -> str | None:
         found = try_to_load_from_cache(model, name, revision=revision)
         return found if isinstance(found, str) else None
 
-    def index_of(file: str) -> Mapping[str, str]:
-        return json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"]
-
     try:
-        if cached(SINGLE) or ((index := cached(INDEX)) and all(map(cached, set(index_of(index).values())))):
+        if cached(SINGLE) or ((index := cached(INDEX)) and all(map(cached, set(_read_index(index).values())))):
             return 0
-        about = HfApi().model_info(model, revision=revision, files_metadata=True)
-        sizes = {one.rfilename: one.size or 0 for one in about.siblings or ()}
-        names = wanted(sizes, True, lambda: index_of(hf_hub_download(model, INDEX, revision=revision)))
-        return sum(sizes.get(name, 0) for name in names if name.endswith(".safetensors") and not cached(name))
+        sizes = _wanted_on_hub(model, revision, weights=True)
+        return sum(n for name, n in sizes.items() if name.endswith(".safetensors") and not cached(name))
     except Exception:  # an estimate must not stop a run, which says itself what it cannot get
         return None
 
@@ -89,29 +84,37 @@ def wanted(names: Iterable[str], weights: bool, read_index: Callable[[], Mapping
     return found
 
 
+def _wanted_on_hub(model: str, revision: str | None, weights: bool) -> dict[str, int]:
+    """Return name -> bytes of the files in a repository of the hub that a job reads."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    about = HfApi().model_info(model, revision=revision, files_metadata=True)
+    sizes = {one.rfilename: one.size or 0 for one in about.siblings or ()}
+    names = wanted(sizes, weights, lambda: _read_index(hf_hub_download(model, INDEX, revision=revision)))
+    return {name: sizes.get(name, 0) for name in names}
+
+
+def _read_index(file: str) -> Mapping[str, str]:
+    return json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"]
+
+
 def _fetch_checkpoint(model: str, revision: str | None, weights: bool, say: Callable[[str], None]) -> str:
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
-    def read_index() -> Mapping[str, str]:
-        text = Path(hf_hub_download(model, INDEX, revision=revision)).read_text(encoding="utf-8")
-        return json.loads(text)["weight_map"]
-
     try:
-        about = HfApi().model_info(model, revision=revision, files_metadata=True)
-        sizes = {one.rfilename: one.size or 0 for one in about.siblings or ()}
-        names = wanted(sizes, weights, read_index)
-        if ADAPTER in names:
+        files = _wanted_on_hub(model, revision, weights)
+        if ADAPTER in files:
             raise TracerError(
                 f"model {model}: a PEFT adapter; merge it into its base model and name that folder"
             )
-        if weights and not any(name.endswith(".safetensors") for name in names):
+        if weights and not any(name.endswith(".safetensors") for name in files):
             raise TracerError(
                 f"model {model}: no safetensors weights; convert them in a folder and name that"
             )
-        say(f"{model}: {len(names)} files, {sum(sizes.get(n, 0) for n in names) / GB:.2f} GB")
+        say(f"{model}: {len(files)} files, {sum(files.values()) / GB:.2f} GB")
         # Names have no wildcards: each pattern is one file.
-        folder = snapshot_download(model, revision=revision, allow_patterns=names)
+        folder = snapshot_download(model, revision=revision, allow_patterns=list(files))
     except GatedRepoError:
         raise JobError(
             f"model {model}: access is restricted: accept its licence at https://huggingface.co/{model}, log in with "
