@@ -63,10 +63,7 @@ class Estimate:
     """
 
     def __init__(self, study: Study, work: Sequence[Work], url: str, device_flops: float | None = None):
-        if device_flops is not None and not 1e6 <= device_flops <= 1e18:
-            raise JobError(
-                f"device_flops: {device_flops} is not in 1e6 to 1e18; give operations a second, e.g. 4e14"
-            )
+        check_flops(device_flops)
         self.study, self.work, self.url = study, work, url
         self.costs: dict[str, Cost] = {one.unit.id: study.cost(one) for one in work}
         execution = study.job.execution
@@ -172,16 +169,12 @@ class Estimate:
         }
         unknown = [name for name, size in sizes.items() if size is None]
         some = {name: size for name, size in sizes.items() if size}
-        if not some and not unknown:
-            return "nothing"
-        said = [human(sum(some.values()))] if some else []
-        said += (
-            [f"({', '.join(f'{name} {human(size)}' for name, size in some.items())})"]
-            if len(some) > 1
-            else []
-        )
-        said += [f"unknown for {', '.join(unknown)}: the hub does not answer"] if unknown else []
-        return " ".join(said)
+        parts = [human(sum(some.values()))] if some else []
+        if len(some) > 1:
+            parts.append(f"({', '.join(f'{name} {human(size)}' for name, size in some.items())})")
+        if unknown:
+            parts.append(f"unknown for {', '.join(unknown)}: the hub does not answer")
+        return " ".join(parts) or "nothing"
 
     def _sizes(self) -> Iterator[int]:
         return (self.study.unit_sizes[one.unit.id] for one in self.work)
@@ -192,6 +185,19 @@ class Estimate:
             return f"up to {human(size)}"
         free = shutil.disk_usage(_existing(Path(self.url))).free
         return f"up to {human(size)}, {human(free)} free{f' - {TOO_LITTLE}' if size > free else ''}"
+
+
+def check_flops(device_flops: float | None) -> None:
+    """Raise JobError for a speed that no device has.
+
+    Examples
+    --------
+    >>> check_flops(4e14)
+    """
+    if device_flops is not None and not 1e6 <= device_flops <= 1e18:
+        raise JobError(
+            f"device_flops: {device_flops} is not in 1e6 to 1e18; give operations a second, e.g. 4e14"
+        )
 
 
 def matmul_rate(device: str, dtype: torch.dtype, hidden: int) -> float:

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from posttrace.pipeline.errors import JobError
-from posttrace.pipeline.estimate import Estimate
+from posttrace.pipeline.estimate import Estimate, check_flops
 from posttrace.pipeline.executors import backend_of
 from posttrace.pipeline.executors.dask import Workers
 from posttrace.pipeline.finished import asked
@@ -82,6 +82,7 @@ def run_job(
     begin = time.monotonic()
     if max_hours is not None and not 0 < max_hours < math.inf:
         raise JobError(f"max_hours: {max_hours} is no time; give hours above 0, e.g. 3.5")
+    check_flops(device_flops)
     if workers is not None:
         workers.check(job)
     if shard is not None:
@@ -137,10 +138,10 @@ def _run(
             )
         else:
             say(f"{url}: {len(left)} units to do")
-        estimate = Estimate(study, study.work, url, device_flops)
-        for line in estimate.of(left).lines() if left else ():
-            say(line)
         if left:
+            estimate = Estimate(study, study.work, url, device_flops)
+            for line in estimate.of(left).lines():
+                say(line)
             _do(study, left, store, lease, estimate, say, shown, workers, shard, deadline)
         if time.monotonic() >= deadline and (n := len(store.pending())):
             raise OutOfTime(f"the hours that it was given are over; {n} of {len(study.work)} units are left")
