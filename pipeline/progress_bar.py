@@ -26,7 +26,8 @@ def progress(total: int, done: int = 0, stream=None, *, quiet: bool = False, log
     >>> with progress(total=10) as advance:            # doctest: +SKIP
     ...     advance(3, "cities, instruct")
 
-    total, done: amounts of work, in any unit (multiply-adds here). quiet: show nothing. log: takes plain lines too.
+    total, done: amounts of work, in any unit (estimated milliseconds here). quiet: show nothing. log: takes plain
+    lines too.
     """
     stream = stream or sys.stderr
     logged = [_Lines(total, done, log)] if log else []

@@ -19,8 +19,7 @@ class Scheduler:
     >>> Scheduler(backend, writer, study.work, advance=print, say=print).run()     # doctest: +SKIP
 
     work: the units that are left, in the order of the plan. advance: called with each unit that was stored. say: where
-    lines for people go. may_start: whether another unit may start; where not, `run` returns when
-    those that run are done.
+    lines for people go. may_start: whether another unit may start; if not, `run` returns when those that run are done.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Scheduler:
         return list(self._waiting)
 
     def _submit(self, work: Work) -> bool:
-        """Start a unit; whether it was started."""
+        """Start a unit; return whether it was started."""
         pool = self._analysis if self._in_thread(work) else self._backend.pool
         assert pool is not None
         self._waiting.remove(work)

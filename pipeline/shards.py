@@ -21,7 +21,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     >>> parse_shard("0/4")
     (0, 4)
 
-    Raises JobError for a text that is none.
+    Raises JobError for any other text.
     """
     i, slash, n = text.partition("/")
     if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
@@ -48,7 +48,7 @@ def check_shard(shard: tuple[int, int], job: Job, workers: object) -> None:
 def shares(work: Sequence[Work], costs: Mapping[str, float], n: int) -> dict[str, int]:
     """Cut the work into n parts of equal cost, with few stages in each.
 
-    Returns unit id -> the shard whose it is.
+    Returns unit id -> the number of its shard.
 
     >>> shares([], {}, 2)
     {}
@@ -59,9 +59,10 @@ def shares(work: Sequence[Work], costs: Mapping[str, float], n: int) -> dict[str
     )
     others = [one for one in work if one.stage is None]
     weights = [max(costs[one.unit.id], 1) for one in models]
+    total = sum(weights)
     owner, before = {one.unit.id: i % n for i, one in enumerate(others)}, 0.0
     for one, weight in zip(models, weights, strict=True):
-        owner[one.unit.id] = int((before + weight / 2) / sum(weights) * n)
+        owner[one.unit.id] = int((before + weight / 2) / total * n)
         before += weight
     return owner
 
@@ -124,7 +125,7 @@ class Share:
 
 
 class ShardScheduler(Scheduler):
-    """A scheduler that shares the units with other processes; it ends when all are stored, by whomever.
+    """A scheduler that shares the units with other processes; it ends when all are stored, no matter by which.
 
     >>> ShardScheduler(backend, writer, left, share=share, advance=print, say=print).run()      # doctest: +SKIP
     """

@@ -39,9 +39,8 @@ class Progress:
         self.location = location
         self.fingerprint = fingerprint
         self._seen: dict[str, Marker] = {}  # key -> body; a valid marker never changes
-        self._list: tuple[str, dict[str, Marker]] | None = (
-            None  # tag and content of the gathered file last read
-        )
+        self._list: tuple[str, dict[str, Marker]] | None = None
+        """Tag and content of the gathered file as last read."""
         self.torn: list[str] = []
         """Keys of the markers last found truncated, altered or of another job."""
 
