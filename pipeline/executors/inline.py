@@ -46,7 +46,7 @@ class InProcess:
 
     def do(self, work: Work) -> tuple[dict, dict[str, Any]]:
         if work.stage is not None and work.stage != self.stage:
-            self._model = None  # let go of the old model before the next one takes its memory
+            self.stage = self._model = None  # let go of the old model before the next one takes its memory
             with interrupts.noticed():
                 self.stage, self._model = work.stage, _open(self._study, work.stage)
         return recorded(self._study, work, self._model if work.stage else None, self._store)
