@@ -134,7 +134,7 @@ class Lease:
         times = {key: modified for key, _, modified in self.location.list(self.prefix)}
         mine = times.pop(self.key, None)
         if mine is None and self._thread is not None:
-            raise self.taken_over()
+            raise self._lose()
         if mine is None:
             raise StoreError(
                 f"{self.location.at(self.key)}: a lease just written is not listed; the storage is unusable"
@@ -156,15 +156,13 @@ class Lease:
             if units is not None:
                 self._body = {**self._body, "units": units}
             if self._thread is not None and self.location.size(self.key) is None:
-                raise self.taken_over()
+                raise self._lose()
             self.location.put(self.key, seal(self._body))
 
-    def taken_over(self) -> StoreBusy:
-        """Note that this lease is lost, and return the error that says so."""
+    def _lose(self) -> StoreBusy:
+        """Note that another process took this lease over, and return the error that says so."""
         self.lost = True
-        return StoreBusy(
-            f"{self.location.url}: the lease was taken over while this process was silent; run again to go on"
-        )
+        return taken_over(self.location)
 
     def _beat(self) -> None:
         while not (self.lost or self._stop.wait(self.interval)):
@@ -182,6 +180,13 @@ class Borrowed:
     def lost(self) -> bool:
         """Whether that process has ended, or was taken over."""
         return self._location.size(self._key) is None
+
+
+def taken_over(location: Location) -> StoreBusy:
+    """Return the error of a process whose lease another one took over."""
+    return StoreBusy(
+        f"{location.url}: the lease was taken over while this process was silent; run again to go on"
+    )
 
 
 def _shard_of(body: dict[str, Any]) -> tuple[int, int] | None:

@@ -12,9 +12,9 @@ import numpy as np
 from posttrace.stores.checking import Problem, altered, confirm, keys_of, lost, parts, within
 from posttrace.stores.create import create
 from posttrace.stores.credentials import refuse_secrets
-from posttrace.stores.errors import DAMAGED, Damaged, StoreBusy, StoreError, first_line, naming
+from posttrace.stores.errors import DAMAGED, Damaged, StoreError, first_line, naming
 from posttrace.stores.hashing import as_json, hash_array
-from posttrace.stores.lease import Borrowed, Lease
+from posttrace.stores.lease import Borrowed, Lease, taken_over
 from posttrace.stores.location import Location
 from posttrace.stores.markers import FOLDER, Progress
 from posttrace.stores.plan import aligned, group_from_json, unit_from_json
@@ -243,9 +243,7 @@ class Store:
                 "the stored values are kept: forget the unit to replace them"
             )
         if self._lease is not None and self._lease.lost:
-            raise StoreBusy(
-                f"{self.url}: the lease was taken over while this process was silent; run again to go on"
-            )
+            raise taken_over(self.location)
         keys = {name: keys_of(group, unit, name) for name in unit.arrays}
         flat = [key for name in unit.arrays for key in keys[name]]
         self.writing.begin(unit.id)
