@@ -59,7 +59,9 @@ def to_download(model: str, revision: str | None = None) -> int | None:
         return found if isinstance(found, str) else None
 
     try:
-        if cached(SINGLE) or ((index := cached(INDEX)) and all(map(cached, set(_read_index(index).values())))):
+        if cached(SINGLE) or (
+            (index := cached(INDEX)) and all(map(cached, set(_read_index(index).values())))
+        ):
             return 0
         sizes = _wanted_on_hub(model, revision, weights=True)
         return sum(n for name, n in sizes.items() if name.endswith(".safetensors") and not cached(name))

@@ -74,7 +74,7 @@ class Workers:
 
     @property
     def where(self) -> str:
-        """In a word or two."""
+        """The workers as a line of a run names them."""
         return f"the Dask cluster {self.scheduler}" if self.scheduler else f"{self.number} workers"
 
     def check(self, job: Job) -> None:
@@ -201,8 +201,6 @@ class Lost(JobError):
 class _Task:
     fn: Callable
     work: Work
-    number: int
-    """Its place in the order of submission, which is that of the plan."""
     future: Future = field(default_factory=Future)
     deaths: int = 0
     """Workers that died while they had it."""
@@ -210,7 +208,7 @@ class _Task:
 
 
 @dataclass
-class _Hand:
+class _Worker:
     """What the dealer knows of a worker."""
 
     threads: int
@@ -224,7 +222,7 @@ class Dealer(Executor):
 
     A worker opens the model of another stage only where nobody has it open, or where those that do need longer for what
     is left than opening takes. Units of a dead worker go to others; one that was there when `DEATHS` workers died is
-    given up. `submit(fn, work)`: fn(work) runs on a worker and returns `Took`; the future's result is None.
+    given up. `submit(fn, work)`: fn(work) runs on a worker and returns `Timing`; the future's result is None.
 
     Parameters
     ----------
@@ -242,12 +240,11 @@ class Dealer(Executor):
 
     def __init__(self, client: distributed.Client, cost: Callable[[Work], float], say: Callable[[str], None]):
         self._client, self._cost, self._say = client, cost, say
-        self._hands: dict[str, _Hand] = {}
+        self._workers: dict[str, _Worker] = {}
         self._queue: list[_Task] = []
         self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        self._submitted = 0
-        self._computed = [0.0, 0.0]
-        """Cost and seconds of the units with a model that were done."""
+        self._computed_cost = self._computed_seconds = 0.0
+        """Of the units with a model that were done."""
         self._opening = 0.0
         """Seconds that opening a model took last."""
         self._lost: Exception | None = None
@@ -259,8 +256,7 @@ class Dealer(Executor):
     def submit(self, fn, /, *args, **kwargs) -> Future:
         """Return a future that is done when the unit is in the store; see the class."""
         (work,) = args
-        self._submitted += 1
-        task = _Task(fn, work, self._submitted)
+        task = _Task(fn, work)
         self._inbox.put(("new", task))
         return task.future
 
@@ -297,17 +293,17 @@ class Dealer(Executor):
         if self._client.status != "running":
             raise OSError(f"the client is {self._client.status}")
         there = self._client.nthreads()
-        for address in self._hands.keys() - there.keys():
-            self._bury(address)
-        for address in there.keys() - self._hands.keys():
-            self._hands[address] = _Hand(there[address])
+        for address in self._workers.keys() - there.keys():
+            self._requeue(address)
+        for address in there.keys() - self._workers.keys():
+            self._workers[address] = _Worker(there[address])
             self._empty_since = time.monotonic()
-        if not self._hands and time.monotonic() - (self._empty_since or time.monotonic()) > PATIENCE:
+        if not self._workers and time.monotonic() - (self._empty_since or time.monotonic()) > PATIENCE:
             self._say("no worker is there; waiting for one")
             self._empty_since = None
 
-    def _bury(self, address: str) -> None:
-        tasks = self._hands.pop(address).tasks
+    def _requeue(self, address: str) -> None:
+        tasks = self._workers.pop(address).tasks
         if tasks:
             names = ", ".join(task.work.unit.id for task in tasks)
             self._say(f"worker {address} is gone; others do what it had ({names})")
@@ -329,15 +325,15 @@ class Dealer(Executor):
             for task in self._queue:
                 task.future.set_exception(self._lost)
             self._queue.clear()
-        self._queue.sort(key=lambda task: (-task.deaths, task.number))
+        self._queue.sort(key=lambda task: -task.deaths)  # stable: the others stay in the order of the plan
         while (move := self._move()) is not None:
             address, task = move
-            hand = self._hands[address]
+            worker = self._workers[address]
             self._queue.remove(task)
             if not (task.future.running() or task.future.set_running_or_notify_cancel()):
                 continue
-            hand.tasks.append(task)
-            hand.stage = task.work.stage or hand.stage
+            worker.tasks.append(task)
+            worker.stage = task.work.stage or worker.stage
             task.on_dask = self._client.submit(
                 task.fn,
                 task.work,
@@ -349,33 +345,33 @@ class Dealer(Executor):
 
     def _move(self) -> tuple[str, _Task] | None:
         """Choose the next task and a worker for it, one with the least to do."""
-        for address, hand in sorted(self._hands.items(), key=lambda one: len(one[1].tasks)):
-            if (task := self._pick(hand)) is not None:
+        for address, worker in sorted(self._workers.items(), key=lambda one: len(one[1].tasks)):
+            if (task := self._pick(worker)) is not None:
                 return address, task
         return None
 
-    def _pick(self, hand: _Hand) -> _Task | None:
+    def _pick(self, worker: _Worker) -> _Task | None:
         """Choose what a worker gets next; a unit that was there when a worker died is alone with its worker."""
-        if len(hand.tasks) >= hand.threads or any(task.deaths for task in hand.tasks):
+        if len(worker.tasks) >= worker.threads or any(task.deaths for task in worker.tasks):
             return None
         suspects = [task for task in self._queue if task.deaths]
-        innocent = [task for task in self._queue if not task.deaths]
-        if suspects and not hand.tasks:
+        others = [task for task in self._queue if not task.deaths]
+        if suspects and not worker.tasks:
             return suspects[0]
-        if not any(task.work.stage is None for task in hand.tasks):
-            if aside := next((task for task in innocent if task.work.stage is None), None):
+        if not any(task.work.stage is None for task in worker.tasks):
+            if aside := next((task for task in others if task.work.stage is None), None):
                 return aside
-        ready = [task for task in innocent if task.work.stage is not None]
-        own = [task for task in ready if task.work.stage == hand.stage]
-        held = sum(task.work.stage is not None for task in hand.tasks)
+        ready = [task for task in others if task.work.stage is not None]
+        own = [task for task in ready if task.work.stage == worker.stage]
+        held = sum(task.work.stage is not None for task in worker.tasks)
         if held:  # one more in advance, unless it is better left to somebody who has nothing to do
-            many = len(ready) > len(self._hands) and not suspects
+            many = len(ready) > len(self._workers) and not suspects
             return own[0] if own and many and held < AHEAD else None
         return own[0] if own else self._of_another_stage(ready)
 
     def _of_another_stage(self, ready: Sequence[_Task]) -> _Task | None:
         """Choose a unit of the stage with the most to do for each worker that has it open, if opening it pays."""
-        holders = Counter(hand.stage for hand in self._hands.values())
+        holders = Counter(worker.stage for worker in self._workers.values())
         left: dict[str | None, float] = {}
         for task in ready:
             left[task.work.stage] = left.get(task.work.stage, 0) + max(self._cost(task.work), 1)
@@ -385,8 +381,9 @@ class Dealer(Executor):
         return None
 
     def _pays(self, left: float, holders: int) -> bool:
-        cost, seconds = self._computed
-        return not holders or not cost or left * seconds / cost / holders > self._opening
+        if not holders or not self._computed_cost:
+            return True
+        return left * self._computed_seconds / self._computed_cost / holders > self._opening
 
     def _listen(self, task: _Task) -> None:
         task.on_dask.add_done_callback(lambda dask: self._inbox.put(("done", (task, dask))))
@@ -400,22 +397,21 @@ class Dealer(Executor):
         if dask.status == "cancelled":
             raise OSError(f"unit {task.work.unit.id} was cancelled")
         task.on_dask = None
-        for hand in self._hands.values():
-            if task in hand.tasks:
-                hand.tasks.remove(task)
+        for worker in self._workers.values():
+            if task in worker.tasks:
+                worker.tasks.remove(task)
         if dask.status == "error":
             task.future.set_exception(_in_words(dask.exception(timeout=TIMEOUT)))
             return
-        with suppress(
-            Exception
-        ):  # the unit is stored, even if its worker dies before it is asked how long it took
+        # The unit is stored, even if its worker dies before it is asked how long it took.
+        with suppress(Exception):
             self._count(task.work, dask.result(timeout=TIMEOUT))
         task.future.set_result(None)
 
     def _count(self, work: Work, took) -> None:
         if work.stage is not None:
-            self._computed[0] += max(self._cost(work), 1)
-            self._computed[1] += took.computing
+            self._computed_cost += max(self._cost(work), 1)
+            self._computed_seconds += took.computing
             self._opening = took.opening or self._opening
 
     def _give_up(self, why: str) -> None:
@@ -423,15 +419,15 @@ class Dealer(Executor):
         self._lost = self._lost or Lost(
             f"the Dask scheduler is gone ({why}); what was finished is kept, the same command goes on from there"
         )
-        for hand in self._hands.values():
-            for task in hand.tasks:
+        for worker in self._workers.values():
+            for task in worker.tasks:
                 task.on_dask = None
-            self._queue += hand.tasks
-        self._hands = {}
+            self._queue += worker.tasks
+        self._workers = {}
 
     def _take_back(self) -> None:
-        for hand in self._hands.values():
-            for task in hand.tasks:
+        for worker in self._workers.values():
+            for task in worker.tasks:
                 dask, task.on_dask = task.on_dask, None
                 if dask is not None:
                     with suppress(Exception):  # of a scheduler that is gone
@@ -460,15 +456,15 @@ class OnWorkers:
         costs: Mapping[str, int],
         say: Callable[[str], None],
     ):
-        from posttrace.pipeline.executors.worker import Orders, do_unit
+        from posttrace.pipeline.executors.worker import RunSpec, do_unit
 
-        orders = Orders(
+        run = RunSpec(
             job=study.job,
             url=str(store.location.folder or store.url),
             lease=lease.key,
             fingerprint=store.fingerprint,
         )
-        self.do: Callable[[Work], Any] = partial(do_unit, orders)
+        self.do: Callable[[Work], Any] = partial(do_unit, run)
         say(f"units run on {workers.where}")
         self._client = workers.client(study.job)
         self.pool: Executor = Dealer(self._client, lambda work: costs[work.unit.id], say)

@@ -21,7 +21,7 @@ from posttrace.tracers.models.loading import quiet_libraries
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class RunSpec:
     """What a worker must know to do any unit of a run."""
 
     job: Job
@@ -33,7 +33,7 @@ class Orders:
 
 
 @dataclass(frozen=True)
-class Took:
+class Timing:
     """Seconds that a unit took, and that its model took to open (0 if it was open)."""
 
     computing: float
@@ -42,62 +42,61 @@ class Took:
 
 _COMPUTING = Lock()  # one unit computes with a model at a time; another one may be written meanwhile
 _JOINING = Lock()
-_current: tuple[Orders, _Member] | None = None
+_current: tuple[RunSpec, _RunState] | None = None
 
 
-def do_unit(orders: Orders, work: Work) -> Took:
+def do_unit(run: RunSpec, work: Work) -> Timing:
     """Do a unit and write it, unless it is done; called on a worker.
 
     Raises
     ------
     TracerError, JobError, StoreError
-        As a run in one process; StoreBusy when the run that gave the orders has ended.
+        As a run in one process; StoreBusy when the run has ended.
 
     Examples
     --------
-    >>> do_unit(orders, study.work[0])                                 # doctest: +SKIP
-    Took(computing=0.31, opening=4.2)
+    >>> do_unit(run, study.work[0])                                    # doctest: +SKIP
+    Timing(computing=0.31, opening=4.2)
     """
-    return _member(orders).do(work)
+    return _state_of(run).do(work)
 
 
-def _member(orders: Orders) -> _Member:
+def _state_of(run: RunSpec) -> _RunState:
     """Return what this process keeps for a run; drop what it kept for an earlier one."""
     global _current
     with _JOINING:
-        if _current is None or _current[0] != orders:
+        if _current is None or _current[0] != run:
             if _current is not None:
-                _current[1].leave()
-            _current = (orders, _Member(orders))
+                _current[1].close()
+            _current = (run, _RunState(run))
         return _current[1]
 
 
-class _Member:
-    def __init__(self, orders: Orders):
+class _RunState:
+    def __init__(self, run: RunSpec):
         quiet_libraries()
-        study = prepare(orders.job)
-        if fingerprint(study) != orders.fingerprint:
+        study = prepare(run.job)
+        if fingerprint(study) != run.fingerprint:
             raise TracerError(
                 "a worker reads other models or statements than the process that started the run; give both the same "
                 "files (a shared folder, one revision) and the same posttrace"
             )
-        self._store = Store.open(orders.url)
-        self._store.borrow(orders.lease)
+        self._store = Store.open(run.url)
+        self._store.borrow(run.lease)
         self._backend = InProcess(study, self._store)
 
-    def do(self, work: Work) -> Took:
+    def do(self, work: Work) -> Timing:
         with nullcontext() if work.stage is None else _COMPUTING:
-            if (
-                self._store.progress.find(work.unit.id) is not None
-            ):  # by a worker that died before it could tell
-                return Took(0)
+            # A worker that died before it could tell may have done it.
+            if self._store.progress.find(work.unit.id) is not None:
+                return Timing(0)
             was, begun = self._backend.stage, time.perf_counter()
             arrays, record = self._backend.do(work)
             opening = time.perf_counter() - begun - record["seconds"]
         self._store.write(work.unit, arrays, record=record)
-        return Took(record["seconds"], 0.0 if work.stage in (None, was) else opening)
+        return Timing(record["seconds"], 0.0 if work.stage in (None, was) else opening)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self._backend.close()
 
 
