@@ -206,6 +206,17 @@ class _Task:
     """Workers that died while they had it."""
     on_dask: Any = None
 
+    def begin(self) -> bool:
+        """Return whether the unit is still wanted; from now on its future cannot be cancelled."""
+        return self.future.running() or self.future.set_running_or_notify_cancel()
+
+    def cancel(self) -> None:
+        """Take the unit back from the worker that has it."""
+        dask, self.on_dask = self.on_dask, None
+        if dask is not None:
+            with suppress(Exception):  # of a scheduler that is gone
+                dask.cancel()
+
 
 @dataclass
 class _Worker:
@@ -308,8 +319,7 @@ class Dealer(Executor):
             names = ", ".join(task.work.unit.id for task in tasks)
             self._say(f"worker {address} is gone; others do what it had ({names})")
         for task in tasks:
-            task.on_dask.cancel()
-            task.on_dask = None
+            task.cancel()
             task.deaths += 1
             if task.deaths < DEATHS:
                 self._queue.append(task)
@@ -323,14 +333,15 @@ class Dealer(Executor):
     def _deal(self) -> None:
         if self._lost is not None:
             for task in self._queue:
-                task.future.set_exception(self._lost)
+                if task.begin():
+                    task.future.set_exception(self._lost)
             self._queue.clear()
         self._queue.sort(key=lambda task: -task.deaths)  # stable: the others stay in the order of the plan
         while (move := self._move()) is not None:
             address, task = move
             worker = self._workers[address]
             self._queue.remove(task)
-            if not (task.future.running() or task.future.set_running_or_notify_cancel()):
+            if not task.begin():
                 continue
             worker.tasks.append(task)
             worker.stage = task.work.stage or worker.stage
@@ -396,12 +407,14 @@ class Dealer(Executor):
             return
         if dask.status == "cancelled":
             raise OSError(f"unit {task.work.unit.id} was cancelled")
+        # Asked before the task is let go of: the question itself may fail.
+        error = dask.exception(timeout=TIMEOUT) if dask.status == "error" else None
         task.on_dask = None
         for worker in self._workers.values():
             if task in worker.tasks:
                 worker.tasks.remove(task)
-        if dask.status == "error":
-            task.future.set_exception(_in_words(dask.exception(timeout=TIMEOUT)))
+        if error is not None:
+            task.future.set_exception(_in_words(error))
             return
         # The unit is stored, even if its worker dies before it is asked how long it took.
         with suppress(Exception):
@@ -428,10 +441,7 @@ class Dealer(Executor):
     def _take_back(self) -> None:
         for worker in self._workers.values():
             for task in worker.tasks:
-                dask, task.on_dask = task.on_dask, None
-                if dask is not None:
-                    with suppress(Exception):  # of a scheduler that is gone
-                        dask.cancel()
+                task.cancel()
 
 
 def _in_words(error: BaseException) -> BaseException:

@@ -89,6 +89,7 @@ def test_without_its_scheduler_a_run_ends(told, tmp_path):
             time.sleep(0.05)
         client = distributed.Client(scheduler_file=str(file), set_as_default=False)
         dealer = Dealer(client, lambda work: 1, told.append)
+        assert dealer.submit(partial(unit, tmp_path / "log"), work("taken back", "base")).cancel()
         waiting = dealer.submit(partial(unit, tmp_path / "log"), work("0", "base"))
         with pytest.raises(TimeoutError):  # nobody is there yet
             waiting.result(1)
