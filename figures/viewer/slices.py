@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -207,9 +207,10 @@ def table(
         found = [text[c].str.contains(search, case=False, regex=False) for c in text]
         keep &= np.logical_or.reduce(found) if found else False
     if only is not None:
-        flags = read(data, Slice(only[0], wanted.x, wanted.y, wanted.at))
-        some = flags.transpose(wanted.y, ...).values.reshape(rows, -1).any(axis=1)
-        keep &= some if only[1] else ~some
+        array, yes = only
+        marked = read(data, replace(wanted, array=array)).reindex_like(values)
+        some = marked.values.reshape(rows, -1).any(axis=1)
+        keep &= some if yes else ~some
     return frame[keep]
 
 

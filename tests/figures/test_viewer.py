@@ -114,6 +114,17 @@ def test_a_table_keeps_what_is_searched_for_and_what_was_refused(stores):
     assert list(kept.index) == want and 0 < len(want) < 11
     nothing = slices.table(data, wanted, only=("refused", False))
     assert list(nothing.index) == [i for i in range(31) if not refused[:, i].any()]
+    one = slices.table(data, Slice("completion", "model", None, {"prompt": 0}), only=("refused", True))
+    assert len(one) == refused[:, 0].any() == 1, "without an axis for rows"
+
+
+def test_a_difference_is_filtered_by_the_labels_that_both_stores_have():
+    scored = answers().assign(score=(("model", "prompt"), np.arange(62.0).reshape(2, 31)))
+    other = scored.isel(prompt=slice(5, 20))
+    wanted = Slice("score", "model", "prompt")
+    frame = slices.table(scored, wanted, other=(other, wanted), only=("refused", True))
+    refused = scored["refused"].values.any(axis=0)
+    assert list(frame["prompt"]) == [str(i) for i in range(5, 20) if refused[i]]
 
 
 @pytest.mark.slow
