@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from posttrace.figures.errors import FigureError
 from posttrace.figures.files import contained, default_folder, output_folder, write_whole
 from posttrace.figures.registry import STUDIES, chosen, study
-from posttrace.figures.store_reader import Source, open_source
+from posttrace.figures.store_reader import Source, open_source, open_sources
 from posttrace.figures.study import Figure
 
 if TYPE_CHECKING:
@@ -127,10 +127,7 @@ def report(
     from posttrace.figures.page import Page
 
     stores = [urls] if isinstance(urls, str | os.PathLike) else list(urls)
-    names = [os.fspath(url) for url in stores]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise FigureError(f"{twice[0]}: named more than once; name each store once")
-    sources = [open_source(url) for url in stores]
+    sources = open_sources(stores)
     folder = output_folder(default_folder(stores, "report") if out is None else out)
     html = Page(sources)
     for source in sources:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,27 @@ class Source:
                 if dim in dataset.coords:
                     found |= dict.fromkeys(map(str, dataset[dim].values))
         return list(found)
+
+
+def open_sources(urls: Sequence[str | os.PathLike[str]]) -> list[Source]:
+    """Open several stores for drawing, as `open_source` does.
+
+    Raises
+    ------
+    FigureError
+        A store is named twice or has no groups.
+    stores.StoreError
+        There is no store at a URL, or a finished unit is lost or altered.
+
+    Examples
+    --------
+    >>> [source.units for source in open_sources(["runs/knowledge"])]
+    [(5, 5)]
+    """
+    names = [os.fspath(url) for url in urls]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise FigureError(f"{twice[0]}: named more than once; name each store once")
+    return [open_source(name) for name in names]
 
 
 def open_source(url: str | os.PathLike[str]) -> Source:

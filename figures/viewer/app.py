@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import panel as pn
 
 from posttrace.figures.errors import FigureError
-from posttrace.figures.store_reader import Source, open_source
+from posttrace.figures.store_reader import Source, open_sources
 from posttrace.figures.viewer import charts
 from posttrace.figures.viewer.charts import plain
 from posttrace.figures.viewer.pages import PAGES, Page
@@ -67,11 +67,10 @@ def open_stores(urls: Sequence[str | os.PathLike[str]]) -> list[Source]:
     stores.StoreError
         There is no store at a URL, or a finished unit is lost or altered.
     """
-    names = [os.fspath(url) for url in urls]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise FigureError(f"{twice[0]}: named more than once; name each store once")
-    sources = [open_source(name) for name in names]
-    return [replace(s, opened={path: labelled(data) for path, data in s.opened.items()}) for s in sources]
+    return [
+        replace(source, opened={path: labelled(data) for path, data in source.opened.items()})
+        for source in open_sources(urls)
+    ]
 
 
 class Viewer:
