@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,8 +38,8 @@ class Panel:
     """Written into the cells, dims layer x column."""
     n: int = 0
     """How many items the matrix is a mean of; the page tells it, as it does the rest."""
-    interval: tuple[np.ndarray, np.ndarray] | None = None
-    """Lower and upper ends of the cells' intervals, dims as matrix."""
+    interval: Callable[[], np.ndarray] | None = None
+    """Gives lower and upper ends of the cells' intervals, dims 2 x those of matrix; only the page asks for them."""
     items: str = ""
     """Which map of the drawing's `hover.Items` it is the mean of."""
 
@@ -90,8 +90,7 @@ def heatmap_grid(
         for row, row_axes in zip(panels, axes, strict=True):
             for panel, ax in zip(row, row_axes, strict=True):
                 _draw(ax, panel, scale, size)
-                low, high = panel.interval or (None, None)
-                note(ax, rows=layers, columns=labels, n=panel.n, low=low, high=high, items=panel.items)
+                note(ax, rows=layers, columns=labels, n=panel.n, interval=panel.interval, items=panel.items)
         for ax in axes.flat:
             ax.tick_params(bottom=False, left=False)
         for ax in axes[-1]:

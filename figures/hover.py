@@ -58,8 +58,8 @@ def note(artist: Artist, **facts: Any) -> None:
     Parameters
     ----------
     **facts
-        Of axes with a map: `rows`, `columns` (labels), `n`, `low`, `high` (interval, dims row x column) and `items`
-        (which map of `Items` it is); of a line: `name`, `n`.
+        Of axes with a map: `rows`, `columns` (labels), `n`, `interval` (a function that gives lower and upper ends,
+        dims 2 x row x column) and `items` (which map of `Items` it is); of a line: `name`, `n`.
     """
     _facts[artist] = facts
 
@@ -94,9 +94,8 @@ def _map(ax: Axes) -> dict[str, Any] | None:
         return None
     shape = len(facts["rows"]), len(facts["columns"])
     found = {name: facts[name] for name in ("n", "items") if facts.get(name)}
-    for name in ("low", "high"):
-        if facts.get(name) is not None:
-            found[name] = _short(facts[name])
+    if facts.get("interval"):
+        found["low"], found["high"] = map(_short, facts["interval"]())
     values: np.ndarray = np.asarray(
         np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
     ).reshape(shape)

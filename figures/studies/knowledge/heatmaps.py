@@ -9,7 +9,7 @@ Source: Du et al. 2025 (arXiv 2504.02904), section "Knowledge Storage and Repres
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,14 +75,19 @@ def heatmaps_raw(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
                 f"{titled(grid, f'Heat maps of {grid.name}')}, mean logit difference after patching, layer by token, "
                 f"for {_cells_in_words(grid)}."
             ),
-            figure=_stage_grid(grid, grid.mean, scale, "mean logit difference"),
+            figure=_stage_grid(grid, grid.mean, scale, "mean logit difference", intervals=True),
             complete=grid.complete,
             items=_items(grid),
         )
 
 
 def _stage_grid(
-    grid: PatchGrid, matrix: Callable[[str, str], np.ndarray | None], scale: theme.Scale, what: str
+    grid: PatchGrid,
+    matrix: Callable[[str, str], np.ndarray | None],
+    scale: theme.Scale,
+    what: str,
+    *,
+    intervals: bool = False,
 ) -> Figure:
     rows = []
     for source in grid.sources:
@@ -92,21 +97,25 @@ def _stage_grid(
             title = f"{source} → {target}"
             if 0 < done < grid.planned:
                 title += f" ({done}/{grid.planned})"
-            panel = Panel(
-                title, matrix(source, target), strong=source == target, note="no finished pair", n=done
+            row.append(
+                Panel(
+                    title,
+                    matrix(source, target),
+                    strong=source == target,
+                    note="no finished pair",
+                    n=done,
+                    interval=partial(_interval, grid, source, target) if intervals and done > 1 else None,
+                    items=f"{source} → {target}" if grid.statements else "",
+                )
             )
-            if matrix == grid.mean and done > 1:
-                panel = replace(panel, interval=_interval(grid.patched(source, target)))
-            row.append(replace(panel, items=f"{source} → {target}" if grid.statements else ""))
         rows.append(row)
     return heatmap_grid(rows, grid.labels, grid.key_columns, grid.layers, scale, heading_line(grid, what))
 
 
-def _interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % percentile interval of the mean of every cell; dims pair x layer x column."""
-    draws = np.concatenate(list(resampled_means(values.astype(np.float64), np.random.default_rng(SEED))))
-    low, high = percentile_interval(draws)
-    return low, high
+def _interval(grid: PatchGrid, source: str, target: str) -> np.ndarray:
+    """Return the 95 % percentile interval of every cell of the mean over pairs, dims 2 x layer x column."""
+    means = resampled_means(grid.patched(source, target), np.random.default_rng(SEED))
+    return percentile_interval(np.concatenate(list(means)))
 
 
 def _items(grid: PatchGrid) -> Items | None:
