@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from posttrace.figures import published
-from posttrace.figures.group import names_of
+from posttrace.figures.group import kept, names_of
 from posttrace.figures.measures.intervals import RESAMPLES, SEED, Estimate, bootstrap_mean, wilson_estimate
 from posttrace.figures.studies.refusal.data import KINDS, SCORED, Refusal
 from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
@@ -136,13 +136,18 @@ def estimate(values: np.ndarray, share: bool) -> Estimate:
     return wilson_estimate(values) if share else bootstrap_mean(values)
 
 
+@kept
+def estimated(
+    group: Refusal, array: str, direction: str, target: str, intervention: str, kind: str
+) -> Estimate:
+    """Return `estimate` of the scores of one cell (see `Refusal.scores`)."""
+    return estimate(group.scores(array, direction, target, intervention, kind), array == "refused")
+
+
 def random_range(group: Refusal, array: str, target: str, intervention: str, kind: str) -> Estimate | None:
     """Return mean, smallest and largest of the random directions' means; n counts directions. None without any."""
-    means = [
-        float(values[np.isfinite(values)].mean())
-        for name in group.random
-        if np.isfinite(values := group.scores(array, name, target, intervention, kind)).any()
-    ]
+    found = [estimated(group, array, name, target, intervention, kind) for name in group.random]
+    means = [one.value for one in found if one.n]
     return Estimate(float(np.mean(means)), min(means), max(means), len(means)) if means else None
 
 
@@ -203,8 +208,7 @@ def _block(group: Refusal, measure: Measure, target: str, others: Sequence[str])
 def _cell(
     group: Refusal, measure: Measure, direction: str, target: str, intervention: str, kind: str
 ) -> Cell:
-    values = group.scores(measure.array, direction, target, intervention, kind)
-    found = estimate(values, measure.array == "refused")
+    found = estimated(group, measure.array, direction, target, intervention, kind)
     return cell(found.value, found.low, found.high, measure.digits)
 
 
@@ -218,9 +222,7 @@ def _tidy(group: Refusal, measure: Measure) -> Iterator[dict]:
         for intervention in ("none", "ablation", "addition"):
             for direction in [target] if intervention == "none" else group.directions:
                 for kind in KINDS:
-                    values = group.scores(measure.array, direction, target, intervention, kind)
-                    values = values[np.isfinite(values)]
-                    found = estimate(values, measure.array == "refused")
+                    found = estimated(group, measure.array, direction, target, intervention, kind)
                     yield {
                         "study": "refusal",
                         "family": group.family,
@@ -234,7 +236,7 @@ def _tidy(group: Refusal, measure: Measure) -> Iterator[dict]:
                         "estimate": found.value,
                         "low": found.low,
                         "high": found.high,
-                        "n_prompts": len(values),
+                        "n_prompts": found.n,
                         "n_prompts_planned": group.planned(kind),
                         "interval": "wilson" if measure.array == "refused" else "bootstrap",
                         "confidence": 0.95,

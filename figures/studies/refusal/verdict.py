@@ -8,7 +8,7 @@ import numpy as np
 
 from posttrace.figures.measures.intervals import Estimate
 from posttrace.figures.studies.refusal.data import Refusal
-from posttrace.figures.studies.refusal.tables import estimate, random_range
+from posttrace.figures.studies.refusal.tables import estimated, random_range
 from posttrace.figures.verdict import Verdict, in_words, listed
 
 
@@ -51,7 +51,7 @@ def verdict(groups: Sequence[Refusal]) -> Verdict:
 
 
 def _refused(group: Refusal, direction: str, target: str, intervention: str) -> Estimate:
-    return estimate(group.scores("refused", direction, target, intervention, "harmful"), share=True)
+    return estimated(group, "refused", direction, target, intervention, "harmful")
 
 
 def _unqualified(group: Refusal) -> dict[str, str]:
