@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from posttrace.figures.group import StageGroup, names_of, require
+from posttrace.figures.group import StageGroup, kept, names_of, require
+from posttrace.figures.measures.intervals import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -141,6 +142,12 @@ class Difference(StageGroup):
         here = np.isfinite(values) & (True if role is None else self.role == role)
         count = here.sum(axis=1)
         return np.where(here, values, 0.0).sum(axis=1)[count > 0] / count[count > 0]
+
+
+@kept
+def mean_js(one: Difference, pair: Pair, role: str | None) -> Estimate:
+    """Return the mean over documents of JS, nats, over the tokens of a role; over all tokens where it is None."""
+    return bootstrap_mean(one.by_document(one.js[pair.number], role))
 
 
 def strings(values: np.ndarray) -> np.ndarray:

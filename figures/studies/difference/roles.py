@@ -9,8 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
-from posttrace.figures.measures.intervals import bootstrap_mean
-from posttrace.figures.studies.difference.data import LARGEST, Difference
+from posttrace.figures.studies.difference.data import LARGEST, Difference, mean_js
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +41,7 @@ def _draw(one: Difference) -> Figure:
         for i, pair in enumerate(pairs):
             colour = theme.STAGE_COLOURS[(i + 1) % len(theme.STAGE_COLOURS)]
             for y, role in enumerate([None, *one.roles]):
-                found = bootstrap_mean(one.by_document(one.js[pair.number], role))
+                found = mean_js(one, pair, role)
                 if not found.n:
                     continue
                 at = y + 0.18 * (i - (len(pairs) - 1) / 2)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from posttrace.figures.measures.intervals import bootstrap_mean
 from posttrace.figures.measures.token_mining import Mined, mined, share_of_top
-from posttrace.figures.studies.difference.data import Difference, Pair, strings, visible
+from posttrace.figures.studies.difference.data import Difference, Pair, mean_js, strings, visible
 from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 
 TOP_SHARES = (0.01, 0.05, 0.10)
@@ -26,22 +26,20 @@ def divergence(groups: Sequence[Difference]) -> Iterator[Table]:
     """Yield the table of divergences by pair and role."""
     blocks, tidy = [], []
     for one in groups:
-        entropy, loss = one.values("entropy"), one.values("loss")
+        kl, entropy, loss = (one.values(name) for name in ("kl", "entropy", "loss"))
         for pair in one.pairs:
             rows = []
             s, t = (one.stages.index(stage) for stage in (pair.source, pair.target))
-            change = {
-                "JS": one.js[pair.number],
-                "KL": one.values("kl")[pair.number],
-                "entropy": entropy[t] - entropy[s],
-                "loss": loss[t] - loss[s],
-            }
+            js = one.js[pair.number]
+            change = {"KL": kl[pair.number], "entropy": entropy[t] - entropy[s], "loss": loss[t] - loss[s]}
             for role in (None, *one.roles):
-                found = {name: bootstrap_mean(one.by_document(v, role)) for name, v in change.items()}
-                here = np.isfinite(change["JS"]) & (True if role is None else one.role == role)
+                here = np.isfinite(js) & (True if role is None else one.role == role)
                 if not here.any():
                     continue
-                tops = [share_of_top(change["JS"][here], share) for share in TOP_SHARES]
+                found = {"JS": mean_js(one, pair, role)} | {
+                    name: bootstrap_mean(one.by_document(v, role)) for name, v in change.items()
+                }
+                tops = [share_of_top(js[here], share) for share in TOP_SHARES]
                 cells = [cell(e.value, e.low, e.high, 4) for e in found.values()]
                 rows.append(Row(role or "all", (*cells, *(Cell(number(100 * top, 0)) for top in tops))))
                 for name, e in found.items():
@@ -78,12 +76,12 @@ def worse_than_chance(groups: Sequence[Difference]) -> Iterator[Table]:
         chance = np.log(len(one.vocabulary))
         for s, stage in enumerate(one.stages):
             here = np.isfinite(loss[s]) & (following >= 0)
-            ids, count = np.unique(following[here], return_counts=True)
-            means = [float(loss[s][here & (following == i)].mean()) for i in ids[count >= FEWEST]]
+            ids, place, count = np.unique(following[here], return_inverse=True, return_counts=True)
+            means = np.bincount(place, weights=loss[s][here]) / count
             bad = [
                 (mean, i, n)
-                for mean, i, n in zip(means, ids[count >= FEWEST], count[count >= FEWEST], strict=True)
-                if mean > chance
+                for mean, i, n in zip(means, ids, count, strict=True)
+                if n >= FEWEST and mean > chance
             ]
             for mean, i, n in bad:
                 tidy.append(

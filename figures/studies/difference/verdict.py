@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from posttrace.figures.measures.intervals import Estimate, bootstrap_mean
-from posttrace.figures.studies.difference.data import LARGEST, Difference, Pair
+from posttrace.figures.studies.difference.data import LARGEST, Difference, Pair, mean_js
 from posttrace.figures.tables import number
 from posttrace.figures.verdict import Verdict, in_words
 
@@ -22,18 +21,13 @@ def verdict(groups: Sequence[Difference]) -> Verdict:
     for one in groups:
         pair = _widest(one)
         control = one.control(pair)
-        if control is not None and not divergence(one, pair).low > divergence(one, control).high:
+        if control is not None and not mean_js(one, pair, None).low > mean_js(one, control, None).high:
             caveats.append(f"{one.name}: {pair.label} differ no more clearly than the training control.")
     return Verdict(
         sentence=f"Next-token distributions differ in Jensen-Shannon divergence: {'; '.join(map(_said, groups))}.",
         caveat=" ".join(caveats),
         weak=len(bare) == len(groups),
     )
-
-
-def divergence(one: Difference, pair: Pair) -> Estimate:
-    """Return the mean over documents of the divergence of a pair, nats."""
-    return bootstrap_mean(one.by_document(one.js[pair.number]))
 
 
 def _widest(one: Difference) -> Pair:
@@ -44,8 +38,8 @@ def _widest(one: Difference) -> Pair:
 
 def _said(one: Difference) -> str:
     pair = _widest(one)
-    found, control = divergence(one, pair), one.control(pair)
-    against = f", training control {in_words(divergence(one, control), DIGITS)}" if control else ""
+    found, control = mean_js(one, pair, None), one.control(pair)
+    against = f", training control {in_words(mean_js(one, control, None), DIGITS)}" if control else ""
     return (
         f"{pair.label} {in_words(found, DIGITS)} of at most {number(LARGEST, 3)} nats{against} ({one.name}, "
         f"n = {found.n} documents)"

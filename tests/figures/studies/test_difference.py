@@ -6,6 +6,7 @@ import xarray as xr
 
 from posttrace.figures.studies.difference.data import Difference
 from posttrace.figures.studies.difference.streams import floor, streams
+from posttrace.figures.studies.difference.tables import worse_than_chance
 from tests.support.figures.drawn import panels
 
 STAGES = ("base", "sft", "instruct")
@@ -62,3 +63,24 @@ def test_cells_below_the_floor_are_grey(group):
             # Rounding makes 17 and 20 % of the first two differences in layer 0, and no more than 2 % in layer 1.
             grey = np.ma.getmaskarray(cells).ravel().tolist()
             assert grey == [title != "sft → instruct", False], title
+
+
+def test_tokens_worse_than_chance_are_those_whose_mean_loss_is_above_that_of_a_guess(group):
+    rng = np.random.default_rng(0)
+    ids, loss = rng.integers(0, 6, size=(4, 40)), rng.normal(1.8, 1.5, size=(3, 4, 40))
+    ids[0, 20:] = -1  # past the end
+    loss[:, 3] = np.nan  # not finished
+    data = group.data.drop_dims("token").assign(
+        token_id=(("document", "token"), ids),
+        loss=(("model", "document", "token"), loss),
+        vocabulary_text=("vocabulary", list("abcdef")),
+    )
+    (table,) = worse_than_chance([Difference(data)])
+    found = {(row["stage"], row["token"]): (row["loss"], row["n"]) for row in table.records}
+    expected = {}
+    for s, stage in enumerate(STAGES):
+        for i, text in enumerate("abcdef"):
+            values = [loss[s, d, t] for d in range(3) for t in range(39) if ids[d, t + 1] == i]
+            if len(values) >= 5 and np.mean(values) > np.log(6):
+                expected[stage, text] = (pytest.approx(np.mean(values)), len(values))
+    assert found == expected and 0 < len(found) < 18
