@@ -1,4 +1,4 @@
-"""What the page tells about a figure under the mouse: the values of its maps and lines, and where they are."""
+"""Data for the page's tooltips: the values of the maps and lines of a figure, and their places in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_BYTES = 150_000
-"""Of the values of single items in a page, for each set; of more items, some at equal distances are listed."""
+"""Limit, for each set, of the single items' values in a page; beyond it, evenly spaced items are kept."""
 DIGITS = 3
 
 _facts: WeakKeyDictionary[Artist, dict[str, Any]] = WeakKeyDictionary()
@@ -75,7 +75,7 @@ def regions(figure: Figure) -> list[dict[str, Any]]:
     >>> regions(figure)[0]["points"][0][2:5]
     ['base', 0.0, 2.0]
     """
-    # of axes that share it, only the last tells what x is
+    # where axes share x, only the last is labelled
     x = next((ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()), "x")
     return [region for ax in figure.axes for region in (_map(ax), _lines(ax, x)) if region]
 

@@ -48,13 +48,13 @@ pn.extension("tabulator", notifications=False)
 NOTHING = "nothing"
 ANY = "every row"
 FIRST = ("token", "layer", "position", "coefficient", "alpha", "step", "neuron", "target", "model", "source")
-"""Axes that are shown first, where no page says."""
+"""Axes shown first where no page names them."""
 ROWS = 20
 """Rows of a table on a page."""
 MOST_COLUMNS = 8
-"""Columns of a table that share the width of the page; a wider one scrolls."""
+"""Columns up to which a table is fitted to the width of the page; a wider one scrolls."""
 MOST_OPTIONS = 2000
-"""Labels of an axis in a list; beyond, their number is typed."""
+"""Labels of an axis in a list; the rest cannot be chosen."""
 
 
 def open_stores(urls: Sequence[str | os.PathLike[str]]) -> list[Source]:
@@ -248,7 +248,7 @@ class Viewer:
     def _draw(self) -> None:
         if self.quiet:
             return
-        self.picture.objects = []  # whatever happens, nothing is shown that was not chosen
+        self.picture.objects = []  # if drawing fails, no outdated picture stays
         try:
             shown = list(self._drawn())
         except (FigureError, StoreError) as fault:
@@ -336,7 +336,7 @@ class Viewer:
 
 
 def pages_of(source: Source) -> dict[str, tuple[str, Page]]:
-    """Return the pages of a store's studies: title -> group and page."""
+    """Return the pages that a store can show: title -> group and page."""
     return {
         f"{path}: {page.title}": (path, page)
         for path, data in source.opened.items()

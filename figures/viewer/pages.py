@@ -1,4 +1,4 @@
-"""What the viewer offers first of each study; every other array can be chosen, too."""
+"""The views that the viewer offers first for each study; every other array can be chosen too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shown = Literal["map", "lines", "table"]
 
 @dataclass(frozen=True)
 class Page:
-    """A first look at an array; groups without it have no such page."""
+    """A first look at an array; not offered for groups that lack the array."""
 
     title: str
     array: str

@@ -1,4 +1,4 @@
-"""What the viewer shows of a store: one slice of one array, read when it is asked for, with its labels."""
+"""What the viewer shows of a store: one slice of one array, read on demand, with its labels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_text(array: xr.DataArray) -> bool:
 
 
 def labels(data: xr.Dataset, dim: str) -> list[str]:
-    """Return a line for every label of an axis: the label, and a number's text where the axis has one.
+    """Return a line for every label of an axis; numbers are followed by their text where the axis has one.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def labels(data: xr.Dataset, dim: str) -> list[str]:
 
 
 def texts_of(data: xr.Dataset, dim: str) -> list[str]:
-    """Return the coordinates that say in words what lies along an axis, statements before the prompts around them."""
+    """Return the text coordinates along an axis, statements before the prompts that hold them."""
     found = [str(n) for n, c in data.coords.items() if c.dims == (dim,) and n != dim and is_text(c)]
     return sorted(found, key=lambda name: name.endswith("prompt"))
 
@@ -92,7 +92,7 @@ def read(data: xr.Dataset, wanted: Slice, other: tuple[xr.Dataset, Slice] | None
     Parameters
     ----------
     other
-        What is subtracted, label by label: labels that only one of both has are left out.
+        What is subtracted, label by label; labels that only one of the two has are left out.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def matching(data: xr.Dataset, other: xr.Dataset, at: Mapping[str, int | str]) -
 
 
 def differing_texts(data: xr.Dataset, other: xr.Dataset, dim: str) -> int:
-    """Return for how many labels that both have along an axis the texts differ."""
+    """Return how many labels of an axis that both groups have stand for different texts."""
     known = [name for name in texts_of(data, dim) if name in other.coords and other[name].dims == (dim,)]
     if not known or dim not in data.coords or dim not in other.coords:
         return 0
@@ -181,7 +181,7 @@ def table(
     search
         Keep rows that have this in one of their texts, in any case.
     only
-        An array of yes and no with the same axes, and whether to keep the rows with a yes in a column, or without.
+        A Boolean array with the same axes; keep the rows where it holds in some column (True), or in none (False).
     """
     import pandas as pd
 
@@ -215,7 +215,7 @@ def table(
 
 
 def flags(data: xr.Dataset, array: str) -> list[str]:
-    """Return the arrays of yes and no with the axes of an array, by which its table can be filtered."""
+    """Return the Boolean arrays with the axes of an array, by which its table can be filtered."""
     dims = set(data[array].dims)
     return [
         str(n) for n, a in data.data_vars.items() if a.dtype == bool and set(a.dims) == dims and n != array
@@ -246,7 +246,7 @@ def in_python(url: str, group: str, data: xr.Dataset, wanted: Slice) -> str:
 
 
 def axes_of(data: xr.Dataset, array: str, first: Sequence[str]) -> tuple[str | None, str | None]:
-    """Return which axes to show as x and y when nobody said."""
+    """Return the axes to show as x and y by default."""
     dims = [str(d) for d in data[array].dims if d != "hidden"]
     if is_text(data[array]):
         items = [d for d in dims if texts_of(data, d)] or dims

@@ -96,7 +96,7 @@ def _drawings(
     group: TraceGroup, values: xr.DataArray, name: str, heading: str, label: str
 ) -> Iterator[Drawing]:
     values = values.load()
-    runs = [(stage, run, one) for stage, run, one in _runs(values)]
+    runs = list(_runs(values))
     if not runs:
         return
     single, n = values.sizes["token"] == 1, values.sizes["prompt"]
@@ -143,7 +143,7 @@ def _lines(runs, label: str, title: str) -> Figure:
             (line,) = ax.plot(
                 layers, [e.value for e in found], style, color=colours[stage], label=f"{stage}, {run}"
             )
-            note(line, name=f"{stage}, {run}", n=found[0].n)
+            note(line, n=found[0].n)
             if found[0].n > 1:
                 ends = [e.low for e in found], [e.high for e in found]
                 ax.fill_between(layers, *ends, color=colours[stage], alpha=0.15, linewidth=0)
