@@ -82,15 +82,21 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def in_halves(run, rows: list):
-    """(rows, run(rows)), in halves when memory runs out."""
+def halves(rows: list) -> list[list]:
+    """Split rows in two."""
+    middle = len(rows) // 2
+    return [rows[:middle], rows[middle:]]
+
+
+def in_halves(run: Callable, rows, split: Callable = halves) -> list[tuple[Any, Any]]:
+    """(rows, run(rows)), in halves when memory runs out; `split` gives the halves."""
     try:
         return [(rows, run(rows))]
     except (MemoryError, RuntimeError) as error:
         if len(rows) == 1 or not out_of_memory(error):
             raise
-    middle = len(rows) // 2
-    return in_halves(run, rows[:middle]) + in_halves(run, rows[middle:])
+    # Only here, where the error is gone, is the memory free that its traceback held.
+    return [done for half in split(rows) for done in in_halves(run, half, split)]
 
 
 def batches(lengths: Sequence[int], max_tokens: int, one_length: bool = False) -> list[list[int]]:

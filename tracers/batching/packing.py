@@ -8,12 +8,13 @@ from p on only: its *segment*. Segments of one prompt are packed into *rows* of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
-from posttrace.tracers.batching.memory import batches
+from posttrace.tracers.batching.memory import batches, in_halves
 
 CAPACITY = 128
 """Slots of a row, unless a statement is longer: wide enough to keep a device busy, narrow enough that few
@@ -38,6 +39,9 @@ class Packed:
     """Slot of the segment's first token, the patched one; dims cell."""
     last: torch.Tensor
     """Slot of the segment's last token, which is the prompt's last; dims cell."""
+
+    def __len__(self) -> int:
+        return len(self.prompt)
 
     def to(self, device: torch.device) -> Packed:
         """Move to a device, where it is used as indices."""
@@ -68,6 +72,15 @@ def pack(cells: Sequence[tuple[int, int, int]], lengths: Sequence[int], max_toke
             rows.append((source, prompt, bin_))
     widths = [sum(lengths[prompt] - token for token in tokens) for _, prompt, tokens in rows]
     return [_batch([rows[i] for i in some], lengths) for some in batches(widths, max_tokens)]
+
+
+def packed_in_halves(run: Callable, packed: Packed, lengths: Sequence[int]) -> list[tuple[Packed, Any]]:
+    """(packed, run(packed)), its cells packed again into halves when memory runs out."""
+
+    def split(packed: Packed) -> list[Packed]:
+        return pack([tuple(cell) for cell in packed.cells.tolist()], lengths, packed.token.numel() // 2)
+
+    return in_halves(run, packed, split)
 
 
 def whole(lengths: Sequence[int]) -> Packed:

@@ -154,10 +154,10 @@ def _run_whole(model, prompts, site, layers, answers, columns):
     return values, difference(logits)
 
 
-def difference(logits: torch.Tensor) -> torch.Tensor:
-    """Logit of the first answer minus that of the second (float32 on the CPU, nats); the last dim is dropped."""
-    logits = logits.float().cpu()
-    return logits[..., 0] - logits[..., 1]
+def difference(both: torch.Tensor) -> torch.Tensor:
+    """First answer minus second, of logits or probabilities (float32 on the CPU); the last dim is dropped."""
+    both = both.float().cpu()
+    return both[..., 0] - both[..., 1]
 
 
 def answer_logits(nn, row, last, answers):
@@ -177,6 +177,12 @@ def answer_logits(nn, row, last, answers):
         # A server may hide its weights and let modules be called only: there all rows are applied.
         two = nn.unembed(hidden)[:, two]
     nn.unembed.skip(two)
+    return nn.output.logits
+
+
+def logits_at(nn, row, column):
+    """Logits at some slots only (see `unembedded`), inside a trace; dims slot x vocabulary."""
+    nn.unembed.skip(unembedded(nn, sites.at(nn.unembed.input, row, column)))
     return nn.output.logits
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import nnsight
 import torch
 
-from posttrace.tracers import sites
 from posttrace.tracers.batching.prefix_cache import statement_rows
-from posttrace.tracers.engines.activations import unembedded
+from posttrace.tracers.engines.activations import logits_at
 from posttrace.tracers.prompts import Prompt
 
 
@@ -46,8 +45,7 @@ def read_answers(model, prompts: Sequence[Prompt], *, answers: tuple[int, int]) 
 def _trace_answers(nn, inputs, row, last, answers):
     """Log-probabilities of the answers and entropy at the last slot of each segment only."""
     with nn.trace(**inputs):
-        nn.unembed.skip(unembedded(nn, sites.at(nn.unembed.input, row, last)[:, None]))
-        log_p = torch.log_softmax(nn.output.logits[:, 0].float(), dim=-1)
+        log_p = torch.log_softmax(logits_at(nn, row, last).float(), dim=-1)
         two = nnsight.save(log_p[:, answers])
         entropy = nnsight.save(-(log_p.exp() * log_p).sum(-1))
     return two, entropy

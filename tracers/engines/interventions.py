@@ -14,7 +14,7 @@ import torch
 
 from posttrace.tracers import sites
 from posttrace.tracers.batching.padding import right_padded
-from posttrace.tracers.engines.activations import unembedded, widen_logits
+from posttrace.tracers.engines.activations import logits_at, widen_logits
 from posttrace.tracers.engines.edits import Edit, by_layer, visit
 from posttrace.tracers.errors import TracerError
 
@@ -154,7 +154,5 @@ def _trace(nn, n_layers, ids, mask, last, edits, site, layers, rows, columns):
             value = visit(nn.layers[layer], edits.get(layer, {}), site if layer in layers else None)
             if layer in layers:
                 values.append(value[rows, columns])
-        # the unembedding sees the last token of each prompt only
-        nn.unembed.skip(unembedded(nn, nn.unembed.input[torch.arange(len(last)), last][:, None]))
-        logits = nn.output.logits[:, 0].save()
+        logits = nnsight.save(logits_at(nn, torch.arange(len(last)), last))
     return values, logits

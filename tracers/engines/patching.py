@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.memory import MAX_TOKENS, batches, in_halves, out_of_memory, tokens_that_fit
-from posttrace.tracers.batching.packing import Packed, pack
+from posttrace.tracers.batching.memory import MAX_TOKENS, batches, in_halves, tokens_that_fit
+from posttrace.tracers.batching.packing import Packed, pack, packed_in_halves
 from posttrace.tracers.batching.prefix_cache import StatementBatch, whole_rows
 from posttrace.tracers.engines.activations import answer_logits, difference, run_statements
 from posttrace.tracers.engines.edits import Edit, apply_edits, check_layers, edited
@@ -100,7 +101,7 @@ def patch_grid(
     grid = _Grid(batch, streams, source, site, where, answers, patched)
     with torch.no_grad():
         for packed, which in plan:
-            _patch_cells(grid, packed, which)
+            packed_in_halves(partial(_patch_packed, grid, which), packed, batch.lengths)
     return PatchGrid(patched=patched, unpatched=unpatched)
 
 
@@ -252,7 +253,7 @@ def _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_to
     where, lengths = places(model.config, site, layers), [len(p.statement) for p in prompts]
     rows = whole_rows(model, prompts)
     with torch.no_grad():
-        logits = _trace_whole(model.nn, rows.inputs, [], rows.row, rows.last, answers)
+        logits = trace_cells(model.nn, rows.inputs, [], rows.row, rows.last, answers, answer_logits)
     unpatched = difference(logits)
     patched = _unpatched_grid(unpatched, source, lengths)
     plan = whole_plan(
@@ -286,7 +287,7 @@ def _whole_grid(model, prompts, source, unchanged, site, layers, answers, max_to
                 )
             )
         with torch.no_grad():
-            logits = _trace_whole(model.nn, here.inputs, edits, here.row, here.last, answers)
+            logits = trace_cells(model.nn, here.inputs, edits, here.row, here.last, answers, answer_logits)
         return (s, prompt, i, token), difference(logits)
 
     for batch in plan:
@@ -303,33 +304,13 @@ def _unpatched_grid(unpatched, source, lengths: Sequence[int]) -> torch.Tensor:
     return grid
 
 
-def _trace_whole(nn, inputs, edits, row, last, answers):
-    with nn.trace(**inputs):
-        apply_edits(nn, edits)
-        logits = nnsight.save(answer_logits(nn, row, last, answers))
-    return logits
-
-
 def first_block(layer: int, site: str) -> int:
     """Return the first block that a patch needs to run: the next one if it patches what leaves a block."""
     return layer + 1 if site == "resid_post" else layer
 
 
-def _patch_cells(grid: _Grid, packed: Packed, which: list[int]) -> None:
-    """Fill in packed cells at the places with the indices `which`, in halves when memory runs out."""
-    try:
-        _patch_packed(grid, packed, which)
-        return
-    except (MemoryError, RuntimeError) as error:
-        if len(packed.prompt) == 1 or not out_of_memory(error):
-            raise
-    # Only here, where the error is gone, is the memory free that its traceback held.
-    cells = [tuple(cell) for cell in packed.cells.tolist()]
-    for half in pack(cells, grid.batch.lengths, packed.token.numel() // 2):
-        _patch_cells(grid, half, which)
-
-
-def _patch_packed(grid: _Grid, packed: Packed, which: list[int]) -> None:
+def _patch_packed(grid: _Grid, which: list[int], packed: Packed) -> None:
+    """Fill in packed cells at the places with the indices `which`."""
     nn, n_layers = grid.batch.model.nn, grid.batch.model.n_layers
     rows = grid.batch.on_run(packed)
     here = rows.packed
@@ -353,11 +334,9 @@ def _patch_packed(grid: _Grid, packed: Packed, which: list[int]) -> None:
         if grid.site == "resid_post":
             stream, edits = edited(stream, edits), []
         shortened = n_layers - 1 if start < n_layers and place.layer != n_layers - 1 else None
-        inputs = rows.inputs(start)
+        inputs, skipped = rows.inputs(start), dict(start=start, stream=stream, shortened=shortened)
         found.append(
-            trace_cells(
-                nn, inputs, start, stream, edits, here.row, here.last, shortened, grid.answers, answer_logits
-            )
+            trace_cells(nn, inputs, edits, here.row, here.last, grid.answers, answer_logits, **skipped)
         )
     # Copied to the CPU at the end only: a GPU goes on with one place while the next is prepared.
     s, prompt, token = packed.cells.T
@@ -365,7 +344,7 @@ def _patch_packed(grid: _Grid, packed: Packed, which: list[int]) -> None:
         grid.patched[s, prompt, i, token] = differences
 
 
-def trace_cells(nn, inputs, start, stream, edits, row, last, shortened, answers, read):
+def trace_cells(nn, inputs, edits, row, last, answers, read, *, start=0, stream=None, shortened=None):
     """Trace the cells: what `read` (answer_logits, or another reading of the answers) gives at their last slots.
 
     Blocks before `start` are skipped, `stream` in their place; in the block `shortened`, if there is one, the MLP sees

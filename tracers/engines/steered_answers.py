@@ -14,17 +14,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import nnsight
 import torch
 
 from posttrace.tracers import sites
-from posttrace.tracers.batching.memory import MAX_TOKENS, in_halves, out_of_memory, tokens_that_fit
-from posttrace.tracers.batching.packing import Packed, pack, whole
+from posttrace.tracers.batching.memory import MAX_TOKENS, in_halves, tokens_that_fit
+from posttrace.tracers.batching.packing import Packed, pack, packed_in_halves, whole
 from posttrace.tracers.batching.prefix_cache import StatementBatch, whole_rows
 from posttrace.tracers.cost import Cost, Shape
-from posttrace.tracers.engines.activations import unembedded
+from posttrace.tracers.engines.activations import difference, logits_at
 from posttrace.tracers.engines.edits import Edit, check_edits, edited
 from posttrace.tracers.engines.patching import first_block, trace_cells
 from posttrace.tracers.errors import TracerError
@@ -76,8 +77,10 @@ def steered_answers(
         result = plain[:, None].repeat(1, len(variants[0]))
         n_keys = batch.n_keys()
         for (site, layers), some in cells.items():
+            run = partial(_run_packed, batch, streams, variants, site, layers, answers)
             for packed in steered_batches(some, batch.lengths, n_keys, max_tokens or tokens_that_fit(model)):
-                _fill(batch, streams, variants, packed, site, layers, answers, result)
+                for part, differences in packed_in_halves(run, packed, batch.lengths):
+                    result[part.cells[:, 1], part.cells[:, 0]] = differences
     return result
 
 
@@ -95,20 +98,10 @@ def _whole_answers(model, prompts, variants, answers, max_tokens: int) -> torch.
         def some(cells, site=site, layers=layers):
             rows = whole_rows(model, [prompts[prompt] for _, prompt, _ in cells])
             edits = _packed_edits(sizes, variants, rows.row, cells, site, layers) if layers else []
-            return _difference(
-                trace_cells(
-                    model.nn,
-                    rows.inputs,
-                    0,
-                    None,
-                    edits,
-                    rows.row,
-                    rows.last,
-                    None,
-                    answers,
-                    answer_probabilities,
-                )
+            both = trace_cells(
+                model.nn, rows.inputs, edits, rows.row, rows.last, answers, answer_probabilities
             )
+            return difference(both)
 
         at_once = max(1, max_tokens // max(sizes))
         for begin in range(0, len(cells), at_once):
@@ -207,26 +200,11 @@ def _run_plain(batch: StatementBatch, layers: Sequence[int], answers):
     row, last = rows.packed.row, rows.packed.last
     streams, both, cache = _trace_plain(batch.model.nn, rows.inputs(), layers, row, last, answers)
     batch.keep_run(cache)
-    return dict(zip(layers, streams, strict=True)), _difference(both)
+    return dict(zip(layers, streams, strict=True)), difference(both)
 
 
-def _fill(batch, streams, variants, packed: Packed, site, layers, answers, result) -> None:
-    """Run packed cells, in halves when memory runs out."""
-    try:
-        both = _run_packed(batch, streams, variants, packed, site, layers, answers)
-        result[packed.cells[:, 1], packed.cells[:, 0]] = _difference(both)
-        return
-    except (MemoryError, RuntimeError) as error:
-        if len(packed.prompt) == 1 or not out_of_memory(error):
-            raise
-    # Only here, where the error is gone, is the memory free that its traceback held.
-    cells = [tuple(cell) for cell in packed.cells.tolist()]
-    for half in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
-        (again,) = pack(half, batch.lengths, packed.token.numel())
-        _fill(batch, streams, variants, again, site, layers, answers, result)
-
-
-def _run_packed(batch, streams, variants, packed: Packed, site, layers, answers):
+def _run_packed(batch, streams, variants, site, layers, answers, packed: Packed) -> torch.Tensor:
+    """Return the answers' differences of packed cells."""
     nn, n_layers = batch.model.nn, batch.model.n_layers
     edits = _packed_edits(batch.lengths, variants, packed.row, packed.cells.tolist(), site, layers)
     run = batch.on_run(packed)
@@ -240,8 +218,9 @@ def _run_packed(batch, streams, variants, packed: Packed, site, layers, answers)
         layers = layers[1:]
         edits = [replace(edit, layers=layers) for edit in edits]
     shortened = n_layers - 1 if start < n_layers and n_layers - 1 not in layers else None
-    inputs, row, last = run.inputs(start), packed.row, packed.last
-    return trace_cells(nn, inputs, start, stream, edits, row, last, shortened, answers, answer_probabilities)
+    inputs, skipped = run.inputs(start), dict(start=start, stream=stream, shortened=shortened)
+    both = trace_cells(nn, inputs, edits, packed.row, packed.last, answers, answer_probabilities, **skipped)
+    return difference(both)
 
 
 def _packed_edits(lengths, variants, places, cells, site, layers) -> list[Edit]:
@@ -275,14 +254,7 @@ def answer_probabilities(nn, row, last, answers):
 
     The unembedding is applied at the last slots only.
     """
-    hidden = sites.at(nn.unembed.input, row, last)
-    nn.unembed.skip(unembedded(nn, hidden))
-    return torch.softmax(nn.output.logits.float(), dim=-1)[..., list(answers)]
-
-
-def _difference(both: torch.Tensor) -> torch.Tensor:
-    both = both.cpu()
-    return both[..., 0] - both[..., 1]
+    return torch.softmax(logits_at(nn, row, last).float(), dim=-1)[..., list(answers)]
 
 
 def _trace_plain(nn, inputs, layers, row, last, answers):

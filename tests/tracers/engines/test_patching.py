@@ -148,13 +148,13 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
 
     refused = []
 
-    def limited(nn, inputs, *rest):
+    def limited(nn, inputs, *rest, **skipped):
         sizes.append(inputs["input_ids"].numel())
         assert not any(batch() is not None for batch in refused)
         if sizes[-1] > 20:
             refused.append(weakref.ref(inputs["input_ids"]))
             raise torch.OutOfMemoryError("out of memory")
-        return trace(nn, inputs, *rest)
+        return trace(nn, inputs, *rest, **skipped)
 
     monkeypatch.setattr(patching, "trace_cells", limited)
     pieces = patch_grid(model, corrupt, source, **options)
