@@ -244,9 +244,9 @@ def halving(bench: Bench) -> dict:
     calls: list[int] = []
     whole = patching._patch_packed
 
-    def counted(statements, streams, source, packed, *rest):
+    def counted(grid, which, packed):
         calls.append(packed.token.numel())
-        whole(statements, streams, source, packed, *rest)
+        whole(grid, which, packed)
 
     total = torch.cuda.get_device_properties(0).total_memory
     held = torch.cuda.memory_allocated()
