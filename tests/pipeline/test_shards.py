@@ -11,10 +11,7 @@ from posttrace.pipeline.run import run_job
 from posttrace.pipeline.shards import parse_shard, shares
 from posttrace.stores import Store, StoreBusy
 from tests.support.commands import Command, posttrace, wait_for_units
-
-
-def digests(store):
-    return {unit: marker["arrays"] for unit, marker in Store.open(store).progress.markers().items()}
+from tests.support.stores.example import digests
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -34,8 +31,8 @@ def test_two_shards_write_what_one_process_writes(job_file, finished, tmp_path):
     store = tmp_path / "store"
     shards = [Command("run", job_file, "--store", store, "--shard", f"{i}/2") for i in (0, 1)]
     assert [shard.wait() for shard in shards] == [0, 0], [shard.err for shard in shards]
-    assert digests(store) == digests(finished)
-    made = Store.open(store)
+    made, expected = Store.open(store), digests(Store.open(finished))
+    assert digests(made) == expected
     assert made.progress.complete(len(made.units))
     assert not list(made.location.list(".posttrace/leases/run"))
 
@@ -47,12 +44,13 @@ def test_what_a_dead_shard_left_is_taken_over(job_file, finished, tmp_path):
     wait_for_units(store, 2, dead)
     dead.send_signal(signal.SIGKILL)
     dead.wait()
-    before = Store.open(store).progress.markers()
-    assert 2 <= len(before) < len(digests(finished))
+    before, expected = Store.open(store).progress.markers(), digests(Store.open(finished))
+    assert 2 <= len(before) < len(expected)
     done = posttrace("run", job_file, "--store", store, "--shard", "1/2")
     assert done.returncode == 0, done.stderr
-    after = Store.open(store).progress.markers()
-    assert digests(store) == digests(finished) and {unit: after[unit] for unit in before} == before
+    made = Store.open(store)
+    after = made.progress.markers()
+    assert digests(made) == expected and {unit: after[unit] for unit in before} == before
 
 
 @pytest.mark.parametrize("other", [None, (0, 3), (0, 2)])

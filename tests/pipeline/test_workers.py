@@ -10,19 +10,14 @@ import pytest
 import torch
 
 from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.executors.dask import AHEAD, Workers
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.run import run_job
 from posttrace.stores import Store
 from tests.support.commands import Command, posttrace, wait_for_units
+from tests.support.jobs import write_job
+from tests.support.stores.example import digests
 from tests.support.workers import Noting, notes
-
-distributed = pytest.importorskip("distributed")
-
-from posttrace.pipeline.executors.dask import AHEAD, Workers  # noqa: E402
-
-
-def digests(store):
-    return {unit: marker["arrays"] for unit, marker in store.progress.markers().items()}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +34,6 @@ def expected(tmp_path_factory, small_job):
 
 @pytest.fixture(scope="module")
 def small_job(tmp_path_factory, family, statements):
-    from tests.support.jobs import write_job
-
     return write_job(tmp_path_factory.mktemp("job"), family, statements)
 
 
@@ -125,7 +118,7 @@ def test_a_killed_run_goes_on_by_the_same_command(small_job, tmp_path, expected)
     before = store.progress.markers()
     assert 2 <= len(before) < len(expected)
     again = posttrace(*arguments, env=environment)
-    assert again.returncode == 0, again.err
+    assert again.returncode == 0, again.stderr
     assert f"{len(before)} of {len(expected)} units were done" in again.stderr
     after = store.progress.markers()
     assert digests(store) == expected and {unit: after[unit] for unit in before} == before

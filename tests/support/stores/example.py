@@ -108,6 +108,11 @@ def run(store: Store, limit: int | None = None) -> int:
     return len(pending)
 
 
+def digests(store: Store) -> dict:
+    """Unit -> the digests of its arrays."""
+    return {unit: marker["arrays"] for unit, marker in store.progress.markers().items()}
+
+
 def contents(store: Store) -> dict[str, bytes]:
     """Every array of the store, as bytes."""
     return {
