@@ -167,19 +167,17 @@ def run_bare(study, models) -> dict[str, tuple[float, float]]:
     """Run the documents of every unit through both plain models; seconds and CPU seconds."""
     import torch
 
+    from posttrace.tracers.batching.padding import right_padded
+
     taken: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     (texts,) = study.inputs.values()
     with torch.no_grad():
         for stage, model in models.items():
             for begin, end in texts.units:
-                ids = [list(d.ids[stage]) for d in texts.documents[begin:end]]
-                width = max(map(len, ids))
-                rows = torch.tensor([[*one, *[0] * (width - len(one))] for one in ids], device=model.device)
-                mask = torch.tensor(
-                    [[1] * len(one) + [0] * (width - len(one)) for one in ids], device=model.device
-                )
+                ids, real = right_padded([d.ids[stage] for d in texts.documents[begin:end]])
+                inputs = dict(input_ids=ids.to(model.device), attention_mask=real.long().to(model.device))
                 with timed(taken, "forward"):
-                    model.nn._module(input_ids=rows, attention_mask=mask, use_cache=False).logits.sum().item()
+                    model.nn._module(**inputs, use_cache=False).logits.sum().item()
     return dict(taken)
 
 

@@ -51,7 +51,7 @@ TRIED = {
 """Kinds of analysis of which one unit is measured."""
 
 
-def jobs(folder: Path, statements: int) -> dict[str, list[str]]:
+def jobs(folder: Path) -> dict[str, list[str]]:
     """Return study -> the changes to its built-in job that make it one of real size; `z` is knowledge by heads."""
     stages = ", ".join(f"{stage}: {folder / 'models' / stage}" for stage in ("base", "sft", "instruct"))
     common = [f"family={{name: 8B, stages: {{{stages}}}}}", "dtype=bfloat16", "execution.device=cpu"]
@@ -104,14 +104,14 @@ def make_inputs(folder: Path, sizes: dict, statements: int) -> None:
                     out.writerow([f"The {one} of {two} {i} {verb} {three}.", i % 2])
 
 
-def prepared(name: str, folder: Path, statements: int):
+def prepared(name: str, folder: Path):
     """Return the study of a job, whose models have no weights."""
     from posttrace.pipeline.job import load_job
     from posttrace.pipeline.plan import prepare
     from posttrace.pipeline.stages import Stages
 
     Stages.check_weights = lambda self: None  # type: ignore[method-assign]
-    return prepare(load_job("knowledge" if name == "z" else name, jobs(folder, statements)[name]))
+    return prepare(load_job("knowledge" if name == "z" else name, jobs(folder)[name]))
 
 
 def make_store(study, url: str) -> None:
@@ -229,7 +229,7 @@ def measure(name: str, sizes: dict, statements: int, folder: Path) -> dict[str, 
     make_inputs(folder, sizes, statements)
     url = str(folder / "store")
     begin = time.perf_counter()
-    study = prepared(name, folder, statements)
+    study = prepared(name, folder)
     make_store(study, url)
     found: dict[str, Any] = dict(
         name=name,
@@ -242,16 +242,16 @@ def measure(name: str, sizes: dict, statements: int, folder: Path) -> dict[str, 
     found["verify"] = measured(["posttrace", "verify", url])
     for kind in TRIED.get(name, ()):
         unit = next(one.unit.id for one in study.work if one.kind == kind)
-        options = ["--folder", str(folder), "--study", name, "--unit", unit, "--statements", str(statements)]
+        options = ["--folder", str(folder), "--study", name, "--unit", unit]
         found[f"analysis: {kind}"] = measured(["benchmarks.real_size", *options])
     return found
 
 
-def analyse(name: str, folder: Path, statements: int, unit: str) -> None:
+def analyse(name: str, folder: Path, unit: str) -> None:
     """Do one unit of a store's analysis again, without writing it."""
     from posttrace.stores import Store
 
-    study = prepared(name, folder, statements)
+    study = prepared(name, folder)
     work = next(one for one in study.work if one.unit.id == unit)
     study.run(work, None, Store.open(folder / "store"))
 
@@ -271,14 +271,14 @@ def main() -> None:
     parser.add_argument("--unit", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.unit:
-        analyse(arguments.study[0], arguments.folder, arguments.statements, arguments.unit)
+        analyse(arguments.study[0], arguments.folder, arguments.unit)
         return
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     head = header(
         "real size", device="cpu", dtype="bfloat16", threads=threads, quick=arguments.tiny, rounds=1
     )
     records = []
-    for name in arguments.study or list(jobs(Path(), 0)):
+    for name in arguments.study or list(jobs(Path())):
         with tempfile.TemporaryDirectory() as folder:
             records.append(
                 measure(name, TINY if arguments.tiny else SHAPE, arguments.statements, Path(folder))

@@ -11,7 +11,7 @@ from posttrace.stores import verify
 def test_a_synthetic_store_is_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(Stages, "check_weights", Stages.check_weights)  # put back what `prepared` takes away
     make_inputs(tmp_path, TINY, statements=8)
-    study = prepared("trace", tmp_path, 8)
+    study = prepared("trace", tmp_path)
     make_store(study, str(tmp_path / "store"))
     assert verify(str(tmp_path / "store")) == []
 
