@@ -53,6 +53,12 @@ def test_the_fullest_card_decides_and_keeps_the_keys_of_its_own_blocks_only(monk
     assert full == 3 * GIB // 2 // bytes_of_token(one.config, 2, 16)
 
 
+def test_a_model_whose_blocks_are_all_offloaded_gets_the_fewest(monkeypatch):
+    model = placed(monkeypatch, "cuda:0", *["meta"] * 3, free={"cuda:0": 3 * GIB})
+    model.nn._module.get_submodule("blocks").pop(0)
+    assert tokens_that_fit(model) == memory.FEWEST_TOKENS
+
+
 def test_what_pytorch_holds_unused_is_free(monkeypatch):
     for name, value in [
         ("mem_get_info", (GIB, 80 * GIB)),

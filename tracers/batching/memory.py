@@ -29,9 +29,12 @@ def tokens_that_fit(model) -> int:
     blocks = model.nn._module.get_submodule(model.architecture.layers)
     cards = Counter(next(block.parameters()).device for block in blocks)
     fits = min(
-        free_memory(card) // 2 // bytes_of_token(model.config, model.dtype.itemsize, n)
-        for card, n in cards.items()
-        if card.type == "cuda"  # others are offloaded, and come to a card when they run
+        (
+            free_memory(card) // 2 // bytes_of_token(model.config, model.dtype.itemsize, n)
+            for card, n in cards.items()
+            if card.type == "cuda"  # others are offloaded, and come to a card when they run
+        ),
+        default=FEWEST_TOKENS,
     )
     return max(FEWEST_TOKENS, min(MOST_TOKENS, fits))
 
