@@ -18,6 +18,9 @@ from posttrace.tracers.engines.activations import logits_at, widen_logits
 from posttrace.tracers.engines.edits import Edit, by_layer, visit
 from posttrace.tracers.errors import TracerError
 
+MAX_CELLS = 256
+"""Cells whose logits a lens holds at once: 150 MB of float32 for a vocabulary of 150,000."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -31,10 +34,6 @@ class Outcome:
     """Their log probabilities, nats (float32); dims prompt x rank."""
     entropy: torch.Tensor
     """Entropy of the next token's distribution, nats (float32); dims prompt."""
-
-
-MAX_CELLS = 256
-"""Of which a lens has logits in memory at once: 150 MB of float32 for a vocabulary of 150,000."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def run_lens(
     edits: Sequence[Edit] = (),
     *,
     site: str = "resid_post",
-    layers: Sequence[int] = (),
+    layers: Sequence[int],
     rows: torch.Tensor,
     columns: torch.Tensor,
     top: int = 1,

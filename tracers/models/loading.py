@@ -81,7 +81,7 @@ def open_model(
     >>> model = open_model("path/to/checkpoint", dtype="float32")      # doctest: +SKIP
 
     model: directory of a checkpoint, or a hub id; weights are read from safetensors only, and no code of the
-    checkpoint is run. device: `auto` (the fewest GPUs that hold it, else the CPU), `cpu`, `cuda` ...
+    checkpoint is run. device: `auto` (the fewest GPUs that hold it; without any, the CPU), `cpu`, `cuda` ...
     dtype: `auto` is float32 on a CPU and the checkpoint's own elsewhere. check: prove on a short prompt that
     the sites are where they should be (see tracers.models.validation).
 

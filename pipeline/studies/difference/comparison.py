@@ -12,7 +12,7 @@ from posttrace.pipeline.studies.difference.measures import RANK, divergences, js
 from posttrace.tracers.models.unembedding import Unembedding
 
 MAX_VALUES = 2**22
-"""Log probabilities (stages x tokens x vocabulary) held at once: 16 MiB in float32, and some times that in between."""
+"""Log probabilities (stages x tokens x vocabulary) held at once: 16 MiB; temporaries take several times that."""
 
 Pairs = Sequence[tuple[int, int]]
 """Numbers of source and target."""

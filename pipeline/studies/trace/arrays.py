@@ -79,7 +79,7 @@ def activation_group(
     is_read = isinstance(operation, Read)
     models = (operation.source,) if isinstance(operation, Patch) else job.stage_names
     interventions = job.interventions if is_read else ("none",)
-    array = Array(
+    activation = Array(
         "activation",
         ("model", "intervention", "prompt", "layer", "token", "hidden"),
         job.dtype,
@@ -88,10 +88,8 @@ def activation_group(
         {"model": 1, "prompt": job.prompts_per_unit},
         "activation",
     )
-    arrays, coords = (
-        [array],
-        [*_coords(job, models, interventions), *_cells(models[0], layers, tokens, texts, ids)],
-    )
+    arrays = [activation]
+    coords = [*_coords(job, models, interventions), *_cells(models[0], layers, tokens, texts, ids)]
     sizes = {
         **_sizes(job),
         "model": len(models),

@@ -68,8 +68,7 @@ class Trace(Study[TraceJob, TraceInputs]):
         yield output_group(self.job)
         if self.job.generate:
             yield completion_group(self.job)
-        first = self.job.stage_names[0]
-        job = self.job
+        job, first = self.job, self.job.stage_names[0]
         kept: list[tuple[int, Read | Lens | Patch]] = [
             *enumerate(job.reads), *enumerate(job.lenses), *enumerate(job.patches)
         ]  # fmt: skip
@@ -170,7 +169,8 @@ class Trace(Study[TraceJob, TraceInputs]):
     def run_lens(self, work: Work, model, store) -> Result:
         """Compute what the stream would say next at a lens's cells, with and without the operations."""
         operation = self.job.lenses[int(work.unit.group.removeprefix("trace/lens-"))]
-        prompts, edits = self._prompts(work), self._edits(work, store, self._prompts(work))
+        prompts = self._prompts(work)
+        edits = self._edits(work, store, prompts)
         layers = self.layers[self.job.operations.index(operation)]
         rows, columns, places = _cells(operation, prompts)
         shape = (
