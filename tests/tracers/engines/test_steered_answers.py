@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from posttrace.tracers import TracerError
+from posttrace.tracers.engines import steered_answers as engine
 from posttrace.tracers.engines.activations import read_statements
 from posttrace.tracers.engines.edits import Edit, edit_of
 from posttrace.tracers.engines.steered_answers import steered_answers
@@ -56,7 +57,7 @@ def both(name, site, shapes, **options):
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("name", mostly_slow(CONFIGS))
 def test_steered_answers_equal_one_forward_each(name, site):
-    if site not in random_model(name).architecture.sites:
+    if site == "resid_mid" and site not in random_model(name).architecture.sites:
         pytest.skip(f"{name} runs its halves in parallel: it has no {site}")
     fast, slow = both(name, site, [(9, 4), (9, 6), (7, 5)])
     assert (slow[:, 1:] - slow[:, :1]).abs().max() > 1e-3, "no steer has an effect: nothing is tested"
@@ -68,6 +69,20 @@ def test_batch_size_changes_nothing(max_tokens):
     torch.testing.assert_close(
         *both("llama", "resid_post", [(9, 4), (0, 5)], max_tokens=max_tokens), atol=2e-5, rtol=0
     )
+
+
+def test_memory_that_runs_out_halves_the_batch(monkeypatch):
+    sizes, trace = [], engine.trace_cells
+
+    def limited(nn, inputs, *rest, **skipped):
+        sizes.append(inputs["input_ids"].numel())
+        if sizes[-1] > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return trace(nn, inputs, *rest, **skipped)
+
+    monkeypatch.setattr(engine, "trace_cells", limited)
+    torch.testing.assert_close(*both("llama", "resid_mid", [(9, 4)] * 4), atol=2e-5, rtol=0)
+    assert max(sizes) > 8 > min(sizes)
 
 
 @pytest.mark.parametrize("mode", ["add", "subtract", "ablate"])
