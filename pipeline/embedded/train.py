@@ -19,6 +19,7 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,6 +116,10 @@ OUT = Path("runs/embedded")
 """Where a new family goes; never over the shipped checkpoints unless `--out` says so."""
 SAVE_EVERY = 100
 """Steps between two saved states."""
+BETAS, EPSILON = (0.9, 0.98), 1e-8
+"""Of AdamW."""
+CLIP = 1.0
+"""Largest norm of a gradient."""
 
 
 class Encoder:
@@ -164,6 +169,10 @@ class Batch:
         return (same & causal)[:, None]
 
 
+Forward = Callable[[Batch], torch.Tensor]
+"""A batch -> its logits."""
+
+
 def text_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> Batch:
     """Return the batch of one step, made from `key` and the step alone."""
     rng = random.Random(f"{key}-{step}")
@@ -205,6 +214,13 @@ def answer_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> tuple
     return batches[0], batches[1]
 
 
+def batches_of(encoder: Encoder, recipe: Recipe, step: int, key: str) -> tuple[Batch, ...]:
+    """Return what one step is trained on: text, or chosen and rejected answers."""
+    if recipe.beta:
+        return answer_batch(encoder, recipe, step, key)
+    return (text_batch(encoder, recipe, step, key),)
+
+
 def new_model(shape: Shape, encoder: Encoder, seed: int):
     """Return a freshly initialised Llama; only this uses torch's generator, inside a fork."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -238,16 +254,20 @@ def weighted_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Mean next-token loss, nats, weighted by the targets' weights."""
     weights = batch.weights[:, 1:].reshape(-1)
     losses = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), batch.ids[:, 1:].reshape(-1), reduction="none"
+        _precise(logits[:, :-1].flatten(0, 1)), batch.ids[:, 1:].reshape(-1), reduction="none"
     )
     return (losses * weights).sum() / weights.sum()
 
 
 def answer_log_probability(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Log-probability of each row's answer, nats."""
-    log_p = logits[:, :-1].float().log_softmax(-1)
+    log_p = _precise(logits[:, :-1]).log_softmax(-1)
     of_token = log_p.gather(-1, batch.ids[:, 1:, None])[..., 0]
     return (of_token * batch.weights[:, 1:]).sum(-1)
+
+
+def _precise(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def preference_loss(chosen, rejected, reference_chosen, reference_rejected, beta: float):
@@ -261,6 +281,27 @@ def preference_loss(chosen, rejected, reference_chosen, reference_rejected, beta
     """
     margin = (chosen - reference_chosen) - (rejected - reference_rejected)
     return -F.logsigmoid(beta * margin).mean()
+
+
+def logits_of(model, batch: Batch) -> torch.Tensor:
+    """Run a model on a batch; dims row x token x vocabulary."""
+    inputs = {"attention_mask": batch.mask(), "position_ids": batch.positions, "use_cache": False}
+    return model(batch.ids, **inputs).logits
+
+
+def loss_of(recipe: Recipe, batches: tuple[Batch, ...], forward: Forward, reference: Forward) -> torch.Tensor:
+    """Loss of one step, nats; reference: the model before the stage, for preferences."""
+    if not recipe.beta:
+        return weighted_loss(forward(batches[0]), batches[0])
+    own = [answer_log_probability(forward(batch), batch) for batch in batches]
+    before = [answer_log_probability(reference(batch), batch) for batch in batches]
+    anchor = -own[0].sum() / batches[0].weights[:, 1:].sum()
+    return preference_loss(own[0], own[1], before[0], before[1], recipe.beta) + recipe.anchor * anchor
+
+
+def decayed(parameter: torch.Tensor) -> bool:
+    """Whether weight decay applies: to matrices only."""
+    return parameter.ndim == 2
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -312,15 +353,16 @@ class Trainer:
         self.reference: torch.nn.Module | None = None
         if recipe.beta:
             self.reference = self.load(STAGES[STAGES.index(stage) - 1]).to(self.device).eval()
-        matrices = [p for p in self.model.parameters() if p.ndim == 2]
-        others = [p for p in self.model.parameters() if p.ndim != 2]
+        matrices = [p for p in self.model.parameters() if decayed(p)]
+        others = [p for p in self.model.parameters() if not decayed(p)]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": recipe.weight_decay},
                 {"params": others, "weight_decay": 0.0},
             ],
             lr=recipe.learning_rate,
-            betas=(0.9, 0.98),
+            betas=BETAS,
+            eps=EPSILON,
             fused=True,
         )
         self.step = 0
@@ -370,23 +412,19 @@ class Trainer:
 
     def loss(self, forward) -> torch.Tensor:
         """Return the loss of the current step."""
-        if not self.recipe.beta:
-            batch = self.to_device(text_batch(self.encoder, self.recipe, self.step, self.key))
-            logits = forward(
-                batch.ids, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
-            ).logits
-            return weighted_loss(logits, batch)
+        drawn = batches_of(self.encoder, self.recipe, self.step, self.key)
+        return loss_of(
+            self.recipe,
+            tuple(map(self.to_device, drawn)),
+            lambda batch: logits_of(forward, batch),
+            self.reference_logits,
+        )
+
+    @torch.no_grad()
+    def reference_logits(self, batch: Batch) -> torch.Tensor:
+        """Logits of the stage before."""
         assert self.reference is not None, "preferences are trained against the stage before"
-        sides = [self.to_device(b) for b in answer_batch(self.encoder, self.recipe, self.step, self.key)]
-        own, reference = [], []
-        for batch in sides:
-            inputs = {"attention_mask": batch.mask(), "position_ids": batch.positions, "use_cache": False}
-            own.append(answer_log_probability(self.model(batch.ids, **inputs).logits, batch))
-            with torch.no_grad():
-                reference.append(answer_log_probability(self.reference(batch.ids, **inputs).logits, batch))
-        anchor = -own[0].sum() / sides[0].weights[:, 1:].sum()
-        preferred = preference_loss(own[0], own[1], reference[0], reference[1], beta=self.recipe.beta)
-        return preferred + self.recipe.anchor * anchor
+        return logits_of(self.reference, batch)
 
     def record(self) -> None:
         """Note in `training.json` what was run and how long it took."""
@@ -424,7 +462,7 @@ class Trainer:
                 loss = self.loss(forward)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
             self.optimizer.step()
             self.step += 1
             average = loss.item() if average is None else 0.97 * average + 0.03 * loss.item()

@@ -40,6 +40,14 @@ def replaced(modules: Sequence[Weighted], weights: Mapping[str, torch.Tensor]) -
             parameters[key] = tensor
 
 
+def values_with(
+    model, prompts: Sequence[Question], weights: Mapping[str, torch.Tensor], *, max_tokens: int | None = None
+) -> torch.Tensor:
+    """Measure with other weights, by name; dims prompt, nats."""
+    with replaced(weighted_modules(model.nn._module), weights):
+        return behaviour_values(model, prompts, max_tokens=max_tokens)
+
+
 def removed_values(
     model,
     prompts: Sequence[Question],
@@ -127,15 +135,13 @@ def last_place(weight: torch.Tensor) -> torch.Tensor:
 
 def _each(model, prompts, changes: Iterable[Change], max_tokens) -> torch.Tensor:
     """Measure with the weights changed in each way; one set of changed weights is held at a time."""
-    modules = weighted_modules(model.nn._module)
-    return torch.stack([_changed(model, modules, prompts, change, max_tokens) for change in changes])
+    return torch.stack([_changed(model, prompts, change, max_tokens) for change in changes])
 
 
-def _changed(model, modules, prompts, change: Change, max_tokens) -> torch.Tensor:
+def _changed(model, prompts, change: Change, max_tokens) -> torch.Tensor:
     with torch.no_grad():
         weights = {name: change(name, parameter) for name, parameter in model.nn._module.named_parameters()}
-        with replaced(modules, weights):
-            return behaviour_values(model, prompts, max_tokens=max_tokens)
+        return values_with(model, prompts, weights, max_tokens=max_tokens)
 
 
 def _generator(key: str) -> torch.Generator:

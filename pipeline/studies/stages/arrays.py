@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from posttrace.tracers.models.weighted import ENDS, MODULES
 
 ORDERS = ("below", "above")
 SLOPE_ENDS = ("start", "end", "final")
+DATA_ORDERS = 2
+"""Retrained with the data as they came, and with the same data in another order."""
+ESTIMATORS = ("task_vector", "propagated", "propagated_linear")
 WEIGHTS = ("update_norm", "weight_norm", "changed", "update_cosine")
 ATTRIBUTION = ("attribution", "attribution_embed", "attribution_unembed", "residual", "nodes", "slope")
 SWAPS = {
@@ -36,12 +39,17 @@ def updates(job: StagesJob) -> tuple[str, ...]:
     return job.stage_names[1:]
 
 
+def left_out(job: StagesJob) -> tuple[str, ...]:
+    """Return the stages that training is repeated without: all that made an update, the last aside."""
+    return updates(job)[:-1] if job.recipe else ()
+
+
 def weights_group(job: StagesJob, parameters: Mapping[str, int]) -> Group:
     """Return the group `stages`: how much each update changed each weight tensor; parameters: name -> entries."""
     names = updates(job)
     dims, block = ("update", "parameter"), {"update": 1}
     length = "Frobenius norm, model units"
-    arrays = (
+    arrays: tuple[Array, ...] = (
         Array("update_norm", dims, "float64", length, "of the update", block),
         Array("weight_norm", dims, "float64", length, "of the weight before the update", block),
         Array("changed", dims, "float64", "share", "of the tensor's entries that the update changed", block),
@@ -54,14 +62,42 @@ def weights_group(job: StagesJob, parameters: Mapping[str, int]) -> Group:
             block,
         ),
     )
-    coords = (
+    coords: tuple[Coord, ...] = (
         _updates(job),
         Coord("other_update", ("other_update",), list(names), "the other one"),
         Coord("parameter", ("parameter",), list(parameters), "weight tensor; a tied one stands once"),
         Coord("entries", ("parameter",), list(parameters.values()), "entries of the tensor"),
     )
     sizes = {"update": len(names), "other_update": len(names), "parameter": len(parameters)}
-    return Group(PATH, sizes, arrays, coords, _attributes(job, "weights"))
+    attributes = _attributes(job, "weights")
+    if job.recipe:
+        attributes["recipe"] = job.recipe
+        arrays += tuple(_trained_weights())
+        coords += _without(job)
+        sizes |= {"without": len(left_out(job)), "data_order": DATA_ORDERS, "entry": sum(parameters.values())}
+    return Group(PATH, sizes, arrays, coords, attributes)
+
+
+def _trained_weights() -> Iterator[Array]:
+    texts = {
+        "replayed_weights": "final weights, when the stages after this one are trained again (float32)",
+        "propagated_update": "J d: what a small change of this stage's weights along its update becomes by the end of "
+        "that training, per unit of the change",
+        "retrained_weights": "final weights, when they are trained from the stage before this one",
+    }
+    for name, text in texts.items():
+        by = ("without", "data_order") if name == "retrained_weights" else ("without",)
+        text += "; the entries of all parameters in their order"
+        yield Array(name, (*by, "entry"), "float32", "model units", text, dict.fromkeys(by, 1))
+
+
+def _without(job: StagesJob) -> tuple[Coord, ...]:
+    return (
+        Coord("without", ("without",), list(left_out(job)), "stage that training is repeated without"),
+        Coord(
+            "data_order", ("data_order",), np.arange(DATA_ORDERS), "0: the data as they came; else shuffled"
+        ),
+    )
 
 
 def behaviour_group(job: StagesJob, asked: Asked, n_layers: int) -> Group:
@@ -195,6 +231,37 @@ def behaviour_group(job: StagesJob, asked: Asked, n_layers: int) -> Group:
             Coord("control", ("control",), list(KINDS), "Gaussian, or the update's entries permuted"),
             Coord("draw", ("draw",), np.arange(job.controls), "draw of a control"),
         ]
+    if job.recipe:
+        sizes |= {"without": len(left_out(job)), "data_order": DATA_ORDERS, "estimator": len(ESTIMATORS)}
+        by_stage = {"without": 1, "data_order": DATA_ORDERS, "prompt": per}
+        arrays += [
+            Array(
+                "retrained",
+                ("without", "data_order", "prompt"),
+                "float32",
+                unit,
+                "f of the final stage trained without the stage: later stages trained from the one before it",
+                by_stage,
+            ),
+            Array(
+                "estimate",
+                ("without", "estimator", "prompt"),
+                "float32",
+                unit,
+                "the same, estimated: f(final - update), f(final - J update), f(final) - <grad f, J update>",
+                {"without": 1, "prompt": per},
+            ),
+            Array(
+                "replayed",
+                ("without", "prompt"),
+                "float32",
+                unit,
+                "f of the final stage, when the stages after this one are trained again in float32",
+                {"without": 1, "prompt": per},
+            ),
+        ]
+        coords += _without(job)
+        coords.append(Coord("estimator", ("estimator",), list(ESTIMATORS), "how it is estimated"))
     about = {
         "behaviour": asked.behaviour,
         "set": asked.path.removeprefix(f"{PATH}/"),

@@ -107,6 +107,9 @@ class StagesJob(ChatJob):
     """Share of a prompt's effect that its attribution may miss, 0.01 nats aside."""
     swaps: tuple[Literal["insert", "remove", "cumulative"], ...] = ("insert", "remove", "cumulative")
     """Modules swapped between two stages."""
+    recipe: Literal["embedded"] | None = None
+    """`embedded`: train the later stages again without each earlier one, and estimate that without training. For
+    families that `posttrace.pipeline.embedded.train` wrote."""
     controls: int = Field(default=20, ge=0, le=1000)
     """Draws of each kind of control: Gaussian directions, permuted updates, rounding."""
     prompts_per_unit: int = Field(default=16, ge=1)
@@ -143,6 +146,11 @@ class StagesJob(ChatJob):
             raise ValueError(
                 f"stages: {list(self.stage_names)}: an update lies between two stages; give at least two"
             )
+        if self.recipe and len(self.stage_names) < 3:
+            raise ValueError(
+                f"recipe: after the update of {self.stage_names[-1]} nothing is trained; take recipe out: removing the "
+                "last update (alphas: [1]) shows the model without it, or name stages that come later"
+            )
         asked = [name for name in self.behaviours if name in OF_SETS]
         if asked and not self.sets:
             raise ValueError(f"sets: {asked[0]} is asked of statements; give sets, e.g. [cities]")
@@ -163,4 +171,6 @@ class StagesJob(ChatJob):
         if self.text.file is not None:
             declared["text"]["file"] = "given"
         del declared["openings"]
+        if self.recipe is None:
+            del declared["recipe"]  # stores from before it was there go on
         return super().identity(declared)

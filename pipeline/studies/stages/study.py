@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from posttrace.pipeline import interrupts
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.spot_checks import check_cost, checked, drawn_for
 from posttrace.pipeline.statements import file_hash
 from posttrace.pipeline.studies.stages.arrays import (
+    DATA_ORDERS,
     NANS,
     ORDERS,
     SWAPS,
@@ -26,8 +28,9 @@ from posttrace.pipeline.studies.stages.arrays import (
     updates,
     weights_group,
 )
-from posttrace.pipeline.studies.stages.inputs import Asked, read_inputs
+from posttrace.pipeline.studies.stages.inputs import PATH, Asked, read_inputs
 from posttrace.pipeline.studies.stages.job import StagesJob
+from posttrace.pipeline.studies.stages.recipe import Recipe, flat, unflat
 from posttrace.pipeline.studies.stages.units import planned
 from posttrace.pipeline.study import Result, Study, Work
 from posttrace.pipeline.tensors import widened
@@ -36,11 +39,20 @@ from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.behaviours import Question, behaviour_values
 from posttrace.tracers.engines.path_attribution import NODES, path_attribution, slopes_at
 from posttrace.tracers.engines.swaps import cut, only, swapped_values
-from posttrace.tracers.engines.weights import control_values, removed_values, rounding_values
+from posttrace.tracers.engines.weights import (
+    control_values,
+    removed_values,
+    rounding_values,
+    values_with,
+)
 from posttrace.tracers.models.safetensors import Checkpoint
 from posttrace.tracers.models.updates import Update, placed, sizes
 from posttrace.tracers.models.weighted import MODULES, parts_of, weighted_modules
 from posttrace.tracers.oracles.stages import check_slopes, check_swaps
+
+TRAINING = {"retrain": 4, "replay": 12}
+"""Kind of unit that trains -> its multiply-adds over those of a forward pass: a backward pass is two, the reference is
+one more, and the change of the weights doubles what depends on them twice."""
 
 
 class Stages(Study[StagesJob, dict[str, Asked]]):
@@ -66,6 +78,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
                 )
         self._check_shapes(job)
         weighted_modules(self.stages.structures[self.stages.names[0]])
+        self.recipe = Recipe(job) if job.recipe else None
         self._update: tuple[str, dict[str, torch.Tensor]] | None = None
 
     def _check_shapes(self, job: StagesJob) -> None:
@@ -95,7 +108,8 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
             path: [[[list(row.ids), list(row.at)] for row in question] for question in asked.questions]
             for path, asked in self.inputs.items()
         }
-        return {**super().input_content(), "prompts": prompts, "openings": file_hash(self.job.openings)}
+        found = {**super().input_content(), "prompts": prompts, "openings": file_hash(self.job.openings)}
+        return found if self.recipe is None else {**found, "recipe": self.recipe.identity}
 
     def arrays(self) -> Iterator[Group]:
         structure = self.stages.structures[self.stages.names[0]]
@@ -141,6 +155,54 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         }
         cosines = [[cosine[other] for _, _, cosine in found] for other in names]
         return {**arrays, "update_cosine": np.array(cosines)[None]}, {}
+
+    def run_replay(self, work: Work, model, store) -> Result:
+        """Train the stages after one again, and carry its update along."""
+        files = self._files(work.about["update"])
+        last, moved = self._trained(work, files.later, files.difference)
+        assert moved is not None, "a change was given"
+        return {"replayed_weights": flat(last)[None], "propagated_update": flat(moved)[None]}, {}
+
+    def run_retrain(self, work: Work, model, store) -> Result:
+        """Train the stages after one from the stage before it."""
+        last, _ = self._trained(work, self._files(work.about["update"]).earlier)
+        return {"retrained_weights": flat(last)[None, None]}, {}
+
+    def _trained(self, work: Work, start, change=None):
+        assert self.recipe is not None, "planned with a recipe only"
+        files = self._files(work.about["update"])
+        begin, moved = (read and {name: read(name) for name in files.names} for read in (start, change))
+        order = work.unit.region.get("data_order", (0, 1))[0]
+        return self.recipe.trained.replay(
+            self.recipe.after(work.about["update"]), begin, moved, order=order, each=interrupts.check
+        )
+
+    def run_without(self, work: Work, model, store) -> Result:
+        """Measure the retrained models, and what estimates them from the final one."""
+        prompts, parameters = self._questions(work), dict(model.nn._module.named_parameters())
+        w = work.unit.region["without"]
+
+        def read(name: str, order: int = 0) -> dict[str, torch.Tensor]:
+            region = {"without": w, "data_order": (order, order + 1)}
+            return unflat(store.read(PATH, name, region).ravel(), parameters)
+
+        def values(weights) -> np.ndarray:
+            return model.run(values_with, prompts, weights, **self._options).numpy()
+
+        def removed(update) -> np.ndarray:
+            return model.run(removed_values, prompts, update, alphas=[1.0], **self._options)[0].numpy()
+
+        propagated = read("propagated_update")
+        points = [(i, 1.0) for i in range(len(prompts))]
+        found = model.run(slopes_at, prompts, propagated, points, **self._options)
+        linear = (found.values - found.total).float().numpy()
+        task_vector = removed(self._difference(work.about["update"], model))
+        retrained = [values(read("retrained_weights", order)) for order in range(DATA_ORDERS)]
+        return {
+            "retrained": np.stack(retrained)[None],
+            "estimate": np.stack([task_vector, removed(propagated), linear])[None],
+            "replayed": values(read("replayed_weights"))[None],
+        }, {}
 
     def run_values(self, work: Work, model, store) -> Result:
         """Compute the behaviour of a stage."""
@@ -234,6 +296,10 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         if work.kind == "weights":  # read from files, each value used once for each update
             weights = sum(p.numel() for p in self.stages.structures[self.stages.names[0]].parameters())
             return Cost(0, weights * (1 + len(updates(self.job))))
+        if work.kind in TRAINING:
+            assert self.recipe is not None, "planned with a recipe only"
+            rows = [n for stage in self.recipe.after(work.about["update"]) for n in self.recipe.rows[stage]]
+            return Cost(0, int(TRAINING[work.kind] * run_cost(self.stages.shape, [0], rows).multiply_adds))
         once = run_cost(
             self.stages.shape, [0], [len(row.ids) for question in self._questions(work) for row in question]
         )
@@ -246,6 +312,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
             "path": (NODES + 2, 4.0 * (NODES + 2)),
             "swaps": (2 + sum(n_swaps[kind] for kind in self.job.swaps),) * 2,
             "removed": (len(self.job.alphas) + 2, len(self.job.alphas) + 5.0),
+            "without": (DATA_ORDERS + 4, DATA_ORDERS + 7.0),
             "control": (self.job.controls + 1,) * 2,
             "rounding": (self.job.controls + 1,) * 2,
         }[work.kind]

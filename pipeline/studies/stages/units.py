@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from posttrace.pipeline.studies.stages.arrays import ATTRIBUTION, SLOPE_ENDS, SWAPS, WEIGHTS, updates
+from posttrace.pipeline.studies.stages.arrays import (
+    ATTRIBUTION,
+    DATA_ORDERS,
+    SLOPE_ENDS,
+    SWAPS,
+    WEIGHTS,
+    left_out,
+    updates,
+)
 from posttrace.pipeline.studies.stages.inputs import PATH, Asked
 from posttrace.pipeline.studies.stages.job import StagesJob
 from posttrace.pipeline.study import Work, blocks, make_work
@@ -25,6 +33,9 @@ def planned(job: StagesJob, inputs: Mapping[str, Asked]) -> Iterator[Work]:
             cells=1,
             update=update,
         )
+    trained = {name: list(_trainings(w, name)) for w, name in enumerate(left_out(job))}
+    for works in trained.values():
+        yield from works
     for m, stage in enumerate(job.stage_names):
         for path, asked in inputs.items():
             spans = blocks(len(asked.questions), job.prompts_per_unit)
@@ -45,11 +56,52 @@ def planned(job: StagesJob, inputs: Mapping[str, Asked]) -> Iterator[Work]:
     for k, update in enumerate(names):
         for path, asked in inputs.items():
             yield from _removed(job, path, asked, k, update)
+    for w, (name, works) in enumerate(trained.items()):
+        for path, asked in inputs.items():
+            for begin, end in blocks(len(asked.questions), job.prompts_per_unit):
+                yield make_work(
+                    "without",
+                    path,
+                    name,
+                    begin,
+                    region={"without": (w, w + 1), "prompt": (begin, end)},
+                    arrays=["retrained", "estimate", "replayed"],
+                    stage=job.stage_names[-1],
+                    cells=end - begin,
+                    needs=[one.unit.id for one in works],
+                    update=name,
+                )
     if job.controls:
         for path, asked in inputs.items():
             n = job.controls * len(asked.questions)
             final = job.stage_names[-1]
             yield make_work("rounding", path, region={}, arrays=["rounding"], stage=final, cells=n)
+
+
+def _trainings(w: int, stage: str) -> Iterator[Work]:
+    """Yield the stages after one trained again: with its update, and what becomes of it; and without, in each order."""
+    yield make_work(
+        "replay",
+        PATH,
+        stage,
+        region={"without": (w, w + 1)},
+        arrays=["replayed_weights", "propagated_update"],
+        stage=None,
+        cells=1,
+        update=stage,
+    )
+    for order in range(DATA_ORDERS):
+        yield make_work(
+            "retrain",
+            PATH,
+            stage,
+            order,
+            region={"without": (w, w + 1), "data_order": (order, order + 1)},
+            arrays=["retrained_weights"],
+            stage=None,
+            cells=1,
+            update=stage,
+        )
 
 
 def _of_update(job: StagesJob, path: str, spans, k: int, stage: str) -> Iterator[Work]:
