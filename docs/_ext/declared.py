@@ -38,10 +38,14 @@ def own_keys(study: str) -> list[Key]:
     return [key for key in keys(study) if key not in shared and key.place != "study"]
 
 
+ALSO = {"stages": ["recipe=embedded"]}
+"""Keys without which a built-in job leaves arrays out."""
+
+
 @cache
 def groups(study: str) -> list[Group]:
     """Return what the built-in job of a study stores."""
-    return list(prepare(load_job(study)).groups)
+    return list(prepare(load_job(study, ALSO.get(study, []))).groups)
 
 
 class Declared(SphinxDirective):

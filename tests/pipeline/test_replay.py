@@ -9,6 +9,7 @@ from torch import nn
 from posttrace.pipeline.embedded import CHECKPOINTS, train
 from posttrace.pipeline.embedded.corpus import Mix
 from posttrace.pipeline.embedded.replay import ATTENTION, Trained, model_loss, plain_attention, trained
+from tests.support.training import by_pytorch
 
 TEXT = train.Recipe(
     steps=4, learning_rate=1e-3, warmup=2, curriculum=((1.0, Mix(1.0, 0.0, 0.0, 0.0)),), rows=2, row=32
@@ -49,24 +50,6 @@ def data_of(recipe):
     encoder = train.Encoder()
     drawn = [train.batches_of(encoder, recipe, step, "0-test") for step in range(recipe.steps)]
     return [tuple(train.Batch(**vars(b) | {"weights": b.weights.double()}) for b in step) for step in drawn]
-
-
-def by_pytorch(model, recipe, data, start):
-    """Train as `train.Trainer` does, with PyTorch's optimizer; return the weights, and norms of the gradients."""
-    model.load_state_dict(start)
-    reference = {name: weight.clone() for name, weight in start.items()}
-    groups = [{"params": [p for p in model.parameters() if (p.ndim == 2) == matrix],
-               "weight_decay": recipe.weight_decay * matrix} for matrix in (True, False)]  # fmt: skip
-    optimizer = torch.optim.AdamW(groups, betas=train.BETAS, eps=train.EPSILON)
-    loss, norms = model_loss(model, recipe, data), []
-    for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = train.learning_rate(recipe, step)
-        optimizer.zero_grad()
-        loss(dict(model.named_parameters()), reference, step).backward()
-        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), train.CLIP)))
-        optimizer.step()
-    return {name: p.detach().clone() for name, p in model.named_parameters()}, norms
 
 
 @pytest.mark.slow

@@ -19,6 +19,11 @@ STUDY = Study(
             "posttrace.figures.studies.stages.tables:removal",
         ),
         Figure(
+            "stages/estimators",
+            "table: estimates of training without a stage, next to retraining",
+            "posttrace.figures.studies.stages.estimators:estimators",
+        ),
+        Figure(
             "stages/weights",
             "table: norms, changed shares and cosines of the updates",
             "posttrace.figures.studies.stages.tables:weights",
@@ -49,6 +54,11 @@ STUDY = Study(
             "stages/agreement",
             "scatter: attribution of every module against its swaps",
             "posttrace.figures.studies.stages.agreement:agreement",
+        ),
+        Figure(
+            "stages/scatter",
+            "scatter: estimates of training without a stage against retraining",
+            "posttrace.figures.studies.stages.estimators:scatter",
         ),
         Figure(
             "stages/cumulative",

@@ -12,7 +12,7 @@ from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
 from posttrace.figures.studies.stages.bars import short
-from posttrace.figures.studies.stages.data import Effects
+from posttrace.figures.studies.stages.data import Effects, correlation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +51,8 @@ def agree(group: Effects, update: str, kind: str) -> Agreement | None:
         attribution=credit.mean(axis=0),
         insert=insert[chosen].mean(axis=0),
         remove=remove[chosen].mean(axis=0),
-        r=_correlation(credit.mean(axis=0), both.mean(axis=0)),
-        r_prompts=_correlation(credit.ravel(), both.ravel()),
+        r=correlation(credit.mean(axis=0), both.mean(axis=0)),
+        r_prompts=correlation(credit.ravel(), both.ravel()),
         missed=float(np.abs(insert[chosen].sum(axis=1) - group.effect(update)[chosen]).mean()),
         n=int(chosen.sum()),
     )
@@ -114,9 +114,3 @@ def _draw(group: Effects, found: dict[tuple[str, str], Agreement]) -> Figure:
             ax.set_xlabel("attribution", labelpad=2)
         theme.heading(figure, f"{group.family}  ·  {group.name}, {short(group.unit)}")
     return figure
-
-
-def _correlation(one: np.ndarray, two: np.ndarray) -> float:
-    if one.std() == 0 or two.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(one, two)[0, 1])

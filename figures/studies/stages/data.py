@@ -18,6 +18,8 @@ FLOOR = 0.01
 """Nats that a sum of attributions may miss, whatever the size of the effect."""
 ALL = "all"
 """Prompts of every kind."""
+TRAINED_WEIGHTS = ("replayed_weights", "propagated_update", "retrained_weights")
+"""Arrays that no figure shows: as large as models."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,15 @@ class Effects(StageGroup):
         """Numbers of the prompts."""
         return np.arange(self.data.sizes["prompt"])
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Stages that training was repeated without."""
+        return names_of(self.data, "without") if "retrained" in self.data else ()
+
+    def retrained(self, without: str) -> np.ndarray:
+        """F of the final stage trained without a stage, on the data as they came; dims prompt."""
+        return self.values("retrained")[self.left_out.index(without), 0]
+
     def estimate(self, values: np.ndarray, kind: str = ALL) -> Estimate:
         """Mean over the finished prompts of a kind, with its interval; dims of values: prompt."""
         chosen = values[self.of_kind(kind)]
@@ -144,7 +155,8 @@ class Effects(StageGroup):
         names = [
             name for name in ("behaviour", "removed", "residual", "insert", "remove") if name in self.data
         ]
-        names += [name for name in ("control_removed", "cumulative") if name in self.data]
+        others = ("control_removed", "cumulative", "retrained", "estimate", "replayed")
+        names += [name for name in others if name in self.data]
         return all(bool(np.isfinite(self.values(name)).all()) for name in names)
 
     @property
@@ -168,6 +180,20 @@ class Effects(StageGroup):
         )
 
 
+def correlation(one: np.ndarray, two: np.ndarray) -> float:
+    """Correlate the finished values; NaN where one does not vary.
+
+    Example
+    -------
+    >>> correlation(np.array([1.0, 2, np.nan]), np.array([3.0, 5, 0]))
+    1.0
+    """
+    there = np.isfinite(one) & np.isfinite(two)
+    if not there.any() or one[there].std() == 0 or two[there].std() == 0:
+        return float("nan")
+    return float(np.corrcoef(one[there], two[there])[0, 1])
+
+
 def read(dataset: xr.Dataset) -> Weights | Effects:
     """Read one group of the study.
 
@@ -179,7 +205,7 @@ def read(dataset: xr.Dataset) -> Weights | Effects:
     if part == "weights":
         needed = ["update_norm", "weight_norm", "changed", "update_cosine", "entries"]
         require(dataset, needed, place="stages", study="stages")
-        return Weights(dataset.load())
+        return Weights(dataset.drop_vars(TRAINED_WEIGHTS, errors="ignore").load())
     if part != "behaviour":
         raise FigureError(f"stages: part {part} is not known; is this a store of the stages study?")
     place = f"stages/{dataset.attrs.get('set', '?')}"

@@ -22,6 +22,14 @@ GUIDE = (
         "the behaviour.",
     ),
     (
+        "Training without a stage",
+        "The later stages are trained again from the stage before the one left out: with the data as they came, which "
+        "is the truth here, and with the same data in another order, which says how far training itself repeats. "
+        "An estimate is worth something if its error is well below that of the rows above it, which need none. The "
+        "task vector is the stage's update removed from the final weights; the propagated one is what later training "
+        "made of that update, to first order.",
+    ),
+    (
         "Attribution",
         "A cell is the part of the stage's effect that arises at this layer, module and token, along the straight path "
         "of weights between the two checkpoints. Cells sum to the effect. What the update adds at a token is counted "

@@ -86,7 +86,8 @@ def removal(groups: Sequence) -> Iterator[Table]:
         heading="Updates removed from the final weights",
         caption=(
             f"{incomplete(chosen)}{chosen[0].family}: f(final) - f(final - share x update); exact about weights, and "
-            "no estimate of training without the stage, except for the last stage at share 1. Controls, as long as the "
+            f"no estimate of training without the stage, except for the last stage at share 1. {_unknown(chosen)}"
+            "Controls, as long as the "
             "update in every tensor: mean over draws and prompts, and in brackets the range of the middle 95% of the "
             "draws' means. Rounding: weights moved at random within half a last place of bfloat16. Other brackets: "
             f"{INTERVALS}. Not normalised."
@@ -183,6 +184,14 @@ def _draws_row(label: str, draws: np.ndarray) -> Row:
 def _tidy(group: Effects, kind: str, update: str, what: str, mean: float, size: float) -> dict[str, Any]:
     return {"study": "stages", "behaviour": group.name, "family": group.family, "kind": kind, "update": update,
             "what": what, "mean": mean, "mean_absolute": size, "unit": group.unit}  # fmt: skip
+
+
+def _unknown(groups: Sequence[Effects]) -> str:
+    """Say what only retraining would show, where nothing was trained again."""
+    earlier = groups[0].updates[:-1]
+    if not earlier or any(group.left_out for group in groups):
+        return ""
+    return f"What training without {' or '.join(earlier)} would have given is unknown: only training again shows it. "
 
 
 def _percent(share: float) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from posttrace.pipeline.embedded import STAGES, train
 from posttrace.pipeline.embedded.replay import Trained
-from posttrace.pipeline.embedded.train import RECIPES, STAGES
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.studies.stages.job import StagesJob
 from posttrace.tracers.operations import canonical_hash
@@ -28,8 +28,8 @@ class Recipe:
         folder = next(iter(models.values())).parent
         self.trained = Trained(folder)
         try:
-            if models != {stage: folder / stage for stage in STAGES}:
-                raise ValueError(f"its stages are not {', '.join(STAGES)} of one folder")
+            if list(models.items()) != [(stage, folder / stage) for stage in STAGES]:
+                raise ValueError(f"its stages are not {', '.join(STAGES)}, of one folder and in this order")
             seed = self.trained.seed
         except ValueError as error:
             raise JobError(
@@ -37,7 +37,7 @@ class Recipe:
                 f"What it would be without {' or '.join(job.stage_names[1:-1])} is unknown, as only training the later "
                 "stages again shows it: take recipe out, and show effects and removed updates"
             ) from None
-        recipes = {stage: asdict(RECIPES[stage]) for stage in STAGES[2:]}
+        recipes = {stage: asdict(train.RECIPES[stage]) for stage in STAGES[2:]}
         self.identity = canonical_hash({"seed": seed, "recipes": recipes})
 
     @cached_property

@@ -9,8 +9,10 @@ from posttrace.figures.studies.stages.agreement import agree, agreement
 from posttrace.figures.studies.stages.bars import credit
 from posttrace.figures.studies.stages.curves import cumulative, dose
 from posttrace.figures.studies.stages.data import read
+from posttrace.figures.studies.stages.estimators import estimators, scatter
 from posttrace.figures.studies.stages.maps import by_position, modules, tokens
 from posttrace.figures.studies.stages.tables import effects, removal, weights
+from posttrace.figures.studies.stages.verdict import verdict
 from tests.support.figures import stages
 
 
@@ -104,14 +106,51 @@ def test_bars_of_every_behaviour(group):
 def test_what_is_not_finished_is_said():
     partly = stages.behaviour(finished=5)
     assert not partly.complete and partly.any_finished and partly.progress == "10 of 16 attributions"
-    for draw in (effects, removal, credit, dose, tokens, modules, agreement, cumulative):
-        for product in draw([partly]):
+    half = stages.behaviour(finished=5, retrained=True)
+    for draw in (effects, removal, credit, dose, tokens, modules, agreement, cumulative, estimators, scatter):
+        for product in draw([half if draw in (estimators, scatter) else partly]):
             assert product.caption.startswith("INCOMPLETE"), draw
     whole = stages.behaviour("loss", at_end=False)
     assert next(credit([whole, partly])).caption.startswith(
         f"INCOMPLETE ({partly.name}: 10 of 16 attributions). "
     )
     assert not stages.behaviour(finished=0).any_finished
+
+
+def test_estimates_stand_between_no_estimate_and_another_order():
+    group = stages.behaviour(retrained=True)
+    table = next(estimators([stages.weights(), group]))
+    rows = {row.label: [str(cell) for cell in row.cells] for row in table.blocks[-1].rows}
+    assert table.blocks[-1].heading.startswith("refusal without sft, all (n = 8): log-odds")
+    assert list(rows) == ["nothing changes", "base as it is", "task vector", "propagated", "propagated, linear",
+                          "trained in another order"]  # fmt: skip
+    assert rows["task vector"] == ["1.000", "1.000 [1.000, 1.000]"]
+    assert rows["propagated"][1].startswith("0.200") and rows["propagated, linear"][0] == "–"
+    assert rows["trained in another order"][1].startswith("0.100")
+    assert rows["base as it is"][1].startswith("0.250") and rows["nothing changes"][1].startswith("4.000")
+    assert "comes back at refusal r = 1.0000" in table.caption
+    harmful = table.tidy.set_index(["kind", "estimator"])["mae"]
+    assert harmful["harmful", "nothing changes"] == pytest.approx(5.75)
+    drawing = next(scatter([group]))
+    assert "without sft: nothing changes 4.00, base as it is 0.25, task vector 1.00" in drawing.caption
+    panels = [ax for ax in drawing.figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == list(rows)[1:]
+    x, y = np.ma.concatenate([c.get_offsets() for c in panels[1].collections]).T
+    np.testing.assert_allclose(y - x, 1.0)
+
+
+def test_the_verdict_says_which_estimates_are_none():
+    found = verdict([stages.behaviour(retrained=True)])
+    assert "Trained again without sft, mean absolute error of refusal" in found.sentence
+    assert "propagated 0.200" in found.sentence and "trained in another order 0.100" in found.sentence
+    assert "task vector, propagated, linear no better than 'base as it is'" in found.caveat
+
+
+def test_without_a_recipe_training_without_a_stage_is_unknown(group):
+    assert list(estimators([group])) == [] and list(scatter([group])) == []
+    unknown = "What training without sft would have given is unknown: only training again shows it."
+    assert unknown in next(removal([group])).caption
+    assert "unknown" not in next(removal([stages.behaviour(retrained=True)])).caption
 
 
 def test_a_group_of_another_study_is_refused():

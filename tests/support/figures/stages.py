@@ -10,12 +10,14 @@ N, LAYERS, TOKENS, DRAWS = 8, 2, 16, 20
 ALPHAS = (0.5, 1.0)
 
 
-def behaviour(name="refusal", finished=N, at_end=True):
+def behaviour(name="refusal", finished=N, at_end=True, retrained=False):
     """sft raises harmful prompts by 6 and lowers harmless by 2 nats; instruct changes all by +1 or -1 in turn.
 
     All of an effect arises in the attention of layer 1, half of it at the last token and half at the fourth; inserting
     that module does 1.5 times as much as the effect, removing it half as much. Prompts have 14 tokens, odd ones 16.
     The sum misses the effect of prompt 0 by half a nat for sft. Controls do a tenth of a nat in each direction.
+    retrained: trained without sft, the final stage is as base, and half a nat higher for even prompts; in another order
+    a tenth of a nat more. The task vector is a nat too high, the propagated update 0.2, and read out linearly always 3.
     """
     kinds = np.array(["harmful"] * (N // 2) + ["harmless"] * (N // 2), dtype=object)
     effect = np.stack([np.where(kinds == "harmful", 6.0, -2.0), np.where(np.arange(N) % 2, 1.0, -1.0)])
@@ -56,6 +58,16 @@ def behaviour(name="refusal", finished=N, at_end=True):
         ),
         "rounding": (("draw", "prompt"), np.broadcast_to(0.1 * alternating[:, None], (DRAWS, N)).copy()),
     }
+    if retrained:
+        truth = f[0] + np.where(np.arange(N) % 2, 0.0, 0.5)
+        per |= {
+            "retrained": (("without", "data_order", "prompt"), np.stack([truth, truth + 0.1])[None]),
+            "estimate": (
+                ("without", "estimator", "prompt"),
+                np.stack([truth + 1, truth + 0.2, np.full(N, 3.0)])[None],
+            ),
+            "replayed": (("without", "prompt"), f[None, -1] + 0.01 * truth),
+        }
     for dims, values in per.values():
         if values.dtype.kind == "f":
             values[(*[slice(None)] * dims.index("prompt"), slice(finished, None))] = np.nan
@@ -72,6 +84,8 @@ def behaviour(name="refusal", finished=N, at_end=True):
         "kind": ("prompt", kinds if name == "refusal" else np.full(N, "", dtype=object)),
         "token_label": (("prompt", "token"), labels),
     }
+    if retrained:
+        coords |= {"without": ["sft"], "estimator": ["task_vector", "propagated", "propagated_linear"]}
     attrs = dict(study="stages", part="behaviour", family="tiny", behaviour=name, set=name, tolerance=0.02)
     data = xr.Dataset(per, coords, {**attrs, "template": "chat", "few_shot": 4, "read_at_end": at_end})
     data["behaviour"].attrs["units"] = "log-odds, nats: log P(refusal) - log P(compliant)"
