@@ -143,12 +143,13 @@ def reading(run: dict) -> dict:
     """Return the rows that the text about a patch-grid run mentions."""
     rows = [row for row in run["records"] if row["available"]]
     ours = next((row for row in rows if row["name"] == "posttrace"), None)
-    others = [row for row in rows if row["method"] != "posttrace"]
+    others = [row for row in rows if not row["method"].startswith("posttrace")]
+    errors = [row["max_abs_diff"] for row in rows if row not in others]
     return dict(
         ours=ours,
         fastest=min(others, key=lambda row: row["seconds"], default=None),
         missing=[row for row in run["records"] if not row["available"]],
-        largest=max((row["max_abs_diff"] for row in rows if row["method"] == "posttrace"), default=None),
+        largest=max(errors, default=None),
     )
 
 

@@ -77,6 +77,9 @@ SHAPES = {
         statement=5,
         pairs=3,
     ),
+    "hidden-2048": Shape(
+        layers=12, hidden=2048, heads=32, kv_heads=8, intermediate=8192, vocab=32000, spread=0.02
+    ),
     "llama-3.1-8b-shape": Shape(
         layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14336, vocab=128256, spread=0.02, pairs=238
     ),

@@ -21,6 +21,7 @@ METHODS = {
     "TransformerLens 3, batched, start_at_layer": "transformer_lens_3_batched",
     "pyvene": "pyvene_cells",
     "posttrace": "posttrace_grid",
+    "posttrace, cells checked": "posttrace_checked",
     "naive oracle": "oracle",
 }
 """Name in the records -> module."""
