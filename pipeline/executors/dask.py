@@ -102,6 +102,8 @@ class Workers:
         if self.scheduler is None:
             cluster = _slurm(self.number) if self.cluster else _local(self.number or 1, job)
             return Client(cluster, set_as_default=False)
+        # Dask logs a traceback when the scheduler goes away; the run ends with one line that says so.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         try:
             return Client(self.scheduler, timeout="20s", set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:

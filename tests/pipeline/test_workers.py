@@ -1,7 +1,10 @@
 """One job by Dask workers, processes that compute with models and write to the store: what one process would write."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -120,6 +123,39 @@ def test_a_killed_run_goes_on_by_the_same_command(small_job, tmp_path, expected)
     again = posttrace(*arguments, env=environment)
     assert again.returncode == 0, again.stderr
     assert f"{len(before)} of {len(expected)} units were done" in again.stderr
+    after = store.progress.markers()
+    assert digests(store) == expected and {unit: after[unit] for unit in before} == before
+
+
+@pytest.mark.slow
+def test_a_run_whose_scheduler_is_killed_goes_on_with_another(small_job, run_on, tmp_path, expected):
+    python, common = [sys.executable, "-m"], ["--no-dashboard", "--scheduler-file", tmp_path / "address"]
+    scheduler = subprocess.Popen(
+        [*python, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common],
+        stderr=subprocess.DEVNULL,
+    )
+    worker = subprocess.Popen(
+        [*python, "distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", *common],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        while not (tmp_path / "address").exists():
+            time.sleep(0.02)
+        address = json.loads((tmp_path / "address").read_text())["address"]
+        arguments = ["run", small_job, "--store", tmp_path / "store", "--set", "dtype=float32"]
+        process = Command(*arguments, "--scheduler", address)
+        wait_for_units(tmp_path / "store", 2, process)
+        scheduler.kill()
+        process.wait(timeout=60)
+    finally:
+        scheduler.kill()
+        worker.kill()
+    said = process.err
+    assert process.returncode == 2 and "the Dask scheduler is gone" in said and "Traceback" not in said
+    before = Store.open(tmp_path / "store").progress.markers()
+    assert 2 <= len(before) < len(expected)
+    store, _ = run_on(tmp_path / "store")
     after = store.progress.markers()
     assert digests(store) == expected and {unit: after[unit] for unit in before} == before
 
