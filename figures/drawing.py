@@ -27,4 +27,4 @@ class Drawing:
     complete: bool
     """Whether every planned item is in it."""
     items: Items | None = None
-    """The single items of a figure's maps, for the page; a place has one at most."""
+    """The single items of a figure's maps, for the page."""

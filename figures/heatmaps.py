@@ -37,11 +37,11 @@ class Panel:
     texts: Sequence[Sequence[str]] = ()
     """Written into the cells, dims layer x column."""
     n: int = 0
-    """How many items the matrix is a mean of; the page tells it, as it does the rest."""
-    interval: Callable[[], np.ndarray] | None = None
-    """Gives lower and upper ends of the cells' intervals, dims 2 x those of matrix; only the page asks for them."""
-    items: str = ""
-    """Which map of the drawing's `hover.Items` it is the mean of."""
+    """How many items the matrix is of, where the drawing has no `hover.Items`; the page tells it."""
+    of: tuple[str, ...] = ()
+    """Which map of the drawing's `hover.Items` it is the mean of, or the first of two minus the second."""
+    transform: Callable[[np.ndarray], np.ndarray] | None = None
+    """What was done to these means, before they were subtracted."""
 
 
 def heatmap_grid(
@@ -90,7 +90,8 @@ def heatmap_grid(
         for row, row_axes in zip(panels, axes, strict=True):
             for panel, ax in zip(row, row_axes, strict=True):
                 _draw(ax, panel, scale, size)
-                note(ax, rows=layers, columns=labels, n=panel.n, interval=panel.interval, items=panel.items)
+                note(ax, rows=layers, columns=labels, columns_are=columns_are, unit=scale.label, n=panel.n,
+                     of=panel.of, transform=panel.transform, texts=panel.texts)  # fmt: skip
         for ax in axes.flat:
             ax.tick_params(bottom=False, left=False)
         for ax in axes[-1]:

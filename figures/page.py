@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import Group
-from posttrace.figures.hover import regions
+from posttrace.figures.hover import Items, regions
 from posttrace.figures.published import PAPER, PAPER_TITLE
 from posttrace.figures.registry import study
 from posttrace.figures.store_reader import Source
@@ -113,13 +113,13 @@ class Part:
         return [table for table in self.tables if table is not self.hero_table]
 
     def items(self) -> dict[str, dict[str, Any]]:
-        """Return, by the id of the page's element, the single items that maps of a place are means of."""
-        found = {p.place: p.drawing.items for p in self.pictures if p.drawing.items is not None}
-        return {self.items_id(place): items.packed() for place, items in found.items()}
+        """Return, by the id of the page's element, the single items that maps are means of; figures may share them."""
+        found = dict.fromkeys(p.drawing.items for p in self.pictures if p.drawing.items is not None)
+        return {self.items_id(items): items.packed() for items in found}
 
-    def items_id(self, place: str) -> str:
-        """Return the id of the element with a place's items."""
-        return f"{self.anchor}-items-{[*dict.fromkeys(p.place for p in self.pictures)].index(place)}"
+    def items_id(self, items: Items) -> str:
+        """Return the id of the element with the items."""
+        return f"{self.anchor}-items-{[p.drawing.items for p in self.pictures].index(items)}"
 
     def places(self) -> Iterator[tuple[str, list[Picture], list[Picture]]]:
         """Yield every set (or the study) with its open and its folded figures, without the hero."""
@@ -165,7 +165,7 @@ class Page:
         png = files[f"{content.name}.png"]
         width, height = (round(n / theme.DPI * CSS_PIXELS_PER_INCH) for n in struct.unpack(">II", png[16:24]))
         encoded = base64.b64encode(png).decode()
-        found = regions(content.figure)
+        found = regions(content.figure, content.items)
         part.pictures.append(Picture(content, encoded, width, height, kind, folded, found))
 
     def content(self) -> bytes:

@@ -54,30 +54,34 @@ function filter() {
 }
 filters.forEach(({select}) => select.addEventListener("change", filter));
 
-// Figures: values under the mouse; a click on a cell of a map lists its pairs.
+// Figures: values under the mouse; a click on a cell of a map lists its pairs (or prompts, documents).
 const tip = make("div", "", document.body);
 tip.className = "tip";
 tip.setAttribute("role", "tooltip");
 tip.hidden = true;
-const span = (low, high) => low === null || low === undefined ? "" : ` [${shown(low)}, ${shown(high)}]`;
+const NEAR = 14; // pixels from a mark
+const value = (unit, value, low, high, n) => `${unit ? unit + ": " : ""}${shown(value)}${low === null || low === undefined ? "" : ` [${shown(low)}, ${shown(high)}]`}${n ? `, n = ${n}` : ""}`;
+const column = (region, column) => [region.columns_are, region.columns[column]].filter(Boolean).join(" ");
 function under(image, regions, event) {
   const frame = image.getBoundingClientRect(), edge = image.clientLeft + parseFloat(getComputedStyle(image).paddingLeft);
-  const x = (event.clientX - frame.left - edge) / (frame.width - 2 * edge), y = (event.clientY - frame.top - edge) / (frame.height - 2 * edge);
+  const wide = frame.width - 2 * edge, high = frame.height - 2 * edge;
+  const x = (event.clientX - frame.left - edge) / wide, y = (event.clientY - frame.top - edge) / high;
   for (const region of regions) {
     const [left, top, width, height] = region.box, across = (x - left) / width, down = (y - top) / height;
     if (across < 0 || across >= 1 || down < 0 || down >= 1) continue;
     if (region.values) {
-      const row = Math.floor(down * region.rows.length), column = Math.floor(across * region.columns.length);
-      const interval = region.low ? span(region.low[row][column], region.high[row][column]) : "";
-      const n = region.n ? `, n = ${region.n}` : "";
-      return {region, row, column, text: `${region.title}\nlayer ${region.rows[row]}, ${region.columns[column]}: ${shown(region.values[row][column])}${interval}${n}`};
+      const r = Math.floor(down * region.rows.length), c = Math.floor(across * region.columns.length);
+      const at = part => Array.isArray(part) ? part[r][c] : part;
+      const text = region.texts ? `\n${region.texts[r][c]}` : "";
+      return {region, r, c, text: `${region.title}\nlayer ${region.rows[r]}, ${column(region, c)}${text}\n${value(region.unit, at(region.values), at(region.low), at(region.high), at(region.n))}`};
     }
-    let best = null, least = 0.0025;
+    let best = null, least = NEAR ** 2;
     for (const point of region.points) {
-      const far = (point[0] - across) ** 2 + ((point[1] - down) * height / width) ** 2;
+      const bar = point[8], inside = bar && across >= bar[0] && across < bar[2] && down >= bar[1] && down < bar[3];
+      const far = inside ? -1 : ((point[0] - across) * width * wide) ** 2 + ((point[1] - down) * height * high) ** 2;
       if (far < least) [best, least] = [point, far];
     }
-    if (best) return {region, text: `${best[2] || region.title}\n${region.x} ${shown(best[3])}: ${shown(best[4])}${span(best[5], best[6])}${best[7] ? `, n = ${best[7]}` : ""}`};
+    if (best) return {region, text: `${best[2] || region.title}\n${region.x} ${shown(best[3])}\n${value(region.y, ...best.slice(4, 8))}`};
   }
   return null;
 }
@@ -89,7 +93,7 @@ for (const figure of document.querySelectorAll("figure")) {
   image.addEventListener("mousemove", event => {
     const found = find(event);
     tip.hidden = !found;
-    image.style.cursor = found?.region.items ? "pointer" : "";
+    image.style.cursor = found?.region.of && figure.dataset.items ? "pointer" : "";
     if (!found) return;
     tip.textContent = found.text;
     tip.style.left = `${Math.min(event.pageX + 14, document.documentElement.clientWidth - tip.offsetWidth - 8)}px`;
@@ -98,24 +102,30 @@ for (const figure of document.querySelectorAll("figure")) {
   image.addEventListener("mouseleave", () => { tip.hidden = true; });
   image.addEventListener("click", event => {
     const found = find(event), source = document.getElementById(figure.dataset.items ?? "");
-    if (found?.region.items && source) list(figure, read(source), found);
+    if (found?.region.of && source) list(figure, read(source), found);
   });
 }
-function list(figure, items, {region, row, column, text}) {
+function list(figure, items, {region, r, c, text}) {
   figure.querySelector(".items")?.remove();
-  const {scale, values} = items.maps[region.items];
-  const bytes = Uint8Array.from(atob(values), c => c.charCodeAt(0)), whole = new DataView(bytes.buffer);
-  const cells = region.rows.length * region.columns.length, place = row * region.columns.length + column;
-  const value = i => { const v = whole.getInt16(2 * (i * cells + place), true); return v === -32768 ? NaN : v * scale; };
+  const cells = region.rows.length * region.columns.length, place = r * region.columns.length + c;
+  const maps = region.of.map(name => {
+    const {scale, values} = items.maps[name];
+    const whole = new DataView(Uint8Array.from(atob(values), one => one.charCodeAt(0)).buffer);
+    return i => { const v = whole.getInt16(2 * (i * cells + place), true); return v === -32768 ? NaN : v * scale; };
+  });
+  const headings = maps.length > 1 ? [...region.of, "difference"] : [items.unit];
+  const numbers = i => { const found = maps.map(map => map(i)); return found.length > 1 ? [...found, found[0] - found[1]] : found; };
   const box = make("div", "", figure);
   box.className = "items scroll";
-  make("p", `${text.split("\n")[0]}, layer ${region.rows[row]}, ${region.columns[column]}: ${items.texts.length} of ${items.total} pairs, logit difference after patching`, box);
+  box.tabIndex = 0;
+  make("p", `${text.split("\n")[0]}, layer ${region.rows[r]}, ${column(region, c)}: ${items.texts.length} of ${items.total} ${items.what}s, ${items.unit}`, box);
   const table = make("table", "", box), body = make("tbody", "", table), head = make("tr", "", make("thead", "", table));
   table.prepend(table.tHead);
-  for (const heading of [...items.headings, "nats"]) make("th", heading, head);
-  items.texts.map((texts, i) => [texts, value(i)]).sort((a, b) => b[1] - a[1]).forEach(([texts, v]) => {
+  for (const heading of [...items.headings, ...headings]) make("th", heading, head);
+  const rows = items.texts.map((texts, i) => [texts, numbers(i)]).filter(([, found]) => found.some(v => !Number.isNaN(v)));
+  rows.sort((a, b) => b[1].at(-1) - a[1].at(-1)).forEach(([texts, found]) => {
     const line = make("tr", "", body);
     for (const one of texts) make("td", one, line);
-    make("td", Number.isNaN(v) ? "–" : v.toFixed(2), line);
+    for (const v of found) make("td", Number.isNaN(v) ? "–" : String(Number(v.toPrecision(4))), line).className = "number";
   });
 }

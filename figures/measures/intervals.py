@@ -149,6 +149,34 @@ def bootstrap_mean(values: np.ndarray) -> Estimate:
     return Estimate(value, low, high, n)
 
 
+def mean_interval(values: np.ndarray) -> np.ndarray:
+    """Return the percentile interval of means over the first axis; NaN with too few items or a value missing.
+
+    Parameters
+    ----------
+    values
+        Any unit, dims item x ...
+
+    Returns
+    -------
+    interval
+        Lower and upper end; dims 2 x the rest.
+
+    Examples
+    --------
+    >>> mean_interval(np.array([[1.0, 2.0], [1.0, np.nan]]))
+    array([[ 1., nan],
+           [ 1., nan]])
+    """
+    values = np.asarray(values, dtype=np.float64)
+    found = np.full((2, *values.shape[1:]), np.nan)
+    whole = np.isfinite(values).all(axis=0)
+    if len(values) > 1 and whole.any():
+        draws = resampled_means(values[:, whole], np.random.default_rng(SEED))
+        found[:, whole] = percentile_interval(np.concatenate(list(draws)))
+    return found
+
+
 def mean_of(several: Sequence[Bootstrap]) -> Bootstrap:
     """Return the mean of statistics on separate sets of items, each resampled separately; n is the total.
 

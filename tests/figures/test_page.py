@@ -4,13 +4,23 @@ import base64
 import json
 import re
 from html.parser import HTMLParser
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
 
 from posttrace.figures import FigureError, report
+from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import Items, regions
+from posttrace.figures.measures.intervals import RESAMPLES, SEED, resampled_counts
+from posttrace.figures.measures.patching import normalise
+from posttrace.figures.registry import chosen
+from posttrace.figures.studies.knowledge.data import PatchGrid
+from posttrace.figures.studies.refusal.data import Refusal
+from posttrace.stores import open_group
 from tests.support.browser import HOSTILE, TOUCH, chromium
-from tests.support.figures.knowledge import free_group, template_group, write_dataset, write_store
+from tests.support.figures import confidence, refusal, stages, truthfulness
+from tests.support.figures.knowledge import by_head, free_group, template_group, write_dataset, write_store
 
 
 class Reader(HTMLParser):
@@ -208,12 +218,109 @@ def test_hostile_names_stay_text(tmp_path):
     write_dataset(tmp_path / "store", "knowledge/set", dataset)
     _, page = page_of(report(tmp_path / "store", tmp_path / "out"))
     assert page.unbalanced == []
-    assert [set(script) for script in page.all("script")] == [{"type", "class"}] * 5 + [set()], (
-        "data, and ours"
-    )
+    *data, ours = page.all("script")
+    assert ours == {} and {tuple(script) for script in data} == {("type", "class"), ("type", "id")}
     assert all(set(image) == {"src", "width", "height", "alt"} for image in page.all("img"))
     assert "Storage maps of <script>alert(1)</script> and" in page.text
     assert "<b>bold</b>{{ 7 * 7 }}" in page.text
+
+
+def test_the_interval_of_a_cell_is_that_of_means_over_resampled_items():
+    one, two = np.random.default_rng(0).normal(size=(2, 5, 2, 3))
+    one[1] = np.nan  # not finished
+    two[3, 0, 2] = np.nan  # this item has no such token
+    items = Items("pair", (), [()] * 5, {"one": one, "two": two}, "nats")
+
+    def naively(of, transform=lambda mean: mean):
+        there = [i for i in range(5) if not any(np.isnan(values[i]).all() for values in of)]
+        draws = []
+        for counts in resampled_counts(len(there), np.random.default_rng(SEED)):
+            for row in counts:
+                drawn = [i for i, times in zip(there, row, strict=True) for _ in range(times)]
+                draws.append(np.subtract(*[transform(np.nanmean(values[drawn], axis=0)) for values in of])
+                             if len(of) == 2 else transform(np.nanmean(of[0][drawn], axis=0)))  # fmt: skip
+        assert len(draws) == RESAMPLES
+        return np.quantile(draws, [0.025, 0.975], axis=0)
+
+    n, ends = items.interval(["one"], None)
+    assert n.tolist() == [[4] * 3] * 2
+    np.testing.assert_allclose(ends, naively([one]))
+    np.testing.assert_allclose(items.interval(["one"], normalise)[1], naively([one], normalise))
+    whole = Items("pair", (), [()] * 5, {"one": one, "two": np.nan_to_num(two)}, "nats")
+    both = whole.interval(["one", "two"], normalise)[1]
+    np.testing.assert_allclose(both, naively([one, np.nan_to_num(two)], normalise))
+    n, ends = items.interval(["two"], None)
+    assert n.tolist() == [[5, 5, 4], [5, 5, 5]]
+    np.testing.assert_allclose(ends[:, 1], naively([two])[:, 1])
+    assert Items("pair", (), [()], {"one": one[:1]}, "nats").interval(["one"], None)[1] is None
+
+
+def groups_of_studies(folder):
+    """Small groups of every study whose figures have estimates."""
+    found = {
+        "knowledge": [
+            PatchGrid.from_dataset(template_group(stages=("base", "sft"), pairs=6)),
+            PatchGrid.from_dataset(by_head(layers=4, n=4)),
+        ],
+        "refusal": [Refusal.from_dataset(open_group(refusal.write(folder / "refusal"), "refusal"))],
+        "stages": [stages.behaviour()],
+        "confidence": [confidence.make_on_text(), confidence.make_answers()],
+        "truthfulness": [
+            truthfulness.summary(coefficients=(0.5, 1.0)),
+            *(truthfulness.statements(name, coefficients=(0.5, 1.0)) for name in truthfulness.SETS),
+        ],
+    }
+    return found
+
+
+ESTIMATES = {
+    "knowledge/recovery": "recovered share",
+    "knowledge/heatmaps": "normalised effect of patching",
+    "knowledge/differences_raw": "difference of mean logit differences, nats",
+    "knowledge/heads": "mean change of the logit difference, nats",
+    "refusal/coefficients": "share of refusals",
+    "refusal/sweep": "log-odds, nats",
+    "stages/credit": "log-odds, nats",
+    "stages/dose": "log-odds, nats",
+    "stages/cumulative": "log-odds, nats",
+    "stages/agreement": "mean of insert and remove",
+    "stages/tokens": "attribution, log-odds, nats",
+    "stages/modules": "attribution, log-odds, nats",
+    "confidence/changes": "change, nats",
+    "confidence/reliability": "share of right answers",
+    "truthfulness/accuracy": "accuracy",
+    "truthfulness/effects": "effect",
+    "truthfulness/coefficients": "effect",
+}
+"""Figures whose marks are estimates, and what is told with the value."""
+
+
+@pytest.mark.slow
+def test_every_mark_that_is_an_estimate_tells_value_interval_n_and_unit(tmp_path):
+    groups = groups_of_studies(tmp_path)
+    for name, unit in ESTIMATES.items():
+        study = name.split("/")[0]
+        (figure,) = chosen(name)
+        drawing = next(
+            one for one in resolve_name(figure.function)(groups[study]) if isinstance(one, Drawing)
+        )
+        drawing.figure.set_layout_engine("none")
+        found = regions(drawing.figure, drawing.items)
+        assert found, name
+        for region in found:
+            said = region["unit"] if "values" in region else region["y"]
+            if region is found[0]:
+                assert unit in said, (name, said)
+            if "values" in region:
+                value, low, high = (np.array(region[key], float) for key in ("values", "low", "high"))
+                assert np.min(region["n"]) > 0
+            else:
+                assert all(len(point) >= 8 for point in region["points"]), (name, region["title"])
+                points = [point for point in region["points"] if point[5] is not None]
+                value, low, high, n = np.array([point[4:8] for point in points], float).T
+                assert len(points) and (n > 0).all(), (name, region["title"])
+            slack = 1e-3 * np.abs(value) + 1e-6  # four digits are told
+            assert ((low <= value + slack) & (value <= high + slack)).all(), (name, region["title"])
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +366,9 @@ def test_lines_tell_value_interval_and_n_under_the_mouse(browsed):
     low, high = spot[5:7]
     assert low <= spot[4] <= high
     told = browsed.locator(".tip").text_content()
-    assert re.fullmatch(r"\w+ → \w+\nlayer 3: [-\d.]+ \[[-\d.]+, [-\d.]+\], n = 12", told), told
+    assert re.fullmatch(r"\w+ → \w+\nlayer 3\nrecovered share: [-\d.]+ \[[-\d.]+, [-\d.]+\], n = 12", told), (
+        told
+    )
 
 
 @pytest.mark.slow
@@ -281,6 +390,20 @@ def test_a_cell_tells_its_mean_and_lists_its_pairs_in_order(browsed):
     assert [int(row[0]) for row in listed] == sorted(range(12), key=lambda i: -values[i])
     np.testing.assert_allclose([float(row[-1]) for row in listed], sorted(values, reverse=True), atol=0.01)
     assert listed[0][1].endswith(HOSTILE), "hostile text stays text"
+    figure = browsed.locator("figure", has_text="Differences, not normalised").first
+    regions = json.loads(figure.locator("script.hover").text_content())
+    region = next(one for one in regions if one["title"] == "base → instruct − own")
+    browsed.mouse.click(*point(browsed, figure, region, across, down))
+    rows = figure.locator(".items tbody tr").all()
+    two = browsed.known["logit_diff"].sel(source="instruct", target="instruct")[:, 2, 4].values
+    listed = {
+        int(row.locator("td").first.text_content()): row.locator("td.number").all_text_contents()
+        for row in rows
+    }
+    for i in range(12):
+        np.testing.assert_allclose(
+            np.array(listed[i], float), [values[i], two[i], values[i] - two[i]], atol=0.01
+        )
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import first_of, of_type
-from posttrace.figures.measures.intervals import bootstrap_mean
+from posttrace.figures.hover import note
+from posttrace.figures.measures.intervals import bootstrap_mean, mean_interval
 from posttrace.figures.studies.confidence.data import METRICS, Metric, Neurons, OnText
 from posttrace.figures.studies.confidence.tables import ablation_caption
 
@@ -73,19 +75,31 @@ def _draw(text: OnText) -> Figure:
 def _panel(ax: Axes, text: OnText, stage: str, metric: Metric, colour: str) -> None:
     ax.axhline(0, color=theme.GUIDE, linewidth=0.7, zorder=0)
     for place, (kind, other) in enumerate(KINDS.items()):
-        random = text.change(stage, metric, other).mean(axis=1)
+        controls = text.change(stage, metric, other)
+        random = controls.mean(axis=1)
         # Spread out by a fixed sequence, so that the same store always gives the same dots.
         aside = 0.3 * ((np.arange(len(random)) * 0.618034) % 1 - 0.5)
-        ax.scatter(place - 0.18 + aside, random, s=5, color="#9aa1ab", linewidths=0, alpha=0.8)
+        dots = ax.scatter(place - 0.18 + aside, random, s=5, color="#9aa1ab", linewidths=0, alpha=0.8)
+        note(
+            dots,
+            name=other.replace("_", " "),
+            n=controls.shape[1],
+            interval=partial(mean_interval, controls.T),
+        )
         mine = text.change(stage, metric, kind)
         if len(mine) == 1:
             found = bootstrap_mean(mine[0])
             ax.vlines(place + 0.25, found.low, found.high, color=colour, linewidth=1.0)
-            ax.scatter([place + 0.25], [found.value], s=26, marker="D", color=colour, linewidths=0, zorder=3)
+            dots = ax.scatter(
+                [place + 0.25], [found.value], s=26, marker="D", color=colour, linewidths=0, zorder=3
+            )
         else:
             means = mine.mean(axis=1)
             aside = 0.2 * ((np.arange(len(means)) * 0.618034) % 1 - 0.5)
-            ax.scatter(place + 0.25 + aside, means, s=9, marker="D", color=colour, linewidths=0, zorder=3)
+            dots = ax.scatter(
+                place + 0.25 + aside, means, s=9, marker="D", color=colour, linewidths=0, zorder=3
+            )
+        note(dots, name=kind, n=mine.shape[1], interval=partial(mean_interval, mine.T))
     ax.set_xlim(-0.6, 1.6)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
+from posttrace.figures.hover import note
 from posttrace.figures.measures.calibration import bins_of
 from posttrace.figures.measures.intervals import CONFIDENCE, wilson
 from posttrace.figures.studies.confidence.data import Answers
@@ -73,7 +74,7 @@ def _draw(sets: Sequence[Answers]) -> Figure:
             )
             ax.plot([0.5, 1], [0.5, 1], color=theme.GUIDE, linewidth=0.8, zorder=0)
             for i, stage in enumerate(stages):
-                _curve(ax, *judged[stage], colours[stage], shift=0.006 * (i - (len(stages) - 1) / 2))
+                _curve(ax, *judged[stage], colours[stage], stage, shift=0.006 * (i - (len(stages) - 1) / 2))
             ax.set(xlim=(0.48, 1.03), ylim=(-0.04, 1.06), xticks=[0.5, 0.75, 1], yticks=[0, 0.5, 1])
         # A panel with none below it has the labels of its column.
         for i, ax in enumerate(axes.flat[: len(panels)]):
@@ -86,21 +87,29 @@ def _draw(sets: Sequence[Answers]) -> Figure:
     return figure
 
 
-def _curve(ax: Axes, confidence: np.ndarray, right: np.ndarray, colour: str, shift: float) -> None:
+def _curve(
+    ax: Axes, confidence: np.ndarray, right: np.ndarray, colour: str, stage: str, *, shift: float
+) -> None:
     """Draw a point for each bin with statements; the shift keeps stages apart."""
     which = bins_of(confidence)
     filled = np.unique(which)
     counts = np.array([(which == b).sum() for b in filled])
-    x = np.array([confidence[which == b].mean() for b in filled]) + shift
+    means = np.array([confidence[which == b].mean() for b in filled])
+    x = means + shift
     y = np.array([right[which == b].mean() for b in filled])
     low, high = wilson(y, counts)
     enough = counts >= FEW
-    ax.plot(x[enough], y[enough], color=colour, linewidth=1.0)
+    note(ax.plot(x[enough], y[enough], color=colour, linewidth=1.0)[0], guide=True)
     ax.vlines(x[enough], low[enough], high[enough], color=colour, linewidth=0.6, alpha=0.6)
     # A handful of statements says next to nothing: a faint ring instead of a bar from end to end.
-    ax.scatter(x[~enough], y[~enough], s=7, facecolors="none", edgecolors=colour, linewidths=0.5, alpha=0.6)
+    rings = ax.scatter(
+        x[~enough], y[~enough], s=7, facecolors="none", edgecolors=colour, linewidths=0.5, alpha=0.6
+    )
     size = 4 + 26 * counts[enough] / counts.sum()
-    ax.scatter(x[enough], y[enough], s=size, color=colour, linewidths=0, zorder=3)
+    dots = ax.scatter(x[enough], y[enough], s=size, color=colour, linewidths=0, zorder=3)
+    for marks, kept in ((rings, ~enough), (dots, enough)):
+        ends = [low[kept], high[kept]]
+        note(marks, name=stage, n=counts[kept], interval=ends, at=means[kept])
 
 
 def _legend(figure: Figure, colours: dict[str, str]) -> None:

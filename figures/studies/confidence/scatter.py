@@ -13,6 +13,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
+from posttrace.figures.hover import note
 from posttrace.figures.measures.entropy_neurons import top_by_norm
 from posttrace.figures.studies.confidence.data import Neurons, StageNeurons
 
@@ -111,13 +112,17 @@ def _draw(neurons: Neurons, stages: Sequence[str], shared: np.ndarray) -> Figure
 def _panel(ax: Axes, neurons: Neurons, stage: str, shared: np.ndarray, colour: str) -> None:
     norm, logit_var, chosen = neurons.of(stage)
     # Large models have thousands of points: rasterised, the PDF stays small.
-    ax.scatter(norm, logit_var, s=5, color=colour, alpha=0.45, linewidths=0, rasterized=True)
+    dots = ax.scatter(norm, logit_var, s=5, color=colour, alpha=0.45, linewidths=0, rasterized=True)
+    note(dots, name=[f"neuron {i}" for i in range(len(norm))])
     threshold = norm[top_by_norm(norm, neurons.top_share)].min()
     ax.axvline(threshold, color=theme.MUTED, linewidth=0.7, linestyle=(0, (4, 3)))
     both = np.isin(chosen, shared)
-    ax.scatter(norm[chosen[both]], logit_var[chosen[both]], s=20, color=theme.KEY, linewidths=0, zorder=6)
-    ax.scatter(norm[chosen[~both]], logit_var[chosen[~both]], s=18, facecolors="none", edgecolors=theme.KEY,
-               linewidths=0.9, zorder=6)  # fmt: skip
+    shown, own = chosen[both], chosen[~both]
+    dots = ax.scatter(norm[shown], logit_var[shown], s=20, color=theme.KEY, linewidths=0, zorder=6)
+    note(dots, name=[f"neuron {i}, candidate" for i in shown])
+    dots = ax.scatter(norm[own], logit_var[own], s=18, facecolors="none", edgecolors=theme.KEY,
+                      linewidths=0.9, zorder=6)  # fmt: skip
+    note(dots, name=[f"neuron {i}, candidate" for i in own])
 
 
 def _plain_ticks(ax: Axes) -> None:
@@ -134,6 +139,8 @@ def _marginals(above: Axes, right: Axes, one: StageNeurons, x_limits, y_limits, 
     variances = np.geomspace(y_limits[0], y_limits[1], MARGIN_BINS).tolist()
     above.hist(one.norm, bins=norms, color=colour, alpha=0.55, linewidth=0)
     right.hist(one.logit_var, bins=variances, orientation="horizontal", color=colour, alpha=0.55, linewidth=0)
+    note(above, y="neurons")
+    note(right, x="neurons")
     for ax in (above, right):
         ax.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False, which="both")
         for spine in ax.spines.values():

@@ -10,6 +10,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.measures.intervals import SEED, percentile_interval, resampled_counts
 from posttrace.figures.studies.difference.data import Difference, Pair
 
@@ -31,10 +32,12 @@ def maps(groups: Sequence[Difference]) -> Iterator[Drawing]:
         dots: dict[str, Any] = {"marker": "o", "markersize": 2}
         with _panels(one, "layer", "CKA, R²") as (figure, panels):
             for ax, pair in panels:
-                ax.plot(layers, cka[pair.number], color=theme.INK, label="CKA", **dots)
+                lines = ax.plot(layers, cka[pair.number], color=theme.INK, label="CKA", **dots)
                 for k, name in enumerate(map(str, one.data["predictor"].values)):
                     colour = theme.STAGE_COLOURS[(k + 1) % len(theme.STAGE_COLOURS)]
-                    ax.plot(layers, r2[pair.number, k], color=colour, label=PREDICTORS[name], **dots)
+                    lines += ax.plot(layers, r2[pair.number, k], color=colour, label=PREDICTORS[name], **dots)
+                for line in lines:
+                    note(line, n=one.data.sizes["sample"])
                 ax.set_ylim(min(-0.05, max(-1.0, float(np.nanmin(r2)) - 0.05)), 1.05)
                 theme.whole_numbers(ax.xaxis)
         yield Drawing(
@@ -93,13 +96,20 @@ def _draw_steering(ax: Axes, one: Difference, pair: Pair) -> None:
     for name, colour in (("other", theme.STAGE_COLOURS[2]), ("control", theme.STAGE_COLOURS[3])):
         values = shares[names.index(name)]
         if np.isfinite(values).any():
-            ax.plot(layers, values, color=colour, label=f"{name} pair", linewidth=1, marker="o", markersize=2)
+            (line,) = ax.plot(
+                layers, values, color=colour, label=f"{name} pair", linewidth=1, marker="o", markersize=2
+            )
+            ends = [recovery(steered[names.index(name), -1, k], plain[k])[1:] for k in range(len(layers))]
+            note(line, name=f"{name} pair", n=plain.shape[1], interval=np.transpose(ends))
     mean, colour = steered[names.index("mean")], theme.STAGE_COLOURS[1]
     for a, amount in enumerate(amounts):
         value, low, high = np.array([recovery(mean[a, k], plain[k]) for k in range(len(layers))]).T
         label = "mean difference" if len(amounts) == 1 else f"{amount:g} x mean difference"
         width = 1.6 if a == len(amounts) - 1 else 0.8
-        ax.plot(layers, value, color=colour, linewidth=width, marker="o", markersize=2.5, label=label)
+        (line,) = ax.plot(
+            layers, value, color=colour, linewidth=width, marker="o", markersize=2.5, label=label
+        )
+        note(line, name=label, n=plain.shape[1], interval=[low, high])
         ax.vlines(layers, low, high, color=colour, linewidth=0.8)
     ax.set_xticks(layers)
 
@@ -151,8 +161,10 @@ def spectra(groups: Sequence[Difference]) -> Iterator[Drawing]:
                     if np.isfinite(share[i, k]).all() and share[i, k, 0] > 0:
                         label = f"{layers[k]}: {above[i, k]}, {ratio[i, k]:.1f}"
                         line = np.maximum(share[i, k], 1e-9)
-                        ax.plot(numbers, line, color=colour, linewidth=1.2, label=label)
-                        ax.plot(numbers, null[i, k], color=colour, linewidth=0.8, linestyle="--")
+                        lines = ax.plot(numbers, line, color=colour, linewidth=1.2, label=label)
+                        lines += ax.plot(numbers, null[i, k], color=colour, linewidth=0.8, linestyle="--")
+                        for drawn, words in zip(lines, ("", ", shuffled"), strict=True):
+                            note(drawn, name=f"layer {layers[k]}{words}", n=one.data.sizes["sample"])
                 ax.set(xscale="log", yscale="log")
                 for axis in (ax.xaxis, ax.yaxis):
                     theme.plain_numbers(axis)

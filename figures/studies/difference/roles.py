@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.studies.difference.data import LARGEST, Difference, mean_js
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def _draw(one: Difference) -> Figure:
                     continue
                 at = y + 0.18 * (i - (len(pairs) - 1) / 2)
                 ax.hlines(at, max(found.low, 1e-9), found.high, color=colour, linewidth=1.0)
-                ax.plot(
+                (dot,) = ax.plot(
                     [found.value], [at], "o", color=colour, markersize=3, label=pair.label if y == 0 else None
                 )
+                note(dot, name=pair.label, n=found.n, interval=[[found.low], [found.high]])
         ax.axvline(LARGEST, color=theme.MUTED, linewidth=0.7, linestyle=":")
         if np.nanmax(one.js) > 0:
             ax.set_xscale("log")

@@ -10,11 +10,15 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.heatmaps import Panel, heatmap_grid
+from posttrace.figures.hover import Items
+from posttrace.figures.measures.intervals import mean_over_items
 from posttrace.figures.studies.difference.data import Difference, Pair
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
+BEGINNING = 100
+"""Characters of a document that tell which it is."""
 FLOOR = 0.05
 """Rounding error, as a share of the difference, above which a cell is grey."""
 
@@ -29,19 +33,21 @@ def streams(groups: Sequence[Difference]) -> Iterator[Drawing]:
             "" if not how else f" Streams were projected to {how} random dimensions: a length is within "
             f"{np.sqrt(0.5 / how):.0%} of the true one (standard deviation)."
         )  # fmt: skip
-        for name, matrices, scale, words in (
+        for name, each, scale, words in (
             ("lengths", _lengths(one), _length_scale, "length of the difference of the streams (resid_post), relative "
              "to that of the source's stream"),
             ("cosines", _cosines(one), _cosine_scale, "cosine of the two stages' streams (resid_post)"),
         ):  # fmt: skip
-            panels = [Panel(p.label, matrix) for p, matrix in zip(one.forward, matrices, strict=True)]
+            matrices = [_mean(one, p, values) for p, values in zip(one.forward, each.values(), strict=True)]
+            panels = [Panel(title, matrix, of=(title,)) for title, matrix in zip(each, matrices, strict=True)]
             if not any(np.isfinite(matrix).any() for matrix in matrices):
                 continue
             yield Drawing(
                 name=f"difference/{one.name}/{name}",
                 heading=f"Difference of the streams: {name}",
                 caption=(
-                    f"{one.n}. Mean {words}, by layer and role of the token. Grey: cells where rounding "
+                    f"{one.n}. {words[0].upper()}{words[1:]}, by layer and role of the token: mean over documents of "
+                    f"each one's mean. Grey: cells where rounding "
                     f"to the stored 16 bits makes more than {FLOOR:.0%} of the difference.{about} {one.control_note}"
                 ),
                 alt=f"Heat maps of {words}, layer by role, for {', '.join(p.label for p in one.forward)}.",
@@ -55,32 +61,47 @@ def streams(groups: Sequence[Difference]) -> Iterator[Drawing]:
                     "role",
                 ),
                 complete=one.complete,
+                items=Items("document", ("text",), _beginnings(one), each, words),
             )
 
 
-def _lengths(one: Difference) -> list[np.ndarray]:
+def _lengths(one: Difference) -> dict[str, np.ndarray]:
     length, norm = one.values("norm_difference"), one.values("norm")
-    found = []
+    found = {}
     for pair in one.forward:
         relative = length[pair.number] / np.maximum(norm[one.stages.index(pair.source)], 1e-12)
-        found.append(_by_role(one, relative, pair))
+        found[pair.label] = _by_role(one, relative)
     return found
 
 
-def _cosines(one: Difference) -> list[np.ndarray]:
+def _cosines(one: Difference) -> dict[str, np.ndarray]:
     cosine = one.values("cosine")
-    return [_by_role(one, cosine[pair.number], pair) for pair in one.forward]
+    return {pair.label: _by_role(one, cosine[pair.number]) for pair in one.forward}
 
 
-def _by_role(one: Difference, values: np.ndarray, pair: Pair) -> np.ndarray:
-    """Means of values (dims document x layer x token) by layer and role, NaN in layers below the rounding floor."""
-    matrix = np.full((values.shape[1], len(one.roles)), np.nan)
+def _by_role(one: Difference, values: np.ndarray) -> np.ndarray:
+    """Means of values (dims document x layer x token) over tokens of a role; dims document x layer x role."""
+    found = np.full((*values.shape[:2], len(one.roles)), np.nan)
     for column, role in enumerate(one.roles):
-        here = (one.role == role) & np.isfinite(values).all(axis=1)
-        if here.any():
-            matrix[:, column] = values.transpose(1, 0, 2)[:, here].mean(axis=1)
+        here = ((one.role == role) & np.isfinite(values).all(axis=1))[:, None]
+        some = here.any(axis=2)[:, 0]
+        found[some, :, column] = values[some].mean(axis=2, where=here[some])
+    return found
+
+
+def _mean(one: Difference, pair: Pair, values: np.ndarray) -> np.ndarray:
+    """Means over documents, dims layer x role, NaN in layers below the rounding floor."""
+    matrix = np.full(values.shape[1:], np.nan)
+    for column in range(len(one.roles)):
+        there = values[np.isfinite(values[:, 0, column]), :, column]
+        matrix[:, column] = mean_over_items(there) if len(there) else np.nan
     matrix[floor(one, pair) > FLOOR] = np.nan
     return matrix
+
+
+def _beginnings(one: Difference) -> list[tuple[str]]:
+    """Return the first words of every document."""
+    return [(" ".join(str(text)[:BEGINNING].split()),) for text in one.data["document_text"].values]
 
 
 def floor(one: Difference, pair: Pair) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Estimate
 from posttrace.figures.studies.knowledge.captions import titled
 from posttrace.figures.studies.knowledge.data import ESTIMATE, PatchGrid
@@ -251,7 +252,8 @@ def _panel(ax: Axes, points: np.ndarray, limits: tuple[float, float], scale: Sca
         axis.set_major_locator(MaxNLocator(5))
     ax.plot(limits, limits, color=theme.GUIDE, linewidth=0.8, zorder=0)
     # Thousands of points: rasterised, the PDF stays small.
-    ax.scatter(exact, estimate, c=scale.to_rgba(layer), s=3, linewidths=0, alpha=0.7, rasterized=True)
+    dots = ax.scatter(exact, estimate, c=scale.to_rgba(layer), s=3, linewidths=0, alpha=0.7, rasterized=True)
+    note(dots, name=[f"layer {int(one)}" for one in layer])
     ax.scatter(exact[-1:], estimate[-1:], s=26, facecolors="none", edgecolors=theme.KEY, linewidths=0.8)
 
 

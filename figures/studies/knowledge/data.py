@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posttrace.figures.errors import FigureError
-from posttrace.figures.group import names_of, require
+from posttrace.figures.group import kept, names_of, require
+from posttrace.figures.hover import Items
 from posttrace.figures.measures.intervals import mean_over_items
 from posttrace.figures.measures.patching import normalise
 from posttrace.figures.studies.knowledge.exact_sample import ExactSample
@@ -199,6 +200,27 @@ def _statements(dataset: xr.Dataset) -> tuple[tuple[str, str], ...]:
         return ()
     clean, corrupt = (map(str, dataset[name].values) for name in names)
     return tuple(zip(clean, corrupt, strict=True))
+
+
+@kept
+def pairs_of(grid: PatchGrid) -> Items:
+    """Return every pair's own map of every (source, target), NaN where the pair is not finished."""
+    values = {
+        f"{source} → {target}": _finished(grid.values[s, t], grid.finished[s, t])
+        for s, source in enumerate(grid.sources)
+        for t, target in enumerate(grid.targets)
+    }
+    return pair_items(grid, values, "logit difference after patching, nats")
+
+
+def pair_items(grid: PatchGrid, values: Mapping[str, np.ndarray], unit: str) -> Items:
+    """Return maps of single pairs with the statements of the pairs."""
+    headings = ("true statement", "false statement") if grid.statements else ()
+    return Items("pair", headings, grid.statements or [()] * grid.planned, values, unit)
+
+
+def _finished(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    return values if pairs.all() else np.where(pairs[:, None, None], values, np.nan)
 
 
 def by_token(sets: Sequence[PatchGrid]) -> list[PatchGrid]:

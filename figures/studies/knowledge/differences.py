@@ -17,7 +17,7 @@ from posttrace.figures.studies.knowledge.captions import (
     subject,
     titled,
 )
-from posttrace.figures.studies.knowledge.data import PatchGrid, by_token
+from posttrace.figures.studies.knowledge.data import PatchGrid, by_token, pairs_of
 
 
 def differences(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
@@ -96,6 +96,7 @@ def _difference_drawing(
             rows, grid.labels, grid.key_columns, grid.layers, scale, heading_line(grid, heading.lower())
         ),
         complete=grid.complete,
+        items=pairs_of(grid),
     )
 
 
@@ -106,4 +107,6 @@ def _difference_panel(grid: PatchGrid, source: str, target: str, transform: Call
         return Panel("", None, note=words)
     title = f"storage: {source} − {other[0]}" if source == target else f"{source} → {target} − own"
     matrix = difference(grid, source, target, transform)
-    return Panel(title, matrix, strong=source == target, note="no finished pair" if matrix is None else "")
+    of = (f"{source} → {target}", " → ".join(other))
+    words = "no finished pair" if matrix is None else ""
+    return Panel(title, matrix, strong=source == target, note=words, of=of, transform=transform)

@@ -15,7 +15,7 @@ from posttrace.figures.drawing import Drawing
 from posttrace.figures.heatmaps import Panel, heatmap_grid
 from posttrace.figures.measures.intervals import mean_over_items
 from posttrace.figures.studies.knowledge.captions import heading_line, pairs_in_words, titled
-from posttrace.figures.studies.knowledge.data import ROLES, PatchGrid, usable
+from posttrace.figures.studies.knowledge.data import ROLES, PatchGrid, pair_items, usable
 
 CHANGE = "mean change of the\nlogit difference, nats"
 
@@ -34,9 +34,11 @@ def heads(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
         roles = [role for role in ROLES if role in grid.roles]
         cells = [(s, t) for s in grid.sources for t in grid.targets]
         cells.sort(key=lambda cell: cell[0] != cell[1])  # storage first
-        maps = {(cell, role): head_map(grid, cell, role) for cell in cells for role in roles}
+        each = {(cell, role): changes(grid, cell, role) for cell in cells for role in roles}
+        maps = {key: _mean(values) for key, values in each.items()}
         if all(matrix is None for matrix in maps.values()):
             continue
+        named = {f"{s} → {t}, {role}": values for ((s, t), role), values in each.items()}
         rows = [
             [
                 Panel(
@@ -44,6 +46,7 @@ def heads(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
                     maps[cell, role],
                     strong=cell[0] == cell[1],
                     note="no finished pair",
+                    of=(f"{cell[0]} → {cell[1]}, {role}",),
                 )
                 for role in roles
             ]
@@ -75,6 +78,7 @@ def heads(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
                 columns_are="head",
             ),
             complete=grid.complete,
+            items=pair_items(grid, named, "change of the logit difference, nats"),
         )
 
 
@@ -88,10 +92,20 @@ def head_map(grid: PatchGrid, cell: tuple[str, str], role: str) -> np.ndarray | 
     >>> head_map(grid, ("base", "instruct"), "last").shape
     (8, 4)
     """
+    return _mean(changes(grid, cell, role))
+
+
+def changes(grid: PatchGrid, cell: tuple[str, str], role: str) -> np.ndarray:
+    """Return the same of every pair, dims pair x layer x head; NaN where it is not finished."""
     pairs = usable(grid, cell)
-    if not pairs.any():
-        return None
     _, corrupt = grid.unpatched(*cell, pairs)
     columns = [i for i, one in enumerate(grid.roles) if one == role]
-    changes = grid.patched(*cell, pairs).astype(np.float64)[..., columns] - corrupt[:, None, None]
-    return mean_over_items(changes.mean(axis=-1)).reshape(-1, len(grid.heads))
+    found = np.full((grid.planned, len(grid.values[0, 0, 0]) // len(grid.heads), len(grid.heads)), np.nan)
+    patched = grid.patched(*cell, pairs).astype(np.float64)[..., columns]
+    found[pairs] = (patched - corrupt[:, None, None]).mean(axis=-1).reshape(-1, *found.shape[1:])
+    return found
+
+
+def _mean(values: np.ndarray) -> np.ndarray | None:
+    finished = values[np.isfinite(values).all(axis=(1, 2))]
+    return mean_over_items(finished) if len(finished) else None

@@ -9,7 +9,6 @@ Source: Du et al. 2025 (arXiv 2504.02904), section "Knowledge Storage and Repres
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +16,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.heatmaps import Panel, heatmap_grid
-from posttrace.figures.hover import Items
-from posttrace.figures.measures.intervals import SEED, percentile_interval, resampled_means
+from posttrace.figures.measures.patching import normalise
 from posttrace.figures.studies.knowledge.captions import (
     NORMALISED_IN_WORDS,
     heading_line,
@@ -26,7 +24,7 @@ from posttrace.figures.studies.knowledge.captions import (
     subject,
     titled,
 )
-from posttrace.figures.studies.knowledge.data import PatchGrid, by_token
+from posttrace.figures.studies.knowledge.data import PatchGrid, by_token, pairs_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,9 +51,9 @@ def heatmaps(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
                 f"{titled(grid, f'Normalised patching heat maps of {grid.name}')}, layer by token, "
                 f"for {_cells_in_words(grid)}."
             ),
-            figure=_stage_grid(grid, grid.normalised, scale, "normalised"),
+            figure=_stage_grid(grid, grid.normalised, scale, "normalised", normalise),
             complete=grid.complete,
-            items=_items(grid),
+            items=pairs_of(grid),
         )
 
 
@@ -75,9 +73,9 @@ def heatmaps_raw(sets: Sequence[PatchGrid]) -> Iterator[Drawing]:
                 f"{titled(grid, f'Heat maps of {grid.name}')}, mean logit difference after patching, layer by token, "
                 f"for {_cells_in_words(grid)}."
             ),
-            figure=_stage_grid(grid, grid.mean, scale, "mean logit difference", intervals=True),
+            figure=_stage_grid(grid, grid.mean, scale, "mean logit difference"),
             complete=grid.complete,
-            items=_items(grid),
+            items=pairs_of(grid),
         )
 
 
@@ -86,8 +84,7 @@ def _stage_grid(
     matrix: Callable[[str, str], np.ndarray | None],
     scale: theme.Scale,
     what: str,
-    *,
-    intervals: bool = False,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Figure:
     rows = []
     for source in grid.sources:
@@ -103,31 +100,12 @@ def _stage_grid(
                     matrix(source, target),
                     strong=source == target,
                     note="no finished pair",
-                    n=done,
-                    interval=partial(_interval, grid, source, target) if intervals and done > 1 else None,
-                    items=f"{source} → {target}" if grid.statements else "",
+                    of=(f"{source} → {target}",),
+                    transform=transform,
                 )
             )
         rows.append(row)
     return heatmap_grid(rows, grid.labels, grid.key_columns, grid.layers, scale, heading_line(grid, what))
-
-
-def _interval(grid: PatchGrid, source: str, target: str) -> np.ndarray:
-    """Return the 95 % percentile interval of every cell of the mean over pairs, dims 2 x layer x column."""
-    means = resampled_means(grid.patched(source, target), np.random.default_rng(SEED))
-    return percentile_interval(np.concatenate(list(means)))
-
-
-def _items(grid: PatchGrid) -> Items | None:
-    """Return every pair's own map of every (source, target)."""
-    if not grid.statements:
-        return None
-    values = {
-        f"{source} → {target}": grid.values[s, t]
-        for s, source in enumerate(grid.sources)
-        for t, target in enumerate(grid.targets)
-    }
-    return Items(("true statement", "false statement"), grid.statements, values)
 
 
 def _layout(grid: PatchGrid) -> str:

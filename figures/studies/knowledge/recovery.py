@@ -79,11 +79,12 @@ def _draw(grid: PatchGrid, roles: Sequence[str], rows: Sequence[tuple[str, Seque
                     stroke = strokes(grid.sources.index(cell[0]), own)
                     for ax, curve in zip(row, curves, strict=True):
                         line = _band(ax, grid.layers, curve, colours[cell[0]], stroke)
-                        note(line, name=" → ".join(cell), n=int(pairs.sum()))
+                        note(line, name=" → ".join(cell), n=int(pairs.sum()), interval=curve[1:])
             row[0].set_ylabel(name, fontweight="bold" if name == "storage" else "normal")
         for ax, role in zip(axes[0], roles, strict=True):
             ax.set_title(f"{role} token" + ("s" if role != "last" else ""), pad=4)
         for ax in axes.flat:
+            note(ax, y="recovered share")
             for level in (0, 1):
                 ax.axhline(level, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_yticks([0, 0.5, 1])

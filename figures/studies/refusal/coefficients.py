@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.studies.refusal.data import Refusal
 from posttrace.figures.studies.refusal.sweep import line_legend
 from posttrace.figures.studies.refusal.tables import estimate
@@ -73,7 +74,8 @@ def _draw_search(group: Refusal, finite: np.ndarray) -> Figure:
                 )
                 colour = colours[group.stages[m]]
                 ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-                ax.plot(x, y, color=colour, marker="o", markersize=2.5)
+                (line,) = ax.plot(x, y, color=colour, marker="o", markersize=2.5)
+                note(line, name=group.stages[m], n=[each.n for each in found], interval=[low, high])
                 at = np.flatnonzero(np.isclose(one.search_coefficient.values, float(one.coefficient)))
                 ax.plot(
                     x[at],

@@ -18,7 +18,8 @@ def cosines(groups: Sequence[Refusal]) -> Iterator[Drawing]:
     for group in groups:
         pairs = list(combinations(group.stages, 2))
         found = [(f"{a} · {b}", cosine(group.direction(a), group.direction(b))) for a, b in pairs]
-        panels = [Panel(title, matrix) for title, matrix in found if np.isfinite(matrix).any()]
+        n = int(sum(group.data.attrs["n_direction"]))
+        panels = [Panel(title, matrix, n=n) for title, matrix in found if np.isfinite(matrix).any()]
         if not panels:
             continue
         yield Drawing(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
+from posttrace.figures.measures.intervals import mean_interval
 from posttrace.figures.studies.refusal.data import Refusal
 
 if TYPE_CHECKING:
@@ -77,7 +80,12 @@ def _draw_sweep(group: Refusal, swept: Sequence[int], means: dict[str, np.ndarra
                     values = (
                         np.maximum(means[name][m, :, p], KL_SHOWN) if name == "kl" else means[name][m, :, p]
                     )
-                    ax.plot(group.layers, values, color=colours[p], marker="o", markersize=2, linewidth=1.1)
+                    (line,) = ax.plot(
+                        group.layers, values, color=colours[p], marker="o", markersize=2, linewidth=1.1
+                    )
+                    prompts = group.data[name][m, :, p].transpose(..., "layer").values
+                    note(line, name=f"{group.stages[m]}, position {group.positions[p]}", n=len(prompts),
+                         interval=partial(_drawn_interval, prompts, name))  # fmt: skip
                 if plain:
                     ax.axhline(
                         float(group.data[plain][m].mean()), color=theme.MUTED, linestyle="--", linewidth=0.8
@@ -99,6 +107,11 @@ def _draw_sweep(group: Refusal, swept: Sequence[int], means: dict[str, np.ndarra
         theme.heading(figure, f"{group.family}  ·  where the direction is taken")
         line_legend(figure, [(colours[p], f"position {group.positions[p]}") for p in shown])
     return figure
+
+
+def _drawn_interval(prompts: np.ndarray, name: str) -> np.ndarray:
+    """Return the interval over prompts (dims prompt x layer) on the axis of a measure, dims 2 x layer."""
+    return np.maximum(mean_interval(prompts), KL_SHOWN if name == "kl" else -np.inf)
 
 
 def _position_colours(shown: Sequence[int]) -> dict[int, tuple]:

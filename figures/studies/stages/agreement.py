@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
+from posttrace.figures.hover import note
+from posttrace.figures.measures.intervals import mean_interval
 from posttrace.figures.studies.stages.bars import short
 from posttrace.figures.studies.stages.data import Effects, correlation
 
@@ -34,8 +37,13 @@ class Agreement:
     """The same over parts and prompts together."""
     missed: float
     """Mean absolute difference of the sum of all insertions and the effect, nats: how far swaps are from adding up."""
-    n: int
-    """Prompts."""
+    swaps: np.ndarray
+    """Mean of both effects, nats; dims prompt x part."""
+
+    @property
+    def n(self) -> int:
+        """Prompts."""
+        return len(self.swaps)
 
 
 def agree(group: Effects, update: str, kind: str) -> Agreement | None:
@@ -54,7 +62,7 @@ def agree(group: Effects, update: str, kind: str) -> Agreement | None:
         r=correlation(credit.mean(axis=0), both.mean(axis=0)),
         r_prompts=correlation(credit.ravel(), both.ravel()),
         missed=float(np.abs(insert[chosen].sum(axis=1) - group.effect(update)[chosen]).mean()),
-        n=int(chosen.sum()),
+        swaps=both,
     )
 
 
@@ -101,9 +109,10 @@ def _draw(group: Effects, found: dict[tuple[str, str], Agreement]) -> Figure:
                 low, high = (
                     float(end(np.r_[one.insert, one.remove, one.attribution])) for end in (np.min, np.max)
                 )
-                ax.plot([low, high], [low, high], color=theme.MUTED, linewidth=0.6, zorder=0)
+                ax.plot([low, high], [low, high], color=theme.GUIDE, linewidth=0.6, zorder=0)
                 ax.vlines(one.attribution, one.insert, one.remove, color="#c3c8cf", linewidth=0.7, zorder=1)
-                ax.scatter(one.attribution, both, s=9, color=colours[update], linewidths=0, zorder=2)
+                dots = ax.scatter(one.attribution, both, s=9, color=colours[update], linewidths=0, zorder=2)
+                note(dots, name=group.parts, n=one.n, interval=partial(mean_interval, one.swaps))
                 for part in np.argsort(-np.abs(both))[:3]:
                     ax.annotate(
                         group.parts[part], (one.attribution[part], both[part]), fontsize=5, xytext=(2, 2),

@@ -10,6 +10,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
+from posttrace.figures.hover import note
 from posttrace.figures.studies.stages.data import Effects
 from posttrace.figures.studies.stages.tables import INTERVALS, incomplete, template
 
@@ -49,8 +50,12 @@ def _draw(groups: Sequence[Effects]) -> Figure:
             for u, update in enumerate(group.updates):
                 found = [group.estimate(group.effect(update), kind) for kind in group.kinds]
                 x = np.arange(len(found)) + (u - (len(group.updates) - 1) / 2) * width
-                ax.bar(x, [e.value for e in found], width=0.9 * width, color=colours[update], label=update)
-                ax.vlines(x, [e.low for e in found], [e.high for e in found], color=theme.INK, linewidth=0.8)
+                bars = ax.bar(
+                    x, [e.value for e in found], width=0.9 * width, color=colours[update], label=update
+                )
+                ends = [e.low for e in found], [e.high for e in found]
+                ax.vlines(x, *ends, color=theme.INK, linewidth=0.8)
+                note(bars, name=update, n=[e.n for e in found], interval=ends)
             ax.axhline(0, color=theme.MUTED, linewidth=0.6)
             ax.set_xticks(range(len(group.kinds)), group.kinds)
             ax.set_title(group.name, pad=3)

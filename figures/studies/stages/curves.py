@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
+from posttrace.figures.hover import note
+from posttrace.figures.measures.intervals import mean_interval
 from posttrace.figures.studies.stages.bars import short
 from posttrace.figures.studies.stages.data import Effects
 from posttrace.figures.studies.stages.tables import INTERVALS
@@ -58,8 +61,10 @@ def _draw_dose(group: Effects) -> Figure:
                     ax.axhspan(low, high, color="#c9ced6", linewidth=0, zorder=0)
                 found = [group.estimate(values, kind) for values in removed]
                 x, y = np.r_[0, alphas], np.r_[0, [e.value for e in found]]
-                ax.plot(x, y, color=colours[update], marker="o", markersize=3)
-                ax.vlines(alphas, [e.low for e in found], [e.high for e in found], color=colours[update])
+                (line,) = ax.plot(x, y, color=colours[update], marker="o", markersize=3)
+                ends = np.array([[e.low for e in found], [e.high for e in found]])
+                ax.vlines(alphas, *ends, color=colours[update])
+                note(line, n=found[0].n, interval=np.pad(ends, ((0, 0), (1, 0))))  # 0 removed: no effect
                 ax.axhline(0, color=theme.MUTED, linewidth=0.6)
                 ax.set_title(f"{update} removed · {kind}", pad=3)
             row[0].set_ylabel(short(group.unit), labelpad=2)
@@ -99,8 +104,16 @@ def _draw_cumulative(group: Effects) -> Figure:
             values = group.values("cumulative")[group.at(update)]
             for ax, kind in zip(row, group.kinds, strict=True):
                 for o, order in enumerate(map(str, group.data["order"].values)):
-                    means = values[o][:, group.of_kind(kind)].mean(axis=1)
-                    ax.plot(means, color=ORDER_COLOURS[order], label=f"from {order}", linewidth=1.2)
+                    prompts = values[o][:, group.of_kind(kind)]
+                    (line,) = ax.plot(
+                        prompts.mean(axis=1), color=ORDER_COLOURS[order], label=f"from {order}", linewidth=1.2
+                    )
+                    note(
+                        line,
+                        name=f"from {order}",
+                        n=prompts.shape[1],
+                        interval=partial(mean_interval, prompts.T),
+                    )
                 ax.set_title(f"{update} · {kind}", pad=3)
             row[0].set_ylabel(short(group.unit), labelpad=2)
         for ax in axes[-1]:

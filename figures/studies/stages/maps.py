@@ -10,6 +10,7 @@ from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
 from posttrace.figures.heatmaps import Panel, heatmap_grid
+from posttrace.figures.hover import Items
 from posttrace.figures.studies.stages.bars import short
 from posttrace.figures.studies.stages.data import Effects
 
@@ -28,14 +29,16 @@ def tokens(groups: Sequence) -> Iterator[Drawing]:
         if not bool(group.data.attrs["read_at_end"]):
             continue
         labels, summed = by_position(group)
-        panels, matrices = [], []
+        panels, matrices, each = [], [], {}
         for update in group.updates:
             for kind in group.kinds:
                 chosen = group.converged(update) & group.of_kind(kind)
                 row = []
                 for m, module in enumerate(map(str, group.data["module"].values)):
                     matrix = summed[group.at(update)][chosen][:, :, m].mean(axis=0) if chosen.any() else None
-                    row.append(Panel(f"{update} · {kind} · {module}", matrix, note="no prompt"))
+                    title = f"{update} · {kind} · {module}"
+                    row.append(Panel(title, matrix, note="no prompt", of=(title,)))
+                    each[title] = _only(chosen, summed[group.at(update)][:, :, m])
                     matrices.append(matrix)
                 panels.append(row)
         yield Drawing(
@@ -57,13 +60,14 @@ def tokens(groups: Sequence) -> Iterator[Drawing]:
                 columns_are="token, from the end",
             ),
             complete=group.complete,
+            items=_prompts(group, each),
         )
 
 
 def modules(groups: Sequence) -> Iterator[Drawing]:
     """Yield the maps by layer and module, summed over tokens."""
     for group in of_type(groups, Effects):
-        panels, matrices = [], []
+        panels, matrices, each = [], [], {}
         for update in group.updates:
             credit, row = group.credit(update), []
             for kind in group.kinds:
@@ -73,7 +77,9 @@ def modules(groups: Sequence) -> Iterator[Drawing]:
                     mean = credit[chosen].mean(axis=0)
                     matrix = mean[1:-1].reshape(len(group.layers), -1)
                     note = f"embed {mean[0]:.2g}, unembed {mean[-1]:.2g}"
-                row.append(Panel(f"{update} · {kind} ({note})", matrix, note=note))
+                name = f"{update} · {kind}"
+                row.append(Panel(f"{name} ({note})", matrix, note=note, of=(name,)))
+                each[name] = _only(chosen, credit[:, 1:-1].reshape(len(credit), len(group.layers), -1))
                 matrices.append(matrix)
             panels.append(row)
         yield Drawing(
@@ -93,7 +99,18 @@ def modules(groups: Sequence) -> Iterator[Drawing]:
                 f"{group.family}  ·  {group.name}",
             ),
             complete=group.complete,
+            items=_prompts(group, each),
         )
+
+
+def _only(chosen: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.where(chosen[:, None, None], values, np.nan)
+
+
+def _prompts(group: Effects, values: dict[str, np.ndarray]) -> Items:
+    """Return maps of single prompts, dims prompt x layer x column each, with the prompts' texts."""
+    texts = [(str(text),) for text in group.data["prompt_text"].values]
+    return Items("prompt", ("text",), texts, values, f"attribution, {short(group.unit)}")
 
 
 def by_position(group: Effects) -> tuple[list[str], np.ndarray]:

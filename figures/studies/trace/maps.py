@@ -10,7 +10,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.heatmaps import Panel, heatmap_grid
-from posttrace.figures.hover import note
+from posttrace.figures.hover import Items, note
 from posttrace.figures.measures.intervals import bootstrap_mean
 from posttrace.figures.studies.trace.data import TraceGroup
 from posttrace.figures.studies.trace.text import visible
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DRAWN = 8
 """Prompts whose lens is drawn; the store has all."""
+BLOCK = 2**24
+"""Numbers of an activation array that are in memory at once, unless one prompt has more."""
 RUN = ("model", "intervention")
 
 
@@ -73,7 +75,7 @@ def lens(groups: Sequence[TraceGroup]) -> Iterator[Drawing]:
 def norms(groups: Sequence[TraceGroup]) -> Iterator[Drawing]:
     """Yield `trace/reads/norm-N`: the length of the activations of every read, by layer and token."""
     for number, group in enumerate(_reads(groups)):
-        values = (group.data.activation.astype("float32") ** 2).sum("hidden", skipna=False) ** 0.5
+        values = _lengths(group.data.activation)
         yield from _drawings(group, values, f"norm-{number}", "Length of activations", "length, model units")
 
 
@@ -117,6 +119,7 @@ def _drawings(
         figure=_lines(runs, label, f"{site} · n = {n} prompts")
         if single
         else _maps(group, runs, label, site),
+        items=None if single else _prompts(group, runs, label),
         complete=len(runs) == values.sizes["model"] * values.sizes["intervention"],
     )
 
@@ -143,9 +146,9 @@ def _lines(runs, label: str, title: str) -> Figure:
             (line,) = ax.plot(
                 layers, [e.value for e in found], style, color=colours[stage], label=f"{stage}, {run}"
             )
-            note(line, n=found[0].n)
+            ends = [e.low for e in found], [e.high for e in found]
+            note(line, n=[e.n for e in found], interval=ends)
             if found[0].n > 1:
-                ends = [e.low for e in found], [e.high for e in found]
                 ax.fill_between(layers, *ends, color=colours[stage], alpha=0.15, linewidth=0)
         ax.set_xlabel("layer", labelpad=2)
         ax.set_ylabel(label, labelpad=2)
@@ -162,7 +165,7 @@ def _maps(group: TraceGroup, runs, label: str, site: str) -> Figure:
     if data.sizes["prompt"] == 1:
         labels = [visible(str(text)) for text in data.token_text.values[0]]
     found = {
-        (stage, run): Panel(f"{stage}, {run}", one.values, n=data.sizes["prompt"])
+        (stage, run): Panel(f"{stage}, {run}", one.values, of=(f"{stage}, {run}",))
         for stage, run, one in means
     }
     missing = Panel("", None, note="not finished")
@@ -172,6 +175,23 @@ def _maps(group: TraceGroup, runs, label: str, site: str) -> Figure:
     ]
     scale = theme.centred_scale([np.nan_to_num(one.values) for _, _, one in means], label)
     return heatmap_grid(panels, labels, [], data.layer.values.tolist(), scale, site)
+
+
+def _prompts(group: TraceGroup, runs, label: str) -> Items:
+    """Return the map of every single prompt, in every run."""
+    values = {f"{stage}, {run}": one.transpose("prompt", "layer", "token").values for stage, run, one in runs}
+    return Items("prompt", ("text",), [(str(t),) for t in group.data.prompt_text.values], values, label)
+
+
+def _lengths(activation: xr.DataArray) -> xr.DataArray:
+    """Return the length of every vector; activations are read some prompts at a time."""
+    at_once = max(1, BLOCK // max(1, activation.isel(prompt=0).size))
+    found = []
+    for start in range(0, activation.sizes["prompt"], at_once):
+        block = activation.isel(prompt=slice(start, start + at_once)).transpose("prompt", ..., "hidden")
+        found.append(np.linalg.norm(block.values.astype("float32"), axis=-1))
+    like = activation.isel(hidden=0, drop=True).transpose("prompt", ...)
+    return like.copy(data=np.concatenate(found)).transpose(*like.dims)
 
 
 def _texts(tokens: np.ndarray) -> list[list[str]]:

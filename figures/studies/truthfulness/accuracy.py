@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Bootstrap, mean_of
 from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, accuracy, parted, tested_sets
 from posttrace.figures.studies.truthfulness.panels import (
@@ -60,15 +61,18 @@ def _draw_accuracy(summary: Summary, found: dict[str, Bootstrap], k: int, kind: 
                 ax.fill_between(
                     summary.layers, low[s, s], high[s, s], color=colours[stage], alpha=0.13, linewidth=0
                 )
-                ax.plot(
+                lines = ax.plot(
                     summary.layers,
                     drawn.value[k, s, s],
                     color=colours[stage],
                     linewidth=max(2.4 - 0.7 * s, 0.9),
                 )
                 if stage != base:
-                    ax.plot(summary.layers, drawn.value[k, 0, s], color=colours[stage], linewidth=0.9,
-                            linestyle=(3.0 * s, (3, 3)), zorder=3)  # fmt: skip
+                    lines += ax.plot(summary.layers, drawn.value[k, 0, s], color=colours[stage], linewidth=0.9,
+                                     linestyle=(3.0 * s, (3, 3)), zorder=3)  # fmt: skip
+                for line, probe in zip(lines, (s, 0), strict=False):
+                    whose = f"{summary.stages[probe]}'s probe on {stage}"
+                    note(line, name=whose, n=drawn.n, interval=[low[probe, s], high[probe, s]])
             if name != MEAN:
                 ax.axvline(
                     summary.layers[summary.layer(name)], color=theme.MUTED, linewidth=0.6, linestyle=":"

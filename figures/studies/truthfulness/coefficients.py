@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.measures.intervals import CONFIDENCE, Bootstrap, mean_of
 from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect_of, parted, steered_sets
 from posttrace.figures.studies.truthfulness.panels import (
@@ -59,14 +60,19 @@ def _draw_coefficients(summary: Summary, coefficients, found: Sequence[Bootstrap
             random = both[:, controls, t]
             low, high = np.quantile(random, [0.025, 0.975], axis=1)
             ax.fill_between(coefficients, low, high, color=theme.MUTED, alpha=0.25, linewidth=0)
-            ax.plot(coefficients, np.median(random, axis=1), color=theme.MUTED, linewidth=0.9)
+            (line,) = ax.plot(coefficients, np.median(random, axis=1), color=theme.MUTED, linewidth=0.9)
+            name = f"median and 95 % range of {len(controls)} random directions"
+            note(line, name=name, n=found[0].n, interval=[low, high])
             own = summary.directions.index(stage)
             ax.fill_between(coefficients, ends[:, 0, own, t], ends[:, 1, own, t], color=colours[stage], alpha=0.15,
                             linewidth=0)  # fmt: skip
-            ax.plot(coefficients, both[:, own, t], "o-", markersize=3, color=colours[stage])
+            lines = ax.plot(coefficients, both[:, own, t], "o-", markersize=3, color=colours[stage])
             if stage != base:
-                ax.plot(coefficients, both[:, summary.directions.index(base), t], color=colours[stage],
-                        linestyle=(0, (3, 3)), linewidth=0.9)  # fmt: skip
+                lines += ax.plot(coefficients, both[:, summary.directions.index(base), t], color=colours[stage],
+                                 linestyle=(0, (3, 3)), linewidth=0.9)  # fmt: skip
+            for line, name in zip(lines, (stage, base), strict=False):
+                interval = ends[:, :, summary.directions.index(name), t].T
+                note(line, name=f"{name}'s direction", n=found[0].n, interval=interval)
             ax.axhline(0, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_title(f"into {stage}", pad=3)
         label_outer(axes, "effect", "coefficient")

@@ -10,6 +10,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, parted
 from posttrace.figures.studies.truthfulness.panels import family, gaps, layer_axis, title
 
@@ -46,8 +47,11 @@ def _draw_cosine(summary: Summary) -> Figure:
             colour = theme.STAGE_COLOURS[i % len(theme.STAGE_COLOURS)]
             some = values[a, b]
             ax.fill_between(summary.layers, some.min(0), some.max(0), color=colour, alpha=0.15, linewidth=0)
-            ax.plot(summary.layers, some.mean(0), color=colour, linewidth=max(2.4 - 0.7 * i, 0.9),
-                    label=f"{summary.stages[a]}, {summary.stages[b]}")  # fmt: skip
+            label = f"{summary.stages[a]}, {summary.stages[b]}"
+            width = max(2.4 - 0.7 * i, 0.9)
+            (line,) = ax.plot(summary.layers, some.mean(0), color=colour, linewidth=width, label=label)
+            name = f"{label}: mean, lowest and highest of {len(some)} sets"
+            note(line, name=name, interval=[some.min(0), some.max(0)])
         lowest = float(values.min())
         ax.set_ylim(min(0.0, lowest - 0.05) if lowest < 0.5 else np.floor(20 * lowest - 1) / 20, 1.005)
         ax.set_ylabel("cosine")

@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.measures.intervals import CONFIDENCE, RESAMPLES, SEED, Bootstrap, middle_range
 from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect, parted, steered_sets
 from posttrace.figures.studies.truthfulness.panels import gaps
@@ -65,7 +66,7 @@ def _draw_effects(summary: Summary, found: dict[str, Bootstrap], controls: Seque
                     solid_capstyle="butt",
                     zorder=1,
                 )
-                ax.plot(
+                (ticks,) = ax.plot(
                     both[controls],
                     np.full(len(controls), row),
                     "|",
@@ -73,18 +74,17 @@ def _draw_effects(summary: Summary, found: dict[str, Bootstrap], controls: Seque
                     markersize=4,
                     zorder=2,
                 )
-                own = summary.directions.index(stage)
-                ax.plot(
-                    [low[own], high[own]],
-                    [row - 0.2, row - 0.2],
-                    color=colours[stage],
-                    linewidth=0.9,
-                    zorder=3,
-                )
-                ax.plot(both[own], row - 0.2, "o", color=colours[stage], markersize=4, zorder=4)
+                names = [summary.directions[i] for i in controls]
+                note(ticks, name=names, n=drawn.n, interval=[low[controls], high[controls]])
+                own, first = (summary.directions.index(name) for name in (stage, base))
+                ax.hlines(row - 0.2, low[own], high[own], color=colours[stage], linewidth=0.9, zorder=3)
+                dots = ax.plot(both[own], row - 0.2, "o", color=colours[stage], markersize=4, zorder=4)
                 if stage != base:
-                    ax.plot(both[summary.directions.index(base)], row + 0.2, "o", markerfacecolor="white",
-                            markeredgecolor=colours[base], markersize=4, zorder=4)  # fmt: skip
+                    dots += ax.plot(both[first], row + 0.2, "o", markerfacecolor="white",
+                                    markeredgecolor=colours[base], markersize=4, zorder=4)  # fmt: skip
+                for dot, i in zip(dots, (own, first), strict=False):
+                    name = f"{summary.directions[i]}'s direction"
+                    note(dot, name=name, n=drawn.n, interval=[low[[i]], high[[i]]])
             ax.axvline(0, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_title(f"into {stage}", pad=3)
             ax.set_xlabel("effect", labelpad=2)

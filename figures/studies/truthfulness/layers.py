@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, parted
 from posttrace.figures.studies.truthfulness.panels import family, layer_axis, title
 
@@ -99,8 +100,10 @@ def _draw_interventions(ax: Axes, summary: Summary, h: int, colour: str) -> None
     names = ("sweep_effect", "sweep_effect_random", "sweep_effect_random_highest")
     own, mean, highest = (summary.array(name)[h] for name in names)
     ax.fill_between(summary.layers, mean, highest, color=theme.MUTED, alpha=0.25, linewidth=0)
-    ax.plot(summary.layers, mean, color=theme.MUTED, linewidth=0.9, linestyle=DASHES)
-    ax.plot(summary.layers, own, color=colour, linewidth=1.2)
+    (line,) = ax.plot(summary.layers, mean, color=theme.MUTED, linewidth=0.9, linestyle=DASHES)
+    note(line, name="mean and highest of the random directions", interval=[mean, highest])
+    (line,) = ax.plot(summary.layers, own, color=colour, linewidth=1.2)
+    note(line, name=f"{summary.stages[0]}'s direction")
     first = int(summary.array("intervene_layer")[h])
     if first in summary.layers and np.isfinite(own).any():
         ax.plot(first, own[summary.layers.index(first)], "o", color=colour, markersize=4)

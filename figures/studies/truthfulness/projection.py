@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
+from posttrace.figures.hover import note
 from posttrace.figures.measures.axes import leading_axis
 from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, parted
 
@@ -54,7 +55,7 @@ def _draw_projection(summary: Summary, one: StatementSet, layer: int) -> Figure:
     x = h @ across
     rest = h - x[..., None] * across
     up = leading_axis(rest.reshape(-1, h.shape[-1]))
-    y, truth = rest @ up, one.truth[one.read]
+    y, truth, texts = rest @ up, one.truth[one.read], one.data["text"].values[one.read]
     with theme.look():
         figure = theme.new_figure(max(3.0, 0.5 + 1.75 * len(one.stages)), 2.35)
         axes = np.atleast_1d(figure.subplots(1, len(one.stages), sharex=True, sharey=True))
@@ -63,7 +64,7 @@ def _draw_projection(summary: Summary, one: StatementSet, layer: int) -> Figure:
                 some = truth == label
                 # Circles are not filled, so that points under other points stay visible; crosses have no edge colour.
                 style = {"color": colour} if marker == "x" else {"facecolors": "none", "edgecolors": colour}
-                ax.scatter(
+                dots = ax.scatter(
                     x[m, some],
                     y[m, some],
                     s=9,
@@ -73,6 +74,7 @@ def _draw_projection(summary: Summary, one: StatementSet, layer: int) -> Figure:
                     linewidths=0.8,
                     **style,
                 )
+                note(dots, name=[f"{word}: {text}" for text in texts[some]])
             ax.axvline(0, color=theme.GUIDE, linewidth=0.6, zorder=0)
             ax.set_title(stage, pad=3)
             ax.set_xlabel(f"along {summary.stages[0]}'s direction", labelpad=2)

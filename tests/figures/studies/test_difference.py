@@ -35,6 +35,7 @@ def group():
         "unit_end": ("unit", [2, 4]),
         "n_tokens": ("document", [3] * 4),
         "token_role": (("document", "token"), np.full((4, 3), "text", dtype=object)),
+        "document_text": ("document", [f"Document {i}" for i in range(4)]),
     }  # fmt: skip
     coords = {
         "model": list(STAGES),

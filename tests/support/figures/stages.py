@@ -83,6 +83,7 @@ def behaviour(name="refusal", finished=N, at_end=True, retrained=False):
         "control": ["gaussian", "permuted"],
         "kind": ("prompt", kinds if name == "refusal" else np.full(N, "", dtype=object)),
         "token_label": (("prompt", "token"), labels),
+        "prompt_text": ("prompt", [f"Prompt {i}" for i in range(N)]),
     }
     if retrained:
         coords |= {"without": ["sft"], "estimator": ["task_vector", "propagated", "propagated_linear"]}
