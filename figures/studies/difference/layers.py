@@ -87,7 +87,7 @@ def _draw_steering(ax: Axes, one: Difference, pair: Pair) -> None:
     layers, amounts = one.data["steered_layer"].values, one.data["coefficient"].values
     ax.axhline(0, color=theme.GUIDE, linewidth=0.7)
     shares = np.array(
-        [[recovered(steered[d, -1, k], plain[k]) for k in range(len(layers))] for d in range(len(names))]
+        [[recovered(steered[d, -1, k], plain) for k in range(len(layers))] for d in range(len(names))]
     )
     random = shares[[name.startswith("random-") for name in names]]
     if len(random) and np.isfinite(random).all():
@@ -99,17 +99,17 @@ def _draw_steering(ax: Axes, one: Difference, pair: Pair) -> None:
             (line,) = ax.plot(
                 layers, values, color=colour, label=f"{name} pair", linewidth=1, marker="o", markersize=2
             )
-            ends = [recovery(steered[names.index(name), -1, k], plain[k])[1:] for k in range(len(layers))]
-            note(line, name=f"{name} pair", n=plain.shape[1], interval=np.transpose(ends))
+            ends = [recovery(steered[names.index(name), -1, k], plain)[1:] for k in range(len(layers))]
+            note(line, name=f"{name} pair", n=len(plain), interval=np.transpose(ends))
     mean, colour = steered[names.index("mean")], theme.STAGE_COLOURS[1]
     for a, amount in enumerate(amounts):
-        value, low, high = np.array([recovery(mean[a, k], plain[k]) for k in range(len(layers))]).T
+        value, low, high = np.array([recovery(mean[a, k], plain) for k in range(len(layers))]).T
         label = "mean difference" if len(amounts) == 1 else f"{amount:g} x mean difference"
         width = 1.6 if a == len(amounts) - 1 else 0.8
         (line,) = ax.plot(
             layers, value, color=colour, linewidth=width, marker="o", markersize=2.5, label=label
         )
-        note(line, name=label, n=plain.shape[1], interval=[low, high])
+        note(line, name=label, n=len(plain), interval=[low, high])
         ax.vlines(layers, low, high, color=colour, linewidth=0.8)
     ax.set_xticks(layers)
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from posttrace.figures.hover import regions
 from posttrace.figures.studies.difference.data import Difference
+from posttrace.figures.studies.difference.layers import steering
 from posttrace.figures.studies.difference.streams import floor, streams
 from posttrace.figures.studies.difference.tables import worse_than_chance
 from tests.support.figures.drawn import panels
@@ -64,6 +66,28 @@ def test_cells_below_the_floor_are_grey(group):
             # Rounding makes 17 and 20 % of the first two differences in layer 0, and no more than 2 % in layer 1.
             grey = np.ma.getmaskarray(cells).ravel().tolist()
             assert grey == [title != "sft → instruct", False], title
+
+
+def test_steering_draws_the_share_over_documents_with_its_interval(group):
+    rng = np.random.default_rng(0)
+    names, documents = ["mean", "other", "control", "random-0", "random-1"], 3
+    steered = rng.uniform(0.1, 0.3, size=(len(PAIRS), len(names), 1, 2, documents))
+    plain = rng.uniform(0.3, 0.6, size=(len(PAIRS), documents))
+    dims = ("pair", "direction", "coefficient", "steered_layer", "steered_document")
+    data = group.data.assign(js_steered=(dims, steered), js_unsteered=(("pair", "steered_document"), plain))
+    data = data.assign_coords(direction=names, coefficient=[1.0], steered_layer=[0, 1])
+    (drawing,) = steering([Difference(data)])
+    drawing.figure.set_layout_engine("none")
+    for i, (pair, region) in enumerate(zip(group.forward, regions(drawing.figure), strict=True)):
+        told = {(point[2], point[3]): point[4:] for point in region["points"]}
+        assert len(told) == 3 * 2, "three lines; random directions are a band"
+        for d, name in enumerate(["mean difference", "other pair", "control pair"]):
+            for layer in (0, 1):
+                value, low, high, n = told[name, layer]
+                assert value == pytest.approx(
+                    1 - steered[pair.number, d, 0, layer].sum() / plain[pair.number].sum(), rel=1e-3
+                )
+                assert low < value < high and n == documents, i
 
 
 def test_tokens_worse_than_chance_are_those_whose_mean_loss_is_above_that_of_a_guess(group):
