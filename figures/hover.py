@@ -80,8 +80,7 @@ class Items:
             Lower and upper end, dims 2 x row x column; None with fewer than two items.
         """
         values = np.stack([np.asarray(self.values[name], np.float64) for name in of], axis=1)
-        cells = np.isfinite(values.reshape(*values.shape[:2], -1))
-        values = values[cells.any(axis=2).all(axis=1)]
+        values = values[np.logical_or.reduce(np.isfinite(values), axis=(2, 3)).all(axis=1)]
         finite = np.isfinite(values)
         n = np.logical_and.reduce(finite, axis=1).sum(axis=0)
         if len(values) < 2:
@@ -260,11 +259,9 @@ def _shares(ax: Axes, xy: np.ndarray) -> np.ndarray:
 
 def _categories(axis: Axis) -> dict[float, str]:
     """Return place -> label of the ticks of an axis whose labels are not numbers."""
-    places = axis.get_majorticklocs()
-    labels = axis.get_major_formatter().format_ticks(
-        places.tolist()
-    )  # also where another axes of a grid shows them
-    return {} if all(map(_is_number, labels)) else dict(zip(map(float, places), labels, strict=True))
+    places = [float(place) for place in axis.get_majorticklocs()]
+    labels = axis.get_major_formatter().format_ticks(places)  # also where another axes of a grid shows them
+    return {} if all(map(_is_number, labels)) else dict(zip(places, labels, strict=True))
 
 
 def _is_number(text: str) -> bool:
