@@ -378,7 +378,9 @@ def ls(
         print(dumps(dict(listed), indent=1, ensure_ascii=False))
         return
     for name, value in listed:
-        print(f"{name:24} {value if isinstance(value, str) else _family_in_words(**value)}")
+        print(
+            f"{name:24} {value if isinstance(value, str) else value.get('question') or _family_in_words(**value)}"
+        )
 
 
 def _family_in_words(stages: dict[str, str], about: str) -> str:
@@ -394,7 +396,8 @@ def _listing(what: str):
     if what == "datasets":
         return [(name, str(path)) for name, path in spec.datasets().items()]
     if what == "jobs":
-        return [(name, str(path)) for name, path in job.built_in_jobs().items()]
+        known_jobs = job.built_in_jobs().items()
+        return [(name, {"question": job.question(path), "file": str(path)}) for name, path in known_jobs]
     if what == "architectures":
         from posttrace.tracers.models.verified import lines
 

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -34,6 +36,18 @@ MISTAKES = 20
 def built_in_jobs() -> dict[str, Path]:
     """Return the jobs known by name."""
     return {path.stem: path for path in sorted(BUILT_IN_JOBS.glob("*.yaml"))}
+
+
+def question(path: Path) -> str:
+    """Return the question that a built-in job answers: the first sentence of the comment at its top.
+
+    Examples
+    --------
+    >>> question(built_in_jobs()["difference"])
+    'What changed between the stages, on any text, with no labels and no hypothesis?'
+    """
+    comment = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return re.split(r"(?<=[?.]) ", " ".join(line.removeprefix("# ") for line in comment))[0]
 
 
 def load_job(name: str, overrides: Sequence[str] = ()) -> Job:

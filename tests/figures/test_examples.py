@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -64,6 +65,7 @@ def worlds():
 )
 def test_docstring_examples_run(name, worlds, folder, monkeypatch):
     monkeypatch.chdir(folder)
+    plt.close("all")  # plots are drawn into pyplot's current axes
     world = {}
     for begin, names in worlds.items():
         if f"{name}.".startswith(f"{begin}."):

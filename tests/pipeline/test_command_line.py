@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,10 @@ def test_ls_as_json_names_what_the_text_does(what):
     assert list(listed) == [line.split()[0] for line in lines]
     if what == "models":
         assert list(listed["embedded"]["stages"]) == ["base", "sft", "instruct"]
+    if what == "jobs":
+        assert all(line.endswith(listed[line.split()[0]]["question"]) for line in lines)
+        assert any("Where is knowledge stored, before and after post-training?" in line for line in lines)
+        assert all(Path(job["file"]).is_file() for job in listed.values())
 
 
 def test_a_quiet_run_prints_nothing_and_a_log_has_it_all(job_file, tmp_path):

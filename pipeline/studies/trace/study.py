@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.activations import columns_of
 from posttrace.tracers.engines.edits import Edit, edit_of
 from posttrace.tracers.engines.generation import generate
-from posttrace.tracers.engines.interventions import run_lens, run_operations
+from posttrace.tracers.engines.interventions import MAX_CELLS, run_lens, run_operations
 from posttrace.tracers.operations import Lens, Patch, Read, Steer
 from posttrace.tracers.prompts import Prompt
 
@@ -260,7 +261,8 @@ class Trace(Study[TraceJob, TraceInputs]):
         return from_stored(store.read(path, "activation", {"prompt": block})[0, 0], self.job.dtype)
 
     def cost(self, work: Work) -> Cost:
-        lengths = [len(p.ids) for p in self._prompts(work)]
+        prompts = self._prompts(work)
+        lengths = [len(p.ids) for p in prompts]
         shape = self.stages.shapes[work.open_stage]
         once, times = run_cost(shape, [0], lengths), len(self.job.interventions)
         if work.kind == "source":
@@ -268,7 +270,13 @@ class Trace(Study[TraceJob, TraceInputs]):
         if work.kind == "generate":
             new = run_cost(shape, [0], [self.job.generate] * len(lengths))
             return Cost(times * self.job.generate, times * (once.multiply_adds + new.multiply_adds))
-        return Cost(times * once.forwards, times * once.multiply_adds)
+        if work.kind == "lens":
+            operation = self.job.lenses[int(work.unit.group.removeprefix("trace/lens-"))]
+            layers = self.layers[self.job.operations.index(operation)]
+            cells = len(layers) * sum(len(columns_of(p, operation.tokens)) for p in prompts)
+            config = self.stages.configs[work.open_stage].get_text_config()
+            once += Cost(math.ceil(cells / MAX_CELLS), cells * config.hidden_size * config.vocab_size)
+        return once * times
 
     def facts(self, group: Group) -> dict[str, Any]:
         return {

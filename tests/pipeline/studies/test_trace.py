@@ -394,3 +394,15 @@ def test_the_built_in_job_runs_and_is_drawn(tmp_path):
     table = (tmp_path / "out/tables/trace_next_tokens.md").read_text()
     lyon = [line.split("|")[2].split()[0] for line in table.splitlines() if line.startswith("| base")][:2]
     assert lyon == ["France", "Japan"], "the patched city's country is what comes next"
+
+
+def test_a_lens_costs_a_read_and_its_unembedding(trace_job):
+    where = {"site": "resid_post", "layers": [0, 2], "tokens": "statement"}
+    operations = [{"op": "read", **where}, {"op": "lens", **where}]
+    study = prepare(load_job(str(trace_job(operations=operations, directions={}))))
+    costs = {(work.kind, work.stage, *work.unit.region["prompt"]): study.cost(work) for work in study.work}
+    config = study.stages.configs["base"]
+    for p, n in enumerate([7, 2]):
+        lens, read = (costs[kind, "base", p, p + 1] for kind in ("lens", "read"))
+        assert lens.forwards == read.forwards + 1 == 2
+        assert lens.multiply_adds - read.multiply_adds == 2 * n * config.hidden_size * config.vocab_size
