@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import panel as pn
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-pn.extension("tabulator", notifications=False)
-
 NOTHING = "nothing"
 ANY = "every row"
 FIRST = ("token", "layer", "position", "coefficient", "alpha", "step", "neuron", "target", "model", "source")
@@ -54,7 +53,17 @@ ROWS = 20
 MOST_COLUMNS = 8
 """Columns up to which a table is fitted to the width of the page; a wider one scrolls."""
 MOST_OPTIONS = 2000
-"""Labels of an axis in a list; the rest cannot be chosen."""
+"""Labels of an axis in a list; those of a longer axis are found by typing a part of them."""
+DARK = Path(__file__).with_name("dark.css").read_text(encoding="utf-8")
+
+
+pn.extension("tabulator", notifications=False, raw_css=[DARK])
+
+LISTED = partial(pn.widgets.Select, stylesheets=[DARK])
+SEARCHED = partial(
+    pn.widgets.AutocompleteInput, case_sensitive=False, search_strategy="includes",
+    placeholder="part of a label", description="Type a part of a label, then choose it.",
+)  # fmt: skip
 
 
 def open_stores(urls: Sequence[str | os.PathLike[str]]) -> list[Source]:
@@ -86,7 +95,7 @@ class Viewer:
         self.sources = sources
         self.quiet = False
         """Whether widgets change together; nothing is drawn meanwhile."""
-        choose = partial(pn.widgets.Select, sizing_mode="stretch_width")
+        choose = partial(LISTED, sizing_mode="stretch_width")
         self.store = choose(label="Store", options={plain(s.url): i for i, s in enumerate(sources)})
         self.page = choose(label="Page")
         self.array = choose(label="Array")
@@ -142,7 +151,7 @@ class Viewer:
             self.array.value[1],
             self.x.value or None,
             self.y.value or None,
-            {d: w.value for d, w in self.axes.items()},
+            {d: w.value or 0 for d, w in self.axes.items()},  # nothing while a label is typed
         )
 
     def _watch(self, widget: pn.widgets.Widget, follow: Callable[[], None]) -> None:
@@ -234,14 +243,14 @@ class Viewer:
     def _selector(self, array: xr.DataArray, dim: str, value: int | str | None) -> pn.widgets.Widget:
         ways = [] if is_text(array) else [LENGTH, MEAN] if dim == "hidden" else [MEAN]
         ways += [ALL] if self.shown.value == "table" else []
-        names = [] if dim == "hidden" else labels(self.data, dim)[:MOST_OPTIONS]
+        names = [] if dim == "hidden" else labels(self.data, dim)
         options: dict[str, int | str] = {plain(name): i for i, name in enumerate(names)}
         if len(options) < len(names):  # labels that look alike
             options = {f"{i}: {plain(name)}": i for i, name in enumerate(names)}
         options |= {f"({way})": way for way in ways}
-        widget = pn.widgets.Select(label=plain(dim), options=options, sizing_mode="stretch_width")
-        if value in options.values():
-            widget.value = value
+        kind = LISTED if len(options) <= MOST_OPTIONS else SEARCHED
+        value = value if value in options.values() else next(iter(options.values()))
+        widget = kind(label=plain(dim), options=options, value=value, sizing_mode="stretch_width")
         self._watch(widget, self._draw)
         return widget
 
@@ -279,7 +288,7 @@ class Viewer:
             yield _tabulator(frame)
         else:
             yield self._chart(read(data, wanted, other), unit)
-        yield pn.pane.Str(in_python(self.source.url, self.group, data, wanted), styles={"color": "#626b76"})
+        yield pn.pane.Str(in_python(self.source.url, self.group, data, wanted), styles={"opacity": "0.7"})
 
     def _other(self) -> tuple[xr.Dataset, Slice] | None:
         """Return what is subtracted."""
@@ -358,6 +367,6 @@ def _tabulator(frame: pd.DataFrame) -> pn.viewable.Viewable:
     return pn.widgets.Tabulator(
         frame.set_axis(columns, axis=1), titles={name: escape(name) for name in columns},  # it takes titles for HTML
         formatters={name: {"type": "textarea"} for name in columns}, show_index=False, disabled=True,
-        pagination="local", page_size=ROWS, header_filters=True, sizing_mode="stretch_width",
+        pagination="local", page_size=ROWS, header_filters=True, sizing_mode="stretch_width", stylesheets=[DARK],
         layout="fit_columns" if len(columns) <= MOST_COLUMNS else "fit_data_stretch",
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ LARGEST = 2**28
 """Bytes that a slice may read."""
 MOST_CELLS = 20_000
 """Cells that a page draws."""
+MOST_COLUMNS = 200
+"""Columns of a table that a page shows."""
 LONGEST = 70
 """Characters of an axis's label in a list."""
 
@@ -182,10 +185,20 @@ def table(
         Keep rows that have this in one of their texts, in any case.
     only
         A Boolean array with the same axes; keep the rows where it holds in some column (True), or in none (False).
+
+    Raises
+    ------
+    FigureError
+        More than `MOST_COLUMNS` columns, and what `read` raises.
     """
     import pandas as pd
 
     spread = [d for d in (wanted.x, *(d for d, way in wanted.at.items() if way == ALL)) if d]
+    if (columns := prod(data.sizes[d] for d in spread)) > MOST_COLUMNS:
+        raise FigureError(
+            f"{wanted.array}: a table of {' x '.join(spread)} has {columns:,} columns, more than the {MOST_COLUMNS} "
+            "that a page shows; make a longer axis the rows, or choose one label of it"
+        )
     values = read(data, wanted, other)
     rows = values.sizes[wanted.y] if wanted.y else 1
     frame = pd.DataFrame(index=range(rows))

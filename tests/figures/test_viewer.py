@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ import xarray as xr
 
 import posttrace as pt
 from posttrace.figures import FigureError
-from posttrace.figures.viewer import slices
+from posttrace.figures.viewer import app, slices
 from posttrace.figures.viewer.app import Viewer, open_stores
-from posttrace.figures.viewer.slices import LENGTH, MEAN, Slice
+from posttrace.figures.viewer.slices import ALL, LENGTH, MEAN, Slice
 from posttrace.pipeline.cli import main
 from posttrace.stores.lazy import Checked
 from tests.support.browser import HOSTILE, TOUCH, chromium
@@ -90,6 +91,25 @@ def test_a_view_that_reads_too_much_is_refused(stores, monkeypatch):
     data = opened(stores / "one")["knowledge/tulu_extracted"]
     with pytest.raises(FigureError, match="choose one label of an axis instead of its mean"):
         slices.read(data, Slice("logit_diff", "token", "layer", {"source": 0, "target": 1, "pair": MEAN}))
+
+
+def test_a_table_with_too_many_columns_is_refused(stores, monkeypatch):
+    data = opened(stores / "one")["knowledge/tulu_extracted"]
+    wanted = Slice("logit_diff", "token", "layer", {"source": 0, "target": ALL, "pair": ALL})
+    assert slices.table(data, replace(wanted, at={**wanted.at, "pair": 0})).shape[1] == 1 + 19 * 2
+    monkeypatch.setattr(slices, "MOST_COLUMNS", 100)
+    with pytest.raises(FigureError, match=r"token x target x pair has 152 columns, more than the 100"):
+        slices.table(data, wanted)
+
+
+def test_every_label_of_a_long_axis_can_be_chosen(stores, monkeypatch):
+    monkeypatch.setattr(app, "MOST_OPTIONS", 3)
+    viewer = Viewer(open_stores([stores / "one"]))
+    assert [type(viewer.axes[dim]).__name__ for dim in ("source", "pair")] == ["Select", "AutocompleteInput"]
+    viewer.axes["pair"].value = 3
+    assert viewer.wanted.at["pair"] == 3 and "pair=3" in viewer.picture.objects[-1].object
+    viewer.axes["pair"].value = None  # while a label is typed
+    assert "pair=0" in viewer.picture.objects[-1].object
 
 
 def test_vectors_are_subtracted_before_their_length_is_taken(tmp_path):
@@ -259,6 +279,11 @@ def test_a_pair_is_chosen_hovered_and_subtracted_from_another_store(page, stores
 def test_completions_are_searched_and_filtered_and_hostile_texts_stay_text(page, stores):
     choose(page, "Store", str(stores / "answers"))
     page.get_by_text("31 rows").wait_for()
+    page.emulate_media(color_scheme="dark")
+    for part in ("body", "select.bk-input", ".tabulator-cell"):
+        colour = page.locator(part).first.evaluate("e => getComputedStyle(e).backgroundColor")
+        assert colour == "rgb(22, 24, 27)", part
+    page.emulate_media(color_scheme="light")
     page.locator(".tabulator-col-title").get_by_text("<img src=x onerror").wait_for()
     choose(page, "Rows", "refused: in no column")
     none = int((~answers()["refused"].values.any(axis=0)).sum())

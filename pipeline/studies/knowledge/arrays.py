@@ -98,6 +98,10 @@ def knowledge_group(
                 block={"target": 1, "pair": block},
             )
         )
+    labels = [
+        filled(token_texts(clean, true + job.suffix), pairs.width, "")
+        for (clean, _), (true, _) in zip(prompts, pairs.aligned.pairs, strict=True)
+    ]
     coords = [
         Coord("source", ("source",), stages, "stage that the activation comes from"),
         Coord("target", ("target",), stages, "stage that the activation is put into"),
@@ -106,6 +110,7 @@ def knowledge_group(
         Coord("token", ("token",), np.arange(pairs.width), "statement token, from 0"),
         Coord("token_label", ("token",), list(pairs.aligned.labels), "text or role of the token"),
         Coord("token_role", ("token",), list(pairs.aligned.roles), "subject, object, last or other"),
+        Coord("token_label_of_pair", ("pair", "token"), labels, "text of the clean run's token"),
         Coord("n_tokens", ("pair",), np.array(pairs.lengths), "statement tokens of the pair"),
         Coord("clean_prompt", ("pair",), [c.text for c, _ in prompts], "prompt of the clean run"),
         Coord("corrupt_prompt", ("pair",), [c.text for _, c in prompts], "prompt of the corrupt run"),
@@ -120,14 +125,9 @@ def knowledge_group(
         )
     if pairs.spec.pairs == "free":
         roles = [roles_within(clean, corrupt, pairs.width) for clean, corrupt in prompts]
-        labels = [
-            filled(token_texts(clean, true + job.suffix), pairs.width, "")
-            for (clean, _), (true, _) in zip(prompts, pairs.aligned.pairs, strict=True)
-        ]
-        coords += [
-            Coord("token_role_of_pair", ("pair", "token"), roles, "knowledge (differs), last, other"),
-            Coord("token_label_of_pair", ("pair", "token"), labels, "text of the clean run's token"),
-        ]
+        coords.append(
+            Coord("token_role_of_pair", ("pair", "token"), roles, "knowledge (differs), last, other")
+        )
     return Group(
         path=pairs.path,
         sizes={
