@@ -1,7 +1,8 @@
 """Take the pictures of the page on the viewer from two stores, with Chromium.
 
+posttrace run knowledge --store runs/cities --set sets=[cities] --set max_pairs=4
 posttrace run refusal --set direction_prompts=8 --set validation_prompts=4 --set test_prompts=6
-python docs/examples/viewer_pictures.py runs/demo/store runs/refusal docs/images
+python docs/examples/viewer_pictures.py runs/cities runs/refusal docs/images
 """
 
 import re
@@ -28,7 +29,7 @@ def take(knowledge: str, refusal: str, folder: str) -> None:
             page.goto(found.group())
             choose(page, "target", "instruct")
             box = page.locator("canvas").first.bounding_box()
-            page.mouse.move(box["x"] + 0.652 * box["width"], box["y"] + 0.33 * box["height"])
+            page.mouse.move(box["x"] + 0.577 * box["width"], box["y"] + 0.456 * box["height"])
             save(page, Path(folder) / "viewer-pair.png")
             page.mouse.move(0, 0)
             choose(page, "Store", refusal)

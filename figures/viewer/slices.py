@@ -85,7 +85,7 @@ def tick_labels(data: xr.Dataset, dim: str, at: Mapping[str, int | str]) -> list
     ]  # fmt: skip
     if not candidates:
         return [label.partition(": ")[0] for label in labels(data, dim)]
-    coord = max(candidates, key=lambda one: one.ndim)
+    coord = max(candidates, key=lambda one: (one.ndim, str(one.name).endswith("_of_pair")))
     return [str(text) for text in coord.isel({d: fixed[d] for d in coord.dims if d != dim}).values]
 
 

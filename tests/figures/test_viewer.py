@@ -21,7 +21,7 @@ from posttrace.stores.lazy import Checked
 from tests.support.browser import HOSTILE, TOUCH, chromium
 from tests.support.commands import Command
 from tests.support.figures import confidence, knowledge, refusal, stages, truthfulness
-from tests.support.figures.knowledge import free_group, write_dataset, write_store
+from tests.support.figures.knowledge import free_group, template_group, write_dataset, write_store
 
 STAGES = ("base", "instruct")
 
@@ -91,6 +91,18 @@ def test_a_view_that_reads_too_much_is_refused(stores, monkeypatch):
     data = opened(stores / "one")["knowledge/tulu_extracted"]
     with pytest.raises(FigureError, match="choose one label of an axis instead of its mean"):
         slices.read(data, Slice("logit_diff", "token", "layer", {"source": 0, "target": 1, "pair": MEAN}))
+
+
+def test_a_map_of_one_pair_has_that_pairs_own_tokens(tmp_path):
+    dataset = template_group("cities", stages=STAGES, pairs=2)
+    tokens = [[f"{word}{i}" for word in dataset.token_label.values] for i in range(2)]
+    url = write_store(
+        tmp_path / "store", [dataset.assign_coords(token_label_of_pair=(("pair", "token"), tokens))]
+    )
+    data = opened(url)["knowledge/cities"]
+    for at, want in (({"pair": 1}, tokens[1]), ({"pair": MEAN}, list(dataset.token_label.values))):
+        values = slices.read(data, Slice("logit_diff", "token", "layer", {"source": 0, "target": 0, **at}))
+        assert slices.tick_labels(values.to_dataset(name="v"), "token", at) == want
 
 
 def test_a_table_with_too_many_columns_is_refused(stores, monkeypatch):
