@@ -33,6 +33,8 @@ MOST_NODES = 64
 """Of a prompt's whole path."""
 FLOOR = 0.01
 """Nats that the sum may miss, whatever the size of the effect."""
+ROUNDING = 1e-5
+"""Nats by which a sum in float32 may be off, however many nodes it has."""
 
 Weights = Mapping[str, torch.Tensor]
 Point = tuple[int, float]
@@ -100,6 +102,7 @@ def path_attribution(
     update: Weights,
     *,
     tolerance: float = 0.02,
+    of_mean: float | None = None,
     nodes: int = NODES,
     most_nodes: int = MOST_NODES,
     max_tokens: int | None = None,
@@ -110,6 +113,8 @@ def path_attribution(
     ----------
     update: later minus earlier weights by name, on the model's devices.
     tolerance: intervals are halved until a prompt's sum misses its effect by at most this share of it and 0.01 nats.
+    of_mean: if given, they are halved until it misses at most this share of the mean absolute effect too; 0.01 nats are
+        much where effects are small.
     nodes, most_nodes: nodes of an interval, and of all of a prompt's intervals. A prompt may end with a residual above
         the tolerance; it is for the reader to leave it out.
     max_tokens: tokens in one forward and backward pass, halved when memory runs out.
@@ -121,10 +126,12 @@ def path_attribution(
     n = len(prompts)
     ends = slopes([(i, float(s)) for s in (0, 1) for i in range(n)])
     f = ends.values.view(2, n).tolist()
+    effects = [abs(f[1][i] - f[0][i]) for i in range(n)]
+    most = torch.inf if of_mean is None else max(of_mean * sum(effects) / n, ROUNDING)
     pieces = _intervals(slopes, [(i, 0.0, 1.0, f[0][i], f[1][i]) for i in range(n)], nodes)
     paths = [[piece] for piece in pieces]
     while True:
-        missing = [i for i in range(n) if _misses(paths[i]) > tolerance * abs(f[1][i] - f[0][i]) + FLOOR]
+        missing = [i for i in range(n) if _misses(paths[i]) > min(tolerance * effects[i] + FLOOR, most)]
         halved = [i for i in missing if (len(paths[i]) + 1) * nodes <= most_nodes]
         if not halved:
             break

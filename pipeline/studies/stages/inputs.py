@@ -28,6 +28,8 @@ UNITS = {
     "answer": "log P(right answer), nats",
 }
 """Behaviour -> what its values are."""
+SMOOTH = {UNITS["verdict"]: 0.001, UNITS["loss"]: 0.001}
+"""Unit of behaviours that change smoothly along an update -> share of the mean effect that attributions may miss."""
 
 
 @dataclass(frozen=True)

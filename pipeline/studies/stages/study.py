@@ -28,7 +28,7 @@ from posttrace.pipeline.studies.stages.arrays import (
     updates,
     weights_group,
 )
-from posttrace.pipeline.studies.stages.inputs import PATH, Asked, read_inputs
+from posttrace.pipeline.studies.stages.inputs import PATH, SMOOTH, Asked, read_inputs
 from posttrace.pipeline.studies.stages.job import StagesJob
 from posttrace.pipeline.studies.stages.recipe import Recipe, flat, unflat
 from posttrace.pipeline.studies.stages.units import planned
@@ -213,8 +213,10 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
     def run_path(self, work: Work, model, store) -> Result:
         """Measure the effect of an update by layer, module and token."""
         prompts, update = self._questions(work), self._difference(work.about["update"], model)
-        found = model.run(path_attribution, prompts, update, tolerance=self.job.tolerance, **self._options)
-        width = self.inputs[work.unit.group].n_tokens
+        asked = self.inputs[work.unit.group]
+        allowed = {"tolerance": self.job.tolerance, "of_mean": SMOOTH.get(asked.unit)}
+        found = model.run(path_attribution, prompts, update, **allowed, **self._options)
+        width = asked.n_tokens
         arrays = {
             "attribution": widened(found.modules, -1, width).numpy()[None],
             "attribution_embed": widened(found.embed, -1, width).numpy()[None],
