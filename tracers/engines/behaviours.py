@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import nnsight
 import torch
 
 from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.batching.padding import right_padded
+from posttrace.tracers.engines.activations import logits_at
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,26 @@ def behaviour_values(
     max_tokens: tokens in one forward pass, halved when memory runs out. run: what scores a batch of rows; dims of its
     result: ... x row.
     """
+    return _summed(model, prompts, run, max_tokens)
+
+
+def traced_values(model, prompts: Sequence[Question], *, max_tokens: int | None = None) -> torch.Tensor:
+    """Return the behaviour of every prompt as `behaviour_values` does, by traces, which a server runs; dims prompt."""
+    return _summed(model, prompts, _traced, max_tokens)
+
+
+def _traced(model, batch: RowBatch) -> torch.Tensor:
+    return batch.scores(_trace(model.nn, batch.ids, batch.row, batch.token))
+
+
+def _trace(nn, ids, row, token):
+    with nn.trace(input_ids=ids, use_cache=False):
+        logits = nnsight.save(logits_at(nn, row, token))
+    return logits
+
+
+def _summed(model, prompts: Sequence[Question], run: Callable, max_tokens: int | None) -> torch.Tensor:
+    """Sum the scores of each prompt's rows."""
     rows = [row for prompt in prompts for row in prompt]
     owner = torch.tensor([i for i, prompt in enumerate(prompts) for _ in prompt])
 

@@ -12,7 +12,7 @@ from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
 from posttrace.figures.hover import note
 from posttrace.figures.studies.stages.data import Effects
-from posttrace.figures.studies.stages.tables import INTERVALS, incomplete, template
+from posttrace.figures.studies.stages.tables import INTERVALS, incomplete, measured, template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,8 @@ def credit(groups: Sequence) -> Iterator[Drawing]:
         caption=(
             f"{incomplete(chosen)}{chosen[0].family}: mean of f(stage) - f(stage "
             f"before) over prompts (n: {sizes}), by kind of prompt, in each panel's own unit; not normalised. Bars of "
-            f"one kind sum to the difference of the last and the first stage. {template(chosen)}Lines: {INTERVALS}."
+            f"one kind sum to the difference of the last and the first stage. {measured(chosen)}{template(chosen)}"
+            f"Lines: {INTERVALS}."
         ),
         alt="Bars of the mean effect of every stage on every behaviour.",
         figure=_draw(chosen),

@@ -26,6 +26,8 @@ ORDER_COLOURS = {"below": "#2a7fa8", "above": "#d1752b"}
 def dose(groups: Sequence) -> Iterator[Drawing]:
     """Yield, for each behaviour, the effect of removing a share of each update."""
     for group in of_type(groups, Effects):
+        if group.effects_only:
+            continue
         controls = (
             "Grey band: the middle 95% of the means of the controls (Gaussian and permuted) at share 1. "
             if "control_removed" in group.data

@@ -63,7 +63,13 @@ class Effects(StageGroup):
 
     @property
     def updates(self) -> tuple[str, ...]:
-        return names_of(self.data, "update")
+        """Each named after the stage that it made."""
+        return self.stages[1:]
+
+    @property
+    def effects_only(self) -> bool:
+        """Whether only effects were measured, as on a server."""
+        return "attribution" not in self.data
 
     @property
     def layers(self) -> list[int]:
@@ -161,8 +167,9 @@ class Effects(StageGroup):
 
     @property
     def progress(self) -> str:
-        done = np.isfinite(self.values("residual"))
-        return f"{int(done.sum())} of {done.size} attributions"
+        name = "behaviour" if self.effects_only else "residual"
+        done = np.isfinite(self.values(name))
+        return f"{int(done.sum())} of {done.size} {'values' if self.effects_only else 'attributions'}"
 
     @property
     def incomplete(self) -> str:
@@ -209,5 +216,6 @@ def read(dataset: xr.Dataset) -> Weights | Effects:
     if part != "behaviour":
         raise FigureError(f"stages: part {part} is not known; is this a store of the stages study?")
     place = f"stages/{dataset.attrs.get('set', '?')}"
-    require(dataset, ["behaviour", "removed", "attribution", "residual"], place=place, study="stages")
+    arrays = ["behaviour"] if "attribution" not in dataset else ["behaviour", "removed", "residual"]
+    require(dataset, arrays, place=place, study="stages")
     return Effects(dataset.load())

@@ -26,7 +26,7 @@ ORDER = (
 def tokens(groups: Sequence) -> Iterator[Drawing]:
     """Yield the maps by layer and token of behaviours that are read after the last token."""
     for group in of_type(groups, Effects):
-        if not bool(group.data.attrs["read_at_end"]):
+        if group.effects_only or not bool(group.data.attrs["read_at_end"]):
             continue
         labels, summed = by_position(group)
         panels, matrices, each = [], [], {}
@@ -67,6 +67,8 @@ def tokens(groups: Sequence) -> Iterator[Drawing]:
 def modules(groups: Sequence) -> Iterator[Drawing]:
     """Yield the maps by layer and module, summed over tokens."""
     for group in of_type(groups, Effects):
+        if group.effects_only:
+            continue
         panels, matrices, each = [], [], {}
         for update in group.updates:
             credit, row = group.credit(update), []

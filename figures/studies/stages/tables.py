@@ -50,7 +50,7 @@ def effects(groups: Sequence) -> Iterator[Table]:
         caption=(
             f"{incomplete(chosen)}{chosen[0].family}: effect of a stage, f(stage) - f(stage before), on the same "
             "token ids; means of a column's stages sum to the whole difference. The mean absolute effect shows what "
-            f"signs cancel. {template(chosen)}In brackets: {INTERVALS}. Not normalised."
+            f"signs cancel. {measured(chosen)}{template(chosen)}In brackets: {INTERVALS}. Not normalised."
         ),
         columns=tuple(names),
         blocks=tuple(blocks),
@@ -60,7 +60,7 @@ def effects(groups: Sequence) -> Iterator[Table]:
 
 def removal(groups: Sequence) -> Iterator[Table]:
     """Yield the table of updates removed from the final weights, with the controls."""
-    chosen = of_type(groups, Effects)
+    chosen = [group for group in of_type(groups, Effects) if not group.effects_only]
     if not chosen:
         return
     columns = ("mean", "mean absolute")
@@ -202,6 +202,16 @@ def incomplete(groups: Sequence[Effects]) -> str:
     """Return the words that begin a caption where a behaviour is not finished."""
     missing = ", ".join(f"{group.name}: {group.progress}" for group in groups if not group.complete)
     return f"INCOMPLETE ({missing}). " if missing else ""
+
+
+def measured(groups: Sequence[Effects]) -> str:
+    """Return what is not there where the stages were on a server."""
+    if not any(group.effects_only for group in groups):
+        return ""
+    return (
+        "Measured on a server, which hands out no weights: effects alone, without attribution, swaps, removed updates "
+        "and controls. "
+    )
 
 
 def template(groups: Sequence[Effects]) -> str:

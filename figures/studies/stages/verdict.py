@@ -24,6 +24,11 @@ def verdict(groups: Sequence[Weights | Effects]) -> Verdict:
     chosen = of_type(groups, Effects)
     caveats = []
     for group in chosen:
+        if group.effects_only:
+            caveats.append(
+                f"{group.name}: measured on a server, so nothing says where in the weights it arises."
+            )
+            continue
         if "control_removed" not in group.data:
             caveats.append(f"{group.name}: no control, so any change of that length might do the same.")
             continue

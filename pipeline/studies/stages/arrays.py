@@ -262,6 +262,10 @@ def behaviour_group(job: StagesJob, asked: Asked, n_layers: int) -> Group:
         ]
         coords += _without(job)
         coords.append(Coord("estimator", ("estimator",), list(ESTIMATORS), "how it is estimated"))
+    if job.effects_only:
+        arrays = arrays[:1]
+        sizes = {dim: sizes[dim] for dim in arrays[0].dims}
+        coords = [one for one in coords if set(one.dims) <= set(sizes)]
     about = {
         "behaviour": asked.behaviour,
         "set": asked.path.removeprefix(f"{PATH}/"),

@@ -151,6 +151,11 @@ class StagesJob(ChatJob):
                 f"recipe: after the update of {self.stage_names[-1]} nothing is trained; take recipe out: removing the "
                 "last update (alphas: [1]) shows the model without it, or name stages that come later"
             )
+        if self.recipe and self.effects_only:
+            raise ValueError(
+                f"recipe: execution.backend is {self.execution.backend}, and a server trains nothing; take recipe out, "
+                "or set execution.backend=local"
+            )
         asked = [name for name in self.behaviours if name in OF_SETS]
         if asked and not self.sets:
             raise ValueError(f"sets: {asked[0]} is asked of statements; give sets, e.g. [cities]")
@@ -163,6 +168,11 @@ class StagesJob(ChatJob):
                 f"{self.chat_keys[0]}: only chat templates take it; set template: chat or take it out"
             )
         return self
+
+    @property
+    def effects_only(self) -> bool:
+        """Whether behaviours are all that is measured: no server hands out the weights of a second checkpoint."""
+        return self.execution.backend != "local"
 
     def identity(self, declared: dict[str, Any]) -> dict[str, Any]:
         """Files count by their content, not by where they lie (see ChatJob)."""

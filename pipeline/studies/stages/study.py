@@ -36,7 +36,7 @@ from posttrace.pipeline.study import Result, Study, Work
 from posttrace.pipeline.tensors import widened
 from posttrace.stores import Group
 from posttrace.tracers.cost import Cost, run_cost
-from posttrace.tracers.engines.behaviours import Question, behaviour_values
+from posttrace.tracers.engines.behaviours import Question, behaviour_values, traced_values
 from posttrace.tracers.engines.path_attribution import NODES, path_attribution, slopes_at
 from posttrace.tracers.engines.swaps import cut, only, swapped_values
 from posttrace.tracers.engines.weights import (
@@ -64,19 +64,15 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         return self.stages.names[-1:] if self.job.template == "chat" else ()
 
     def check(self, job: StagesJob) -> None:
-        if job.execution.backend != "local":
-            raise JobError(
-                f"execution.backend: {job.execution.backend}: an update is the difference of two checkpoints' files, "
-                "which no server hands out: run this study locally (of a model on a server only the effect of a stage "
-                "could be measured, not where it arises)"
-            )
+        self._check_shapes(job)
+        if job.effects_only:
+            return
         for name, checkpoint in self.stages.checkpoints.items():
             if getattr(self.stages.configs[name], "quantization_config", None):
                 raise JobError(
                     f"stage {name}: {checkpoint.model} is quantised, and differences of quantised weights are not what "
                     "training added; give the checkpoint that it was made from"
                 )
-        self._check_shapes(job)
         weighted_modules(self.stages.structures[self.stages.names[0]])
         self.recipe = Recipe(job) if job.recipe else None
         self._update: tuple[str, dict[str, torch.Tensor]] | None = None
@@ -98,7 +94,15 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
                     )
 
     def resolved(self, job: StagesJob) -> dict[str, Any]:
-        return {"dtype": "float32"}
+        return super().resolved(job) if job.effects_only else {"dtype": "float32"}
+
+    def notes(self) -> Iterator[str]:
+        yield from super().notes()
+        if self.job.effects_only:
+            yield (
+                "on a server only the effects of the stages are measured, f(stage) - f(stage before): attribution, "
+                "swaps, removed updates and controls need the files of two checkpoints; run it with --backend local"
+            )
 
     def read_inputs(self) -> dict[str, Asked]:
         return read_inputs(self.job, self.stages)
@@ -109,11 +113,16 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
             for path, asked in self.inputs.items()
         }
         found = {**super().input_content(), "prompts": prompts, "openings": file_hash(self.job.openings)}
-        return found if self.recipe is None else {**found, "recipe": self.recipe.identity}
+        if self.job.effects_only:
+            found["measured"] = "effects"
+        elif self.recipe is not None:
+            found["recipe"] = self.recipe.identity
+        return found
 
     def arrays(self) -> Iterator[Group]:
         structure = self.stages.structures[self.stages.names[0]]
-        yield weights_group(self.job, {name: p.numel() for name, p in structure.named_parameters()})
+        if not self.job.effects_only:
+            yield weights_group(self.job, {name: p.numel() for name, p in structure.named_parameters()})
         for asked in self.inputs.values():
             yield behaviour_group(self.job, asked, self.stages.n_layers)
 
@@ -206,9 +215,8 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
 
     def run_values(self, work: Work, model, store) -> Result:
         """Compute the behaviour of a stage."""
-        return {
-            "behaviour": model.run(behaviour_values, self._questions(work), **self._options).numpy()[None]
-        }, {}
+        engine = traced_values if self.job.effects_only else behaviour_values
+        return {"behaviour": model.run(engine, self._questions(work), **self._options).numpy()[None]}, {}
 
     def run_path(self, work: Work, model, store) -> Result:
         """Measure the effect of an update by layer, module and token."""

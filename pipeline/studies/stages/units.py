@@ -21,6 +21,11 @@ from posttrace.tracers.engines.weights import KINDS
 
 def planned(job: StagesJob, inputs: Mapping[str, Asked]) -> Iterator[Work]:
     """Yield what the files say first; then every stage once: values, its own update, and, of the last, all removals."""
+    if job.effects_only:
+        for m, stage in enumerate(job.stage_names):
+            for path, asked in inputs.items():
+                yield from _values(path, asked, m, stage, job.prompts_per_unit)
+        return
     names = updates(job)
     for k, update in enumerate(names):
         yield make_work(
@@ -38,20 +43,9 @@ def planned(job: StagesJob, inputs: Mapping[str, Asked]) -> Iterator[Work]:
         yield from works
     for m, stage in enumerate(job.stage_names):
         for path, asked in inputs.items():
-            spans = blocks(len(asked.questions), job.prompts_per_unit)
-            for begin, end in spans:
-                region = {"model": (m, m + 1), "prompt": (begin, end)}
-                yield make_work(
-                    "values",
-                    path,
-                    stage,
-                    begin,
-                    region=region,
-                    arrays=["behaviour"],
-                    stage=stage,
-                    cells=end - begin,
-                )
+            yield from _values(path, asked, m, stage, job.prompts_per_unit)
             if m:
+                spans = blocks(len(asked.questions), job.prompts_per_unit)
                 yield from _of_update(job, path, spans, m - 1, stage)
     for k, update in enumerate(names):
         for path, asked in inputs.items():
@@ -76,6 +70,22 @@ def planned(job: StagesJob, inputs: Mapping[str, Asked]) -> Iterator[Work]:
             n = job.controls * len(asked.questions)
             final = job.stage_names[-1]
             yield make_work("rounding", path, region={}, arrays=["rounding"], stage=final, cells=n)
+
+
+def _values(path: str, asked: Asked, m: int, stage: str, size: int) -> Iterator[Work]:
+    """Yield the behaviour of a stage."""
+    for begin, end in blocks(len(asked.questions), size):
+        region = {"model": (m, m + 1), "prompt": (begin, end)}
+        yield make_work(
+            "values",
+            path,
+            stage,
+            begin,
+            region=region,
+            arrays=["behaviour"],
+            stage=stage,
+            cells=end - begin,
+        )
 
 
 def _trainings(w: int, stage: str) -> Iterator[Work]:
