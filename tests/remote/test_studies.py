@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from posttrace.pipeline.embedded import CHECKPOINTS
@@ -34,6 +35,21 @@ def test_estimates_of_the_patch_grid_too(server, local, tmp_path):
     more = ["method=attribution", "exact_share=0.5", "sets=[cities]", "stages=[base]"]
     expected = local("knowledge", *more)
     assert_equal(run("knowledge", "remote", tmp_path / "remote", *more), expected)
+
+
+@pytest.mark.slow
+def test_of_stages_a_server_gives_effects_alone(server, tmp_path):
+    more = ["behaviours=[refusal, verdict, loss]", "sets=[cities]", "text={tokens: 24}", "max_prompts=4"]
+    more += ["swaps=[]", "controls=0"]
+    expected = run("stages", "local", tmp_path / "local", *more)
+    store = run("stages", "remote", tmp_path / "remote", *more)
+    ran = server.since("run")
+    assert len(ran) == len(store.units) == 6 and not any(one["foreign"] for one in ran)
+    for path, group in store.groups.items():
+        assert [array.name for array in group.arrays] == ["behaviour"]
+        values, wanted = (one.read(path, "behaviour") for one in (store, expected))
+        np.testing.assert_allclose(values, wanted, rtol=1e-5, atol=1e-5)
+    assert_equal(run("stages", "simulated", tmp_path / "remote", *more), store)
 
 
 @pytest.mark.slow

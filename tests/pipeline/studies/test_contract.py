@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from posttrace.figures import registry
+from posttrace.figures.rendering import render
 from posttrace.pipeline import studies
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
+from posttrace.pipeline.run import run_job
 from tests.pipeline.contract import StatementStudyContract, StudyContract
 from tests.support import norms
 
@@ -56,11 +58,29 @@ class TestStages(StatementStudyContract):
     fewest = ("base", "sft")
     reads_words = "instruct"
 
-    def test_through_the_bytes_of_a_request_it_gives_the_same(self, small):
-        """It needs two checkpoints' files, and says so before anything is sent."""
+    @pytest.mark.slow
+    def test_through_the_bytes_of_a_request_it_gives_the_same(self, small, whole, tmp_path):
+        """Effects alone, into another store; it is said before anything is sent."""
+        job = load_job(str(small), ["execution.backend=simulated"])
+        assert any("only the effects of the stages are measured" in note for note in prepare(job).notes())
+        store = run_job(job, str(tmp_path / "store"), say=lambda line: None)
+        assert store.fingerprint != whole.fingerprint
+        assert set(store.groups) == set(whole.groups) - {"stages"} and not store.pending()
+        for path, group in store.groups.items():
+            assert [array.name for array in group.arrays] == ["behaviour"]
+            values, wanted = (one.read(path, "behaviour") for one in (store, whole))
+            np.testing.assert_allclose(values, wanted, rtol=1e-5, atol=1e-5)
+        files = {path.name: path for path in render(store.url, tmp_path / "figures")}
+        assert "credit.png" in files and "dose.png" not in files
+        caption = " ".join(files["stages_effects.md"].read_text().split())
+        assert "Measured on a server, which hands out no weights: effects alone" in caption
+
+    def test_a_server_trains_nothing(self, small):
         for backend in ("simulated", "remote"):
-            with pytest.raises(JobError, match=f"execution.backend: {backend}: .*run this study locally"):
-                prepare(load_job(str(small), [f"execution.backend={backend}"]))
+            with pytest.raises(
+                JobError, match=f"recipe: execution.backend is {backend}, .*; take recipe out"
+            ):
+                load_job(str(small), ["recipe=embedded", f"execution.backend={backend}"])
 
     def test_a_set_in_the_place_of_an_array(self, small, tmp_path):
         """Sets have a folder of their own here; behaviours of one's own do not."""

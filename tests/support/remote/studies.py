@@ -38,7 +38,7 @@ def overrides(study: str, backend: str, *more: str) -> list[str]:
     family = json.dumps({"name": "embedded", "stages": stages})
     common = [f"family={family}", "dtype=float32", "execution.device=cpu", f"execution.backend={backend}"]
     quick = ["execution.remote.poll=0.02"] if backend == "remote" else []
-    return [*common, *quick, *SMALL[study], *more]
+    return [*common, *quick, *SMALL.get(study, []), *more]
 
 
 def run(study, backend, store, *more):
