@@ -11,6 +11,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.group import of_type
+from posttrace.figures.hover import note
 from posttrace.figures.measures.intervals import Estimate
 from posttrace.figures.studies.stages.bars import short
 from posttrace.figures.studies.stages.data import ALL, Effects, correlation
@@ -139,8 +140,11 @@ def _draw(group: Effects) -> Figure:
                 for kind in group.kinds:
                     own = group.of_kind(kind)
                     colour = COLOURS.get(kind, COLOURS[ALL])
-                    ax.scatter(truth[own], values[own], s=6, color=colour, linewidths=0, label=kind)
-                ax.axline((0, 0), slope=1, color=theme.MUTED, linewidth=0.6, zorder=0)
+                    dots = ax.scatter(truth[own], values[own], s=6, color=colour, linewidths=0, label=kind)
+                    if "prompt_text" in group.data:
+                        note(dots, name=[str(text) for text in group.data["prompt_text"].values[own]])
+                line = ax.axline((0, 0), slope=1, color=theme.GUIDE, linewidth=0.6, zorder=0)
+                note(line, guide=True)
                 ax.set_title(label, pad=3)
                 ax.set_xlabel(f"retrained without {without}", labelpad=2)
             row[0].set_ylabel(short(group.unit), labelpad=2)
