@@ -12,7 +12,5 @@ PEER = posttrace_grid.PEER
 
 class Method(posttrace_grid.Method):
     def grid(self):
-        checked = checked_grid(
-            self.model, self.prompts, self.source, share=0.01, rng=random.Random(0), **self.options
-        )
-        return checked.grid
+        options = dict(unchanged=self.unchanged, share=0.01, rng=random.Random(0), **self.options)
+        return checked_grid(self.model, self.prompts, self.source, **options).grid

@@ -30,14 +30,14 @@ class Method:
         self.options = dict(site=SITE, layers=range(task.layers), answers=task.answers)
         clean = [prompt(ids, task.start) for ids in task.clean]
         self.source = read_statements(self.model, clean, **self.options).values[None]
-        self.options["unchanged"] = None if task.unchanged is None else [task.unchanged]
+        self.unchanged = None if task.unchanged is None else [task.unchanged]
 
     def run(self, cells):
         patched = self.grid().patched[0]
         return patched.flatten()[_index(cells, *patched.shape[1:])].tolist()
 
     def grid(self):
-        return patch_grid(self.model, self.prompts, self.source, **self.options)
+        return patch_grid(self.model, self.prompts, self.source, unchanged=self.unchanged, **self.options)
 
 
 def prompt(ids, start: int) -> Prompt:

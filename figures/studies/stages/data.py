@@ -192,7 +192,7 @@ def correlation(one: np.ndarray, two: np.ndarray) -> float:
 
     Example
     -------
-    >>> correlation(np.array([1.0, 2, np.nan]), np.array([3.0, 5, 0]))
+    >>> round(correlation(np.array([1.0, 2, np.nan]), np.array([3.0, 5, 0])), 6)
     1.0
     """
     there = np.isfinite(one) & np.isfinite(two)
