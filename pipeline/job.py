@@ -136,7 +136,13 @@ def check_job(raw: dict, name: str) -> Job:
     except ValidationError as error:
         # A value that may have several types gives a line for each: the last one, of the fullest type, says most.
         lines = {e["loc"][:1] if e["loc"][:1] == ("layers",) else e["loc"]: e for e in error.errors()}
-        said = [f"{name}: {_explain(study, kind, e)}" for e in lines.values()]
+        # An item that is wrong is no item, of which pydantic complains again.
+        wrong = {place[:n] for place in lines for n in range(len(place))}
+        said = [
+            f"{name}: {_explain(study, kind, e)}"
+            for place, e in lines.items()
+            if e["type"] != "too_short" or place not in wrong
+        ]
         more = [f"{name}: and {len(said) - MISTAKES} more mistakes"] if len(said) > MISTAKES else []
         raise JobError("\n".join([*said[:MISTAKES], *more])) from None
 

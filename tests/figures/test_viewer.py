@@ -246,7 +246,7 @@ def page(stores):
         outside = [url for url in page.requested if not here.match(url)]
         assert page.requested and outside == [], "nothing is asked of another machine"
     command.send_signal(signal.SIGINT)
-    assert command.wait(timeout=20) == 0
+    assert command.wait(timeout=60) == 0
     assert "Traceback" not in command.err
 
 

@@ -51,6 +51,14 @@ def test_a_mistyped_job_figure_or_command_is_told_the_nearest():
     assert "figures" in posttrace("ls", "figure").stderr
 
 
+def test_a_set_that_is_not_known_is_one_mistake():
+    with pytest.raises(JobError, match="'citties' is not a known set") as caught:
+        load_job("knowledge", ["sets=[citties]"])
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(JobError, match="sets: Tuple should have at least 1"):
+        load_job("knowledge", ["sets=[]"])
+
+
 def test_a_name_that_is_near_nothing_gets_no_suggestion():
     with pytest.raises(JobError) as caught:
         load_job("knowledge", ["colour=red"])

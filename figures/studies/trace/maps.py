@@ -161,8 +161,9 @@ def _lines(runs, label: str, title: str) -> Figure:
 def _maps(group: TraceGroup, runs, label: str, site: str) -> Figure:
     means = [(stage, run, one.mean("prompt").transpose("layer", "token")) for stage, run, one in runs]
     data = group.data
-    labels = [str(token) for token in data.token.values]
+    labels, columns_are = [str(token) for token in data.token.values], "position"
     if data.sizes["prompt"] == 1:
+        columns_are = ""
         labels = [visible(str(text)) for text in data.token_text.values[0]]
     found = {
         (stage, run): Panel(f"{stage}, {run}", one.values, of=(f"{stage}, {run}",))
@@ -174,7 +175,7 @@ def _maps(group: TraceGroup, runs, label: str, site: str) -> Figure:
         for stage in map(str, data.model.values)
     ]
     scale = theme.centred_scale([np.nan_to_num(one.values) for _, _, one in means], label)
-    return heatmap_grid(panels, labels, [], data.layer.values.tolist(), scale, site)
+    return heatmap_grid(panels, labels, [], data.layer.values.tolist(), scale, site, columns_are)
 
 
 def _prompts(group: TraceGroup, runs, label: str) -> Items:
