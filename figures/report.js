@@ -121,11 +121,14 @@ function list(figure, items, {region, r, c, text}) {
   make("p", `${text.split("\n")[0]}, layer ${region.rows[r]}, ${column(region, c)}: ${items.texts.length} of ${items.total} ${items.what}s, ${items.unit}`, box);
   const table = make("table", "", box), body = make("tbody", "", table), head = make("tr", "", make("thead", "", table));
   table.prepend(table.tHead);
-  for (const heading of [...items.headings, ...headings]) make("th", heading, head);
+  for (const heading of items.headings) make("th", heading, head);
+  for (const heading of headings) make("th", heading, head).className = "number";
+  const largest = 32767 * Math.max(...region.of.map(name => items.maps[name].scale));
+  const digits = Math.min(8, Math.max(0, 3 + Math.ceil(-Math.log10(largest))));
   const rows = items.texts.map((texts, i) => [texts, numbers(i)]).filter(([, found]) => found.some(v => !Number.isNaN(v)));
   rows.sort((a, b) => b[1].at(-1) - a[1].at(-1)).forEach(([texts, found]) => {
     const line = make("tr", "", body);
     for (const one of texts) make("td", one, line);
-    for (const v of found) make("td", Number.isNaN(v) ? "–" : String(Number(v.toPrecision(4))), line).className = "number";
+    for (const v of found) make("td", Number.isNaN(v) ? "–" : v.toFixed(digits), line).className = "number";
   });
 }
