@@ -135,9 +135,19 @@ def _same(location: Location, old: Mapping[str, Any], new: Mapping[str, Any]) ->
 
 def _listed(keys: Sequence[tuple[str, Any, Any]]) -> str:
     """Return the first keys at which two jobs differ, with both values, on one line of readable length."""
-    told = [f"{key}: {_short(a, 40)} in the store, {_short(b, 40)} now" for key, a, b in keys[:SHOWN]]
+    shown = [(key, *_names(a, b)) for key, a, b in keys[:SHOWN]]
+    told = [f"{key}: {_short(a, 40)} in the store, {_short(b, 40)} now" for key, a, b in shown]
     more = [f"and {len(keys) - SHOWN} more keys"] if len(keys) > SHOWN else []
     return "; ".join([*told, *more])
+
+
+def _names(one: Any, two: Any) -> tuple[Any, Any]:
+    """Return lists of mappings as the names of the mappings, if that tells them apart."""
+    try:
+        first, second = ([item["name"] for item in value] for value in (one, two))
+    except (TypeError, KeyError):
+        return one, two
+    return (first, second) if first != second else (one, two)
 
 
 def _short(value: Any, most: int = 80) -> str:

@@ -164,6 +164,18 @@ def test_another_job_is_refused_with_the_keys_that_differ(url):
     assert "use another --store, or restore the job" in text
 
 
+def test_lists_of_named_things_are_told_apart_by_their_names(url):
+    def make(name, sets):
+        job = {**example.JOB, "sets": [{"name": n, "csv": "a/long/path/of/statements"} for n in sets]}
+        return example.make(url, job=job, fingerprint=name)
+
+    make("one", ["cities"])
+    with pytest.raises(
+        FingerprintMismatch, match=r"sets: \['cities'\] in the store, \['cities', 'facts'\] now"
+    ):
+        make("two", ["cities", "facts"])
+
+
 def test_same_fingerprint_with_another_plan_is_refused(tmp_path):
     example.make(tmp_path)
     with pytest.raises(StoreError, match=r"the plan differs in 1 places: units\.knowledge/cities/clean"):
