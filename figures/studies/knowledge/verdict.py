@@ -38,7 +38,7 @@ def verdict(sets: Sequence[PatchGrid]) -> Verdict:
         )
     caveat = ""
     if doubtful:
-        left_out = "left out of the sentence and faded below" if known else "nothing else is left"
+        left_out = "left out of the sentence and faded below" if known else "no set is left that says more"
         caveat = (
             f"In {len(doubtful)} of {len(sets)} sets ({listed(list(doubtful))}) a stage judges pairs no better than "
             f"guessing does ({CHANCE:g}); its maps say little about knowledge: {left_out}."

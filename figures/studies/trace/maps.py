@@ -192,7 +192,7 @@ def _lengths(activation: xr.DataArray) -> xr.DataArray:
         block = activation.isel(prompt=slice(start, start + at_once)).transpose("prompt", ..., "hidden")
         found.append(np.linalg.norm(block.values.astype("float32"), axis=-1))
     like = activation.isel(hidden=0, drop=True).transpose("prompt", ...)
-    return like.copy(data=np.concatenate(found)).transpose(*like.dims)
+    return like.copy(data=np.concatenate(found))
 
 
 def _texts(tokens: np.ndarray) -> list[list[str]]:

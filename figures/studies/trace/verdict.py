@@ -35,7 +35,7 @@ def verdict(groups: Sequence[TraceGroup]) -> Verdict:
             same = wilson_estimate((tokens[base, plain] == tokens[stage, plain])[both])
             words.append(
                 f"{group.stages[base]} and {group.stages[stage]} agree on the most probable next token for "
-                f"{in_words(same, 2)} of {same.n} prompts."
+                f"{in_words(same, 2)} of {_prompts(same.n)}."
             )
         for other, name in enumerate(runs):
             both = done[stage, plain] & done[stage, other]
@@ -43,7 +43,7 @@ def verdict(groups: Sequence[TraceGroup]) -> Verdict:
                 changed = wilson_estimate((tokens[stage, plain] != tokens[stage, other])[both])
                 words.append(
                     f"With the job's operations ({name}) it changes in {group.stages[stage]} for "
-                    f"{in_words(changed, 2)} of {changed.n} prompts."
+                    f"{in_words(changed, 2)} of {_prompts(changed.n)}."
                 )
     caveat = (
         "" if len(runs) == 1 else "No control: a job of your own has no random direction to compare with."
@@ -51,3 +51,7 @@ def verdict(groups: Sequence[TraceGroup]) -> Verdict:
     return Verdict(
         sentence=" ".join(words) or "One stage, one run of each prompt: nothing to compare.", caveat=caveat
     )
+
+
+def _prompts(n: int) -> str:
+    return "1 prompt" if n == 1 else f"{n} prompts"

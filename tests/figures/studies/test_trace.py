@@ -7,6 +7,8 @@ import xarray as xr
 from posttrace.figures import FigureError, render
 from posttrace.figures.studies.trace import maps
 from posttrace.figures.studies.trace.data import TraceGroup
+from posttrace.stores import open_group
+from posttrace.stores.lazy import Checked
 from tests.support.figures.knowledge import write_dataset
 
 RUNS = {"model": ["base", "instruct"], "intervention": ["none"], "prompt": [0, 1]}
@@ -57,6 +59,20 @@ def test_lengths_are_lines_at_one_token_and_maps_otherwise():
     assert [line.get_label() for line in drawn] == ["base, none", "instruct, none"]
     want = np.linalg.norm(values, axis=-1)[0, 0, :, :, 3].mean(axis=0)
     np.testing.assert_allclose(drawn[0].get_ydata(), want, rtol=1e-5)
+
+
+def test_lengths_are_read_some_prompts_at_a_time(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).normal(size=(*SHAPE, 5)).astype("float32")
+    data = dataset({"activation": ((*DIMS, "hidden"), values)}, "read").assign_attrs(study="trace")
+    write_dataset(tmp_path / "store", "trace/read-0", data)
+    sizes, read = [], Checked._read
+    monkeypatch.setattr(Checked, "_read", lambda self, key: sizes.append((v := read(self, key)).size) or v)
+    monkeypatch.setattr(maps, "BLOCK", 2 * 3 * 4 * 5)  # one prompt of two stages
+    group = TraceGroup.from_dataset(open_group(tmp_path / "store", "trace/read-0"))
+    sizes.clear()
+    found = maps._lengths(group.data.activation)
+    np.testing.assert_allclose(found.transpose(*DIMS), np.linalg.norm(values, axis=-1), rtol=1e-6)
+    assert max(sizes) == maps.BLOCK
 
 
 def test_a_projection_is_drawn_for_every_direction():
