@@ -25,6 +25,7 @@ import torch
 from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.engines.attribution import Frozen
 from posttrace.tracers.engines.behaviours import Question, n_tokens, reading, row_batch
+from posttrace.tracers.models.updates import Streamed
 from posttrace.tracers.models.weighted import MODULES, Weighted, weighted_modules
 
 NODES = 8
@@ -256,6 +257,8 @@ def _contracted(
 
     shift = torch.tensor(places, dtype=torch.float64) - 1
     with torch.enable_grad(), Frozen(module), reading(head, batch), ExitStack() as hooks:
+        if isinstance(update, Streamed):
+            hooks.enter_context(update.made_again())
         for one in weighted:
             own = shift[batch.row.cpu()] if one.module is head else shift
             hooks.enter_context(_moved(one, update, own, keep))
@@ -268,10 +271,9 @@ def _contracted(
 @contextmanager
 def _moved(one: Weighted, update: Weights, shift: torch.Tensor, keep) -> Iterator[None]:
     """Let a module's output be as if its weights were moved by shift times the update; dims of shift: row of output."""
-    own = {key: update[name] for key, name in one.names.items()}
 
     def hook(module, inputs, output):
-        added = added_by(module, own, inputs)
+        added = added_by(module, {key: update[name] for key, name in one.names.items()}, inputs)
         # Positions are the same in all rows, and a list of all rows' tokens has more entries than there are rows.
         by_row = shift.repeat_interleave(max(1, added.shape[0] // len(shift))).to(added)
         moved = output + by_row.view(-1, *[1] * (added.dim() - 1)) * added

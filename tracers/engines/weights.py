@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from posttrace.tracers.engines.behaviours import Question, behaviour_values
+from posttrace.tracers.models.updates import Streamed
 from posttrace.tracers.models.weighted import Weighted, weighted_modules
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
@@ -22,22 +23,26 @@ KINDS = ("gaussian", "permuted")
 def replaced(modules: Sequence[Weighted], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Give modules other weights, by the names of the checkpoint; names that are not given keep theirs.
 
-    The model's own tensors are set aside and not copied, so that what comes back is bit for bit what was there. A tied
-    weight is replaced in the modules that are given, and in no other place.
+    Each module has them only while it runs, so that weights that are made when they are asked for (see `Streamed`) are
+    in memory one module at a time. The model's own tensors are set aside and not copied, so that what comes back is bit
+    for bit what was there. A tied weight is replaced in the modules that are given, and in no other place.
     """
-    before = [
-        (one.module._parameters, key, one.module._parameters[key]) for one in modules for key in one.names
-    ]
-    try:
+    with ExitStack() as hooks:
         for one in modules:
-            for key, name in one.names.items():
-                if name in weights:
-                    # A parameter's place takes a tensor that needs no gradient as well.
-                    one.module._parameters[key] = weights[name]  # type: ignore[assignment]
+            own = {key: name for key, name in one.names.items() if name in weights}
+            if not own:
+                continue
+            before = {key: one.module._parameters[key] for key in own}
+
+            def take(module, _inputs, own=own):
+                module._parameters.update({key: weights[name] for key, name in own.items()})
+
+            def give_back(module, *_, before=before):
+                module._parameters.update(before)
+
+            hooks.callback(one.module.register_forward_pre_hook(take).remove)
+            hooks.callback(one.module.register_forward_hook(give_back, always_call=True).remove)
         yield
-    finally:
-        for parameters, key, tensor in before:
-            parameters[key] = tensor
 
 
 def values_with(
@@ -134,13 +139,14 @@ def last_place(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _each(model, prompts, changes: Iterable[Change], max_tokens) -> torch.Tensor:
-    """Measure with the weights changed in each way; one set of changed weights is held at a time."""
+    """Measure with the weights changed in each way; the changed weights of one module are held at a time."""
     return torch.stack([_changed(model, prompts, change, max_tokens) for change in changes])
 
 
 def _changed(model, prompts, change: Change, max_tokens) -> torch.Tensor:
+    parameters = dict(model.nn._module.named_parameters())
+    weights = Streamed(lambda name: change(name, parameters[name]), parameters)
     with torch.no_grad():
-        weights = {name: change(name, parameter) for name, parameter in model.nn._module.named_parameters()}
         return values_with(model, prompts, weights, max_tokens=max_tokens)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.safetensors import Checkpoint, StoredTensor, spellings
@@ -54,9 +57,58 @@ class Update:
         return self.later(name) - self.earlier(name)
 
 
-def placed(read, names, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Return what `read` gives for every name, on the device and in the dtype of the parameter of that name."""
-    return {name: read(name).to(parameters[name]) for name in names}
+class Streamed(Mapping[str, torch.Tensor]):
+    """Weights by name, each made when it is asked for, on the device and in the dtype of the parameter of that name.
+
+    keep: hold on to what was made. Without it at most the weights in use are in memory, which are those of one module.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str], torch.Tensor],
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        keep: bool = False,
+    ):
+        self._make, self._parameters, self.keep = make, parameters, keep
+        self._kept: dict[str, torch.Tensor] = {}
+        self._live: dict[int, tuple[str, weakref.ref]] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self._kept:
+            return self._kept[name]
+        made = self._make(name).to(self._parameters[name])
+        if self.keep:
+            self._kept[name] = made
+        else:
+            self._live[made.untyped_storage().data_ptr()] = name, weakref.ref(made)
+        return made
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parameters
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def made_again(self) -> AbstractContextManager:
+        """Have a backward pass make weights again, instead of keeping those of a forward pass within."""
+        return nullcontext() if self.keep else saved_tensors_hooks(self._name_of, self._weight_of)
+
+    def _name_of(self, tensor: torch.Tensor):
+        """Return what stands for a tensor until the backward pass: a weight's name and view, or the tensor itself."""
+        name, alive = self._live.get(tensor.untyped_storage().data_ptr(), ("", None))
+        if alive is None or alive() is None:
+            return tensor
+        return name, tensor.size(), tensor.stride(), tensor.storage_offset()
+
+    def _weight_of(self, kept) -> torch.Tensor:
+        if isinstance(kept, torch.Tensor):
+            return kept
+        name, *view = kept
+        return self[name].as_strided(*view)
 
 
 def sizes(

@@ -17,6 +17,7 @@ import torch
 
 from posttrace.pipeline import interrupts
 from posttrace.pipeline.errors import JobError
+from posttrace.pipeline.estimate import free_host_memory
 from posttrace.pipeline.spot_checks import check_cost, checked, drawn_for
 from posttrace.pipeline.statements import file_hash
 from posttrace.pipeline.studies.stages.arrays import (
@@ -35,6 +36,7 @@ from posttrace.pipeline.studies.stages.units import planned
 from posttrace.pipeline.study import Result, Study, Work
 from posttrace.pipeline.tensors import widened
 from posttrace.stores import Group
+from posttrace.tracers.batching.memory import free_memory
 from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.behaviours import Question, behaviour_values, traced_values
 from posttrace.tracers.engines.path_attribution import NODES, path_attribution, slopes_at
@@ -46,13 +48,16 @@ from posttrace.tracers.engines.weights import (
     values_with,
 )
 from posttrace.tracers.models.safetensors import Checkpoint
-from posttrace.tracers.models.updates import Update, placed, sizes
+from posttrace.tracers.models.updates import Streamed, Update, sizes
 from posttrace.tracers.models.weighted import MODULES, parts_of, weighted_modules
 from posttrace.tracers.oracles.stages import check_slopes, check_swaps
 
 TRAINING = {"retrain": 4, "replay": 12}
 """Kind of unit that trains -> its multiply-adds over those of a forward pass: a backward pass is two, the reference is
 one more, and the change of the weights doubles what depends on them twice."""
+
+ROOM = 3
+"""Free memory, over the size of a checkpoint, at which a second one is kept: it, and as much for activations twice."""
 
 
 class Stages(Study[StagesJob, dict[str, Asked]]):
@@ -75,7 +80,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
                 )
         weighted_modules(self.stages.structures[self.stages.names[0]])
         self.recipe = Recipe(job) if job.recipe else None
-        self._update: tuple[str, dict[str, torch.Tensor]] | None = None
+        self._update: tuple[str, Streamed] | None = None
 
     def _check_shapes(self, job: StagesJob) -> None:
         first, *others = self.stages.names
@@ -137,12 +142,11 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         earlier, after = (Checkpoint(one.model, one.revision) for one in pair)
         return Update(self.stages.structures[update], earlier, after)
 
-    def _difference(self, update: str, model) -> dict[str, torch.Tensor]:
-        """Return the update on the model's devices; kept until another one is asked for."""
+    def _difference(self, update: str, model) -> Streamed:
+        """Return the update on the model's devices; kept until another one is asked for, if memory allows."""
         if self._update is None or self._update[0] != update:
             self._update = None  # let go of the old one first
-            files, parameters = self._files(update), dict(model.nn._module.named_parameters())
-            self._update = update, placed(files.difference, files.names, parameters)
+            self._update = update, streamed(model, self._files(update).difference)
         return self._update[1]
 
     def _questions(self, work: Work) -> tuple[Question, ...]:
@@ -248,8 +252,7 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
         }
         wanted = [cut(0, n, below=True), cut(n, n, below=True)]
         wanted += [setting for kind in self.job.swaps for setting in settings[kind]]
-        update = self._files(work.about["update"])
-        earlier = placed(update.earlier, update.names, dict(model.nn._module.named_parameters()))
+        earlier = streamed(model, self._files(work.about["update"]).earlier)
         values = model.run(swapped_values, prompts, earlier, wanted, **self._options)
         before, after = values[:2]
         arrays: dict[str, np.ndarray] = {}
@@ -345,3 +348,11 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
             "tokens": asked.n_tokens if asked else 0,
             "updates": group.sizes["update"],
         }
+
+
+def streamed(model, read) -> Streamed:
+    """Return weights that `read` gives by name; where they leave too little room they are read again when needed."""
+    parameters = dict(model.nn._module.named_parameters())
+    size = sum(p.numel() * p.element_size() for p in parameters.values())
+    free = free_memory(model.device) if model.device.type == "cuda" else free_host_memory()
+    return Streamed(read, parameters, keep=free is None or ROOM * size <= free)

@@ -13,6 +13,7 @@ from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
+from posttrace.pipeline.studies.stages import study as study_module
 from posttrace.stores import Store, open_group
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.updates import Update
@@ -169,6 +170,21 @@ def test_a_swap_grid_is_what_plain_pytorch_gives(store, plain):
     for k in range(2):
         np.testing.assert_array_equal(cumulative[k, :, -1], np.stack([f[k + 1]] * 2))
         np.testing.assert_array_equal(cumulative[k, :, 0], np.stack([f[k]] * 2))
+
+
+@pytest.mark.slow
+def test_where_memory_is_short_a_second_checkpoint_is_read_again_and_nothing_changes(
+    job, store, tmp_path, monkeypatch
+):
+    kept = []
+    make = study_module.Streamed
+    monkeypatch.setattr(study_module, "free_host_memory", lambda: 0)
+    monkeypatch.setattr(study_module, "Streamed", lambda *a, keep: kept.append(keep) or make(*a, keep=keep))
+    short = run_job(job(), str(tmp_path / "store"), say=lambda line: None)
+    assert kept and not any(kept) and short.fingerprint == store.fingerprint
+    for name in ("attribution", "residual", "insert", "remove", "cumulative", "removed", "control_removed"):
+        for path in set(store.groups) - {"stages"}:
+            np.testing.assert_array_equal(short.read(path, name), store.read(path, name), err_msg=name)
 
 
 @pytest.mark.slow
