@@ -46,7 +46,7 @@ def main(
             big, SMALL if quick else LLAMA_8B, shard_bytes=(64 if quick else 1100) * MIB
         )
         options = dict(device="cpu", dtype="bfloat16", threads=threads, quick=quick, rounds=1)
-        head = header("weights memory", shape=_shape(SMALL if quick else LLAMA_8B), **options)
+        head = header("weights memory", shape=shape_of(SMALL if quick else LLAMA_8B), **options)
         row = dict(name="posttrace", checkpoint_bytes=size, shards=shards) | measured(big, tiny, threads)
     print(
         f"{size / 2**30:.2f} GiB in {shards} shards; largest tensor in use "
@@ -87,12 +87,12 @@ def measure(big: Path, tiny: Path, threads: int) -> None:
     quiet_libraries()
     torch.set_num_threads(threads)
     neuron_weights(str(tiny), find_neurons(empty_model(str(tiny))))
-    baseline = _memory("VmRSS")
+    baseline = memory_of("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     begin = time.perf_counter()
     neurons = find_neurons(empty_model(str(big)))
     found = neuron_weights(str(big), neurons)
-    seconds, peak = time.perf_counter() - begin, _memory("VmHWM")
+    seconds, peak = time.perf_counter() - begin, memory_of("VmHWM")
     files = Checkpoint(str(big))
     names = (neurons.unembed[0], neurons.norm_weight, neurons.down_weight)
     sizes = [files.tensor(name).n_bytes for name in names]
@@ -110,7 +110,7 @@ def measure(big: Path, tiny: Path, threads: int) -> None:
     print(json.dumps(record))
 
 
-def make_checkpoint(folder: Path, sizes: dict, shard_bytes: int) -> tuple[int, int]:
+def make_checkpoint(folder: Path, sizes: dict, shard_bytes: int, seed: int = 0) -> tuple[int, int]:
     """Write a sharded Llama checkpoint with random weights; return its size in bytes and number of shards."""
     import torch
     from safetensors.torch import save_file
@@ -122,7 +122,7 @@ def make_checkpoint(folder: Path, sizes: dict, shard_bytes: int) -> tuple[int, i
     LlamaConfig(
         **sizes, dtype="bfloat16", tie_word_embeddings=False, architectures=["LlamaForCausalLM"]
     ).save_pretrained(folder)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     some = torch.randn(2**22, generator=generator)
     shapes = {name: tuple(p.shape) for name, p in empty_model(str(folder)).named_parameters()}
     shards: list[list[str]] = [[]]
@@ -156,13 +156,13 @@ def _random(shape, some, generator):
     return values.view(shape)
 
 
-def _memory(key: str) -> int:
+def memory_of(key: str) -> int:
     """Return an entry of this process's status, in bytes (Linux)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(key)))
 
 
-def _shape(sizes: dict) -> Shape:
+def shape_of(sizes: dict) -> Shape:
     return Shape(
         layers=sizes["num_hidden_layers"], hidden=sizes["hidden_size"], heads=sizes["num_attention_heads"],
         kv_heads=sizes["num_key_value_heads"], intermediate=sizes["intermediate_size"], vocab=sizes["vocab_size"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from posttrace.tracers.errors import TracerError
 from posttrace.tracers.models.safetensors import Checkpoint, StoredTensor, spellings
+
+BLOCK_VALUES = 2**22
+"""Values of a tensor that are read at a time, where two are read together."""
 
 
 class Update:
@@ -53,8 +57,15 @@ class Update:
         return self._pairs[name][1].read().float()
 
     def difference(self, name: str) -> torch.Tensor:
-        """Later minus earlier (float32)."""
-        return self.later(name) - self.earlier(name)
+        """Later minus earlier (float32), made block by block, so that no other whole tensor is in memory."""
+        pair = self._pairs[name]
+        shape = pair[0].shape
+        rows = max(1, BLOCK_VALUES // math.prod(shape[1:]))
+        found, begin = torch.empty(shape), 0
+        for one, two in zip(*(stored.row_blocks(rows) for stored in pair), strict=True):
+            begin += len(one)
+            torch.sub(two.float(), one.float(), out=found[begin - len(one) : begin])
+        return found
 
 
 class Streamed(Mapping[str, torch.Tensor]):

@@ -132,7 +132,7 @@ def _draw(group: Effects) -> Figure:
     rows, columns = len(group.left_out), len(levels(group, group.left_out[0])) - 1
     with theme.look():
         figure = theme.new_figure(0.5 + 1.55 * columns, 0.6 + 1.8 * rows, w_pad=0.03, h_pad=0.04)
-        axes = figure.subplots(rows, columns, squeeze=False, sharex="row", sharey="row")
+        axes = figure.subplots(rows, columns, squeeze=False, sharex="row")
         for row, without in zip(axes, group.left_out, strict=True):
             truth = group.retrained(without)
             shown = dict(list(levels(group, without).items())[1:])
