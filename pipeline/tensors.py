@@ -40,7 +40,7 @@ def widened(values: torch.Tensor, dim: int, width: int) -> torch.Tensor:
     """
     shape = list(values.shape)
     shape[dim] = width - shape[dim]
-    return torch.cat([values, values.new_full(shape, torch.nan)], dim=dim)
+    return values if not shape[dim] else torch.cat([values, values.new_full(shape, torch.nan)], dim=dim)
 
 
 def filled(row: Sequence[Any], width: int, filler: Any) -> list[Any]:

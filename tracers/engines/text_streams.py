@@ -67,8 +67,9 @@ def read_streams(model, rows: Sequence[Sequence[int]], *, kept: Kept, vocabulary
     n, layers = len(rows), model.n_layers
     norm = torch.full((n, layers, width), torch.nan)
     entropy, loss = torch.full((2, n, width), torch.nan)
+    stream = torch.full((n, layers, width, dims), torch.nan, dtype=getattr(torch, kept.stream_dtype))
     slot_sum = torch.zeros(layers, kept.n_slots, hidden, dtype=torch.float64)
-    streams, finals, samples = [], [], []
+    finals, samples = [], []
     size = max(1, MAX_VALUES // (vocabulary * max(map(len, rows))))
     with torch.no_grad():
         for begin in range(0, n, size):
@@ -83,33 +84,28 @@ def read_streams(model, rows: Sequence[Sequence[int]], *, kept: Kept, vocabulary
             scores = scores.cpu()
             entropy[begin + row, place] = scores[0][row, token]
             loss[begin + row, place] = scores[1].where(scored, torch.nan)[row, token]
-            stream = torch.full(
-                (end - begin, layers, width, dims), torch.nan, dtype=getattr(torch, kept.stream_dtype)
-            )
-            where = torch.tensor(
-                [(r - begin, p, s) for r, p, s in kept.slots if begin <= r < end], dtype=torch.long
-            ).reshape(-1, 3)
-            wanted = torch.tensor(
-                [(r - begin, p) for r, p in kept.samples if begin <= r < end], dtype=torch.long
-            ).reshape(-1, 2)
-            sampled = []
+            cell = torch.full((end - begin, width), -1)
+            cell[row, place] = torch.arange(len(row))
+            in_slot = torch.zeros(kept.n_slots, len(row), dtype=torch.float64)
+            for r, p, slot in kept.slots:
+                if begin <= r < end:
+                    in_slot[slot, cell[r - begin, p]] = 1
+            sampled = [int(cell[r - begin, p]) for r, p in kept.samples if begin <= r < end]
+            streams = []
             for layer, value in enumerate(values):
                 cells = sites.at(value, row, token).cpu()
                 norm[begin + row, layer, place] = cells.float().norm(dim=-1)
                 kept_cells = cells.float() @ matrix if matrix is not None else cells
-                stream[row, layer, place] = kept_cells.to(stream.dtype)
-                grid = cells.new_zeros(end - begin, width, hidden)
-                grid[row, place] = cells
-                slot_sum[layer].index_add_(0, where[:, 2], grid[where[:, 0], where[:, 1]].double())
+                stream[begin + row, layer, place] = kept_cells.to(stream.dtype)
+                slot_sum[layer] += in_slot @ cells.double()
                 if layer in kept.sampled_layers:
-                    sampled.append(grid[wanted[:, 0], wanted[:, 1]])
+                    streams.append(cells[sampled])
+            samples.append(torch.stack(streams, dim=1))
             grid = final.new_full((end - begin, width, hidden), torch.nan, device="cpu")
             grid[row, place] = sites.at(final, row, token).cpu()
-            streams.append(stream)
             finals.append(grid)
-            samples.append(torch.stack(sampled, dim=1))
     return TextStreams(
-        stream=torch.cat(streams),
+        stream=stream,
         norm=norm,
         final=torch.cat(finals),
         entropy=entropy,

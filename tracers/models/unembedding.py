@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from posttrace.tracers.models.mlp_neurons import Head, find_head
@@ -39,12 +40,26 @@ class Unembedding:
 
         final: what enters the unembedding, dims token x hidden.
         """
-        logits = torch.cat([final.float() @ rows.T for rows in self._blocks(vocabulary)], dim=-1)
+        return self.logits(final, vocabulary).log_softmax(-1)
+
+    def logits(self, final: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """Return the logits of the first `vocabulary` tokens (float32); dims token x vocabulary.
+
+        >>> unembedding.logits(torch.zeros(2, 160), 2048).shape                         # doctest: +SKIP
+        torch.Size([2, 2048])
+
+        final: what enters the unembedding, dims token x hidden.
+        """
+        final = final.float()
+        if self.weight.dtype == torch.float32:
+            logits = final @ self.weight[:vocabulary].T
+        else:
+            logits = torch.cat([final @ rows.T for rows in self._blocks(vocabulary)], dim=-1)
         if self.bias is not None:
             logits += self.bias[:vocabulary]
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits.log_softmax(-1)
+        return logits
 
     def _blocks(self, vocabulary: int) -> Iterator[torch.Tensor]:
         size = max(1, BLOCK_VALUES // self.weight.shape[1])
@@ -82,14 +97,14 @@ class Unembedding:
             begin += len(rows)
         return which, best
 
-    def lens_bound(self, vocabulary: int, *, directions: int = 200, seed: int = 0) -> float:
-        """Return the z that the most aligned token of a random direction stays below, for 95 % of them.
 
-        >>> unembedding.lens_bound(2048)                                                # doctest: +SKIP
-        3.8
-        """
-        drawn = torch.randn(directions, self.weight.shape[1], generator=torch.Generator().manual_seed(seed))
-        return float(self.lens(drawn, vocabulary, top=1)[1][:, 0].quantile(BOUND))
+def random_directions(hidden: int, seed: int, n: int = 200) -> np.ndarray:
+    """Return directions of the stream whose most aligned tokens bound a lens (float32); dims direction x hidden.
+
+    >>> random_directions(160, seed=0).shape
+    (200, 160)
+    """
+    return torch.randn(n, hidden, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 def read_unembedding(model: str, structure, revision: str | None = None) -> Unembedding:

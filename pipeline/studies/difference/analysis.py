@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,11 +12,18 @@ import torch
 from posttrace.pipeline.studies.difference.arrays import ANALYSED, EXTREME
 from posttrace.pipeline.studies.difference.inputs import TextSet
 from posttrace.pipeline.studies.difference.job import DifferenceJob
-from posttrace.pipeline.studies.difference.measures import cka, components, predicted, topics
+from posttrace.pipeline.studies.difference.measures import (
+    Components,
+    Ridge,
+    cka,
+    components,
+    predicted,
+    topics,
+)
 from posttrace.pipeline.tensors import from_stored
 from posttrace.stores import Group, Store
 from posttrace.stores.schema import DTYPES
-from posttrace.tracers.models.unembedding import Unembedding
+from posttrace.tracers.models.unembedding import BOUND, Unembedding, random_directions
 
 
 def mean_difference(
@@ -37,6 +44,24 @@ def mean_difference(
     count = store.read(path, "slot_count", {"unit": (units[0], units[1])}).sum(0)
     with np.errstate(invalid="ignore"):
         return torch.from_numpy(((sums[1] - sums[0]).sum(0) / count[:, None]).astype("float32"))
+
+
+def sum_by_half(store: Store, path: str, n: int) -> np.ndarray:
+    """Sum `hidden_sum` over the even and the odd ones of n units; dims half x model x layer x slot x hidden (float64).
+
+    >>> sum_by_half(store, "difference/plain", 32).shape              # doctest: +SKIP
+    (2, 3, 8, 14, 160)
+
+    Read unit by unit, as a chunk holds all layers of a unit.
+    """
+    sums = None
+    for u in range(n):
+        some = store.read(path, "hidden_sum", {"unit": (u, u + 1)})[:, 0]
+        if sums is None:
+            sums = np.zeros((2, *some.shape))
+        sums[u % 2] += some
+    assert sums is not None, "a set has units"
+    return sums
 
 
 @dataclass(frozen=True)
@@ -60,15 +85,10 @@ class Analysis:
             name: np.full(group.shape(name), DTYPES[group.array(name).dtype][1], group.array(name).dtype)
             for name in ANALYSED
         }
-        bound_of = {
-            target: self.unembeddings[target].lens_bound(self.vocabulary, seed=self.job.seed)
-            for target in {target for _, target in self.pairs}
-        }
-        found["lens_bound"][:] = [bound_of[target] for _, target in self.pairs]
-        for layer in range(group.sizes["layer"]):
-            self._means(found, layer)
+        axes: dict[tuple[int, int], np.ndarray] = {}
         for k in range(group.sizes["sampled_layer"]):
-            self._samples(found, k)
+            axes |= {(i, k): some for i, some in self._samples(found, k).items()}
+        self._lenses(found, axes)
         self._topics(found)
         return found
 
@@ -86,61 +106,77 @@ class Analysis:
             found["topic_token"][i, :, :width], found["topic_weight"][i, :, :width] = here.token, here.weight
             found["topic_sample"][i, :, :samples] = here.sample
 
-    def _means(self, found: dict[str, np.ndarray], layer: int) -> None:
-        """Mean differences at one layer: how far halves of the documents share them, and what they point to."""
+    def _lenses(self, found: dict[str, np.ndarray], axes: Mapping[tuple[int, int], np.ndarray]) -> None:
+        """Find the tokens that mean differences and components point to, a target at a time, and the bound.
+
+        axes: (pair, sampled layer) -> components, dims component x hidden.
+        """
         path, n = self.texts.path, len(self.texts.units)
-        at = {"layer": (layer, layer + 1)}
-        sums = self.store.read(path, "hidden_sum", at)[:, :, 0]
+        sums = sum_by_half(self.store, path, n)
         count = self.store.read(path, "slot_count")
-        squared = self.store.read(path, "squared_difference_sum", at)[:, :, 0].astype(np.float64)
-        halves = [np.arange(n) % 2 == half for half in (0, 1)]
-        for i, (source, target) in enumerate(self.pairs):
-            d = sums[target].astype(np.float64) - sums[source]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                even, odd = (d[half].sum(0) / count[half].sum(0)[:, None] for half in halves)
-                shared = (even * odd).sum(-1) / (squared[i].sum(0) / count.sum(0))
-                mean = d.sum(0) / count.sum(0)[:, None]
-            found["shared"][i, layer] = np.where(np.isfinite(shared), shared, np.nan)
-            able = np.isfinite(mean).all(-1) & mean.any(-1)
-            if able.any():
-                tokens, z = self._lens(target, mean[able], found["lens_token"].shape[-1])
-                found["lens_token"][i, layer, able], found["lens_z"][i, layer, able] = tokens, z
+        counts = np.stack([count[half::2].sum(0) for half in (0, 1)])
+        squared = self.store.read(path, "squared_difference_sum").sum(axis=1, dtype=np.float64)
+        for target in {target for _, target in self.pairs}:
+            pairs = [i for i, pair in enumerate(self.pairs) if pair[1] == target]
+            drawn = random_directions(sums.shape[-1], self.job.seed)
+            wanted: dict[tuple, np.ndarray] = {}
+            for i in pairs:
+                d = sums[:, target] - sums[:, self.pairs[i][0]]
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    even, odd = d / counts[:, None, :, None]
+                    shared = (even * odd).sum(-1) / (squared[i] / counts.sum(0))
+                    mean = d.sum(0) / counts.sum(0)[:, None]
+                found["shared"][i] = np.where(np.isfinite(shared), shared, np.nan)
+                able = np.isfinite(mean).all(-1) & mean.any(-1)
+                wanted |= {("lens", i, *place): mean[tuple(place)] for place in np.argwhere(able)}
+                for k in range(found["component_z"].shape[1]):
+                    for c, axis in enumerate(axes.get((i, k), ())):
+                        if axis.any():
+                            wanted |= {
+                                ("component", i, k, c, e): sign * axis for e, sign in enumerate((-1, 1))
+                            }
+            vectors = torch.from_numpy(np.stack([*drawn, *wanted.values()]).astype("float32"))
+            tokens, z = self.unembeddings[target].lens(vectors, self.vocabulary, found["lens_z"].shape[-1])
+            found["lens_bound"][pairs] = z[: len(drawn), 0].quantile(BOUND)
+            for row, (name, *place) in enumerate(wanted, len(drawn)):
+                found[f"{name}_token"][tuple(place)] = tokens[row].numpy()
+                found[f"{name}_z"][tuple(place)] = z[row].numpy()
 
-    def _lens(self, target: int, vectors: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-        tokens, z = self.unembeddings[target].lens(
-            torch.from_numpy(np.ascontiguousarray(vectors)).float(), self.vocabulary, top
-        )
-        return tokens.int().numpy(), z.numpy()
+    def _samples(self, found: dict[str, np.ndarray], k: int) -> dict[int, np.ndarray]:
+        """Compute what the samples at one sampled layer say of every pair; returns shown components by pair.
 
-    def _samples(self, found: dict[str, np.ndarray], k: int) -> None:
-        """Compute what the samples at one sampled layer say of every pair."""
+        What two orders of a pair share is computed once: CKA, and the components, whose scores change sign.
+        """
         streams = [self._activation(m, k) for m in range(len(self.job.stage_names))]
         held = self.texts.held_out[0]
         train = np.array([d < held for d, _ in self.texts.samples])
         rng = np.random.default_rng(_seed(f"{self.job.seed}/{self.texts.spec.name}/{k}/shuffles"))
+        ridges = [Ridge.of(stream, train) for stream in streams]
+        known: dict[tuple[int, int], tuple[float, Components | None]] = {}
+        axes = {}
         for i, (source, target) in enumerate(self.pairs):
             s, t = streams[source], streams[target]
-            found["cka"][i, k] = cka(s, t)
-            found["r2"][i, :, k] = predicted(s, t, train)
-            d = t - s
-            if not d.any():
+            found["r2"][i, :, k] = predicted(s, t, train, ridges[source])
+            if (target, source) in known:
+                found["cka"][i, k], parts = known[target, source]
+                parts = None if parts is None else replace(parts, scores=-parts.scores)
+            else:
+                d = t - s
+                parts = components(d, found["variance_share"].shape[-1], rng) if d.any() else None
+                found["cka"][i, k] = cka(s, t)
+                known[source, target] = float(found["cka"][i, k]), parts
+            if parts is None:
                 continue
-            parts = components(d, found["variance_share"].shape[-1], rng)
             found["variance_share"][i, k], found["variance_null"][i, k] = parts.share, parts.null
             found["participation"][i, k], found["n_above_null"][i, k] = parts.participation, parts.above
             found["mean_share"][i, k] = parts.mean_share
             shown = found["component_token"].shape[2]
-            axes = np.stack([-parts.axes[:shown], parts.axes[:shown]], axis=1)
-            tokens, z = self._lens(
-                target, axes.reshape(-1, axes.shape[-1]), found["component_token"].shape[-1]
-            )
-            place = (shown, 2, -1)
-            found["component_token"][i, k] = tokens.reshape(place)
-            found["component_z"][i, k] = z.reshape(place)
+            axes[i] = parts.axes[:shown]
             order = np.argsort(parts.scores[:, :shown], axis=0, kind="stable")
             most = min(EXTREME, len(order))
             found["extreme_sample"][i, k, :, 0, :most] = order[:most].T
             found["extreme_sample"][i, k, :, 1, :most] = order[::-1][:most].T
+        return axes
 
     def _activation(self, model: int, k: int) -> np.ndarray:
         """Return the samples' streams of one stage; dims sample x hidden, float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +17,6 @@ RIDGES = tuple(10.0**k for k in range(-4, 5))
 """Penalties of the linear map that are tried, in units of the mean squared singular value."""
 
 
-def kl_terms(lp: torch.Tensor, lq: torch.Tensor) -> torch.Tensor:
-    """`q_v log(q_v / p_v)` of every token of the vocabulary, nats; their sum is KL(q || p).
-
-    >>> p = torch.tensor([0.5, 0.5]).log()
-    >>> kl_terms(p, p).tolist()
-    [0.0, 0.0]
-
-    lp, lq: log probabilities of source and target, dims ... x vocabulary.
-    """
-    return lq.exp() * (lq - lp)
-
-
 def js(lp: torch.Tensor, lq: torch.Tensor) -> torch.Tensor:
     """Jensen-Shannon divergence, nats (float64), 0 to ln 2; exactly 0 for equal arguments.
 
@@ -37,10 +26,14 @@ def js(lp: torch.Tensor, lq: torch.Tensor) -> torch.Tensor:
 
     lp, lq: log probabilities, dims ... x vocabulary.
     """
-    x = lq - lp
+    return js_of(lq - lp, lp.exp(), lq.exp())
+
+
+def js_of(x: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Jensen-Shannon divergence of probabilities p and q, given x = log q - log p; dims ... x vocabulary."""
     # log(m / p) = log((1 + e^x) / 2) and log(m / q), without overflow and exactly 0 where x is.
-    half = torch.log1p(torch.expm1(-x.abs()) / 2)
-    terms = lp.exp() * (half + x.clamp(min=0)) + lq.exp() * (half - x.clamp(max=0))
+    half = x.abs().neg_().expm1_().div_(2).log1p_()
+    terms = (half + x.clamp(min=0)).mul_(p).add_((half - x.clamp(max=0)).mul_(q))
     return 0.0 - terms.sum(-1, dtype=torch.float64) / 2
 
 
@@ -50,8 +43,6 @@ class Divergences:
 
     kl: torch.Tensor
     """KL(target || source), nats (float64); dims token."""
-    occurring: torch.Tensor
-    """At how many of the tokens each token of the vocabulary is among the `RANK` that rise most; dims vocabulary."""
     kl_by_token: torch.Tensor
     """Sum over the tokens of what each token of the vocabulary adds to KL, nats (float64); dims vocabulary."""
     risen: torch.Tensor
@@ -60,24 +51,44 @@ class Divergences:
     """How far it rises, nats; dims token x rank."""
 
 
-def divergences(lp: torch.Tensor, lq: torch.Tensor) -> Divergences:
+def divergences(x: torch.Tensor, q: torch.Tensor) -> Divergences:
     """Compare two distributions at some tokens, token of the vocabulary by token.
 
-    >>> p = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    >>> divergences(p, p).kl_by_token.tolist()
+    >>> divergences(torch.zeros(1, 3), torch.tensor([[0.5, 0.25, 0.25]])).kl_by_token.tolist()
     [0.0, 0.0, 0.0]
 
-    lp, lq: log probabilities of source and target, dims token x vocabulary.
+    x: log q - log p; q: probabilities of the target; dims token x vocabulary.
     """
-    terms = kl_terms(lp, lq)
-    rise, risen = (lq - lp).topk(min(RANK, lp.shape[-1]), dim=-1)
+    terms = q * x
+    rise, risen = largest(x, min(RANK, x.shape[-1]))
     return Divergences(
         kl=terms.sum(-1, dtype=torch.float64),
-        occurring=torch.bincount(risen.flatten(), minlength=lp.shape[-1]),
         kl_by_token=terms.sum(0, dtype=torch.float64),
         risen=risen,
         rise=rise,
     )
+
+
+def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k largest values of each row and their places, the largest first, as `torch.topk`.
+
+    >>> largest(torch.tensor([[1.0, 3.0, 2.0]]), 2)[1].tolist()
+    [[1, 2]]
+
+    x: dims row x column. Columns are dealt to groups; only the k groups with the largest maxima can hold one of the k
+    largest values.
+    """
+    n, width = x.shape
+    size = round((width / k) ** 0.5)
+    if size < 2:
+        return x.topk(k, dim=1)
+    groups = width // size
+    whole = groups * size
+    held = x[:, :whole].unflatten(1, (size, groups)).amax(1).topk(k, dim=1).indices
+    columns = (held[:, None] + groups * torch.arange(size)[:, None]).flatten(1)
+    columns = torch.cat([columns, torch.arange(whole, width).expand(n, -1)], dim=1)
+    values, order = x.gather(1, columns).topk(k, dim=1)
+    return values, columns.gather(1, order)
 
 
 def rounding_variance(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -87,8 +98,9 @@ def rounding_variance(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     True
     """
     about = torch.finfo(dtype)
-    ulp = torch.exp2(torch.floor(torch.log2(values.abs().float().clamp(min=about.tiny)))) * about.eps
-    return ulp.square() / 12
+    # Without sign and mantissa, what is left is the power of two.
+    power = (values.float().contiguous().view(torch.int32) & 0x7F800000).view(torch.float32)
+    return power.clamp_(min=about.tiny).mul_(about.eps).square_().div_(12)
 
 
 def cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -111,7 +123,63 @@ def _ratio(part: Any, whole: Any) -> float:
     return float(part / whole) if whole > 0 else float("nan")
 
 
-def predicted(source: np.ndarray, target: np.ndarray, train: np.ndarray) -> tuple[float, float, float]:
+def left_vectors(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left singular vectors of a matrix and the squares of its singular values, the largest first.
+
+    >>> left_vectors(np.diag([1.0, 3.0]))[1].tolist()
+    [9.0, 1.0]
+
+    Of the smaller of its Gram matrices, which squares its condition: values below 1e-8 of the largest are noise, and
+    their vectors perhaps zero.
+    """
+    if len(x) <= x.shape[1]:
+        squares, u = np.linalg.eigh(x @ x.T)
+        return u[:, ::-1], squares[::-1].clip(0)
+    squares, v = np.linalg.eigh(x.T @ x)
+    squares, v = squares[::-1].clip(0), v[:, ::-1]
+    known = squares > np.finfo(float).eps * len(x) * squares[0]
+    return x @ (v * np.where(known, 1 / np.sqrt(np.where(known, squares, 1)), 0)), squares
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Linear maps from one set of activations, ridge-penalised: what does not depend on what they predict."""
+
+    vectors: np.ndarray
+    """Left singular vectors of those; dims item x component."""
+    squares: np.ndarray
+    """Squared singular values; dims component."""
+    held: np.ndarray
+    """Products of held-out items, less the same mean, with those of training; dims item x item."""
+
+    @classmethod
+    def of(cls, source: np.ndarray, train: np.ndarray) -> Ridge:
+        """Prepare the maps from a source; dims as in `predicted`."""
+        mean = source[train].mean(0)
+        centred = source[train] - mean
+        return cls(*left_vectors(centred), (source[~train] - mean) @ centred.T)
+
+    def predict(self, y: np.ndarray) -> np.ndarray:
+        """Centred predictions for the held-out items, of y of the training items."""
+        y = y - y.mean(0)
+        along, squares = self.vectors.T @ y, self.squares
+        n, best, chosen = len(y), np.inf, 0.0
+        by_component = np.square(along).sum(1)
+        outside = np.square(y).sum() - by_component.sum()
+        for penalty in np.asarray(RIDGES) * max(squares.mean(), np.finfo(float).tiny):
+            shrink = penalty / (squares + penalty)
+            left = outside + (np.square(shrink) * by_component).sum()
+            freedom = n - 1 - (1 - shrink).sum()
+            score = left / freedom**2 if freedom > 0 else np.inf
+            if score < best:
+                best, chosen = score, penalty
+        weights = (1 / (squares + chosen) if chosen else 0 * squares)[:, None] * along
+        return self.held @ (self.vectors @ weights)
+
+
+def predicted(
+    source: np.ndarray, target: np.ndarray, train: np.ndarray, ridge: Ridge | None = None
+) -> tuple[float, float, float]:
     """R² of the target's activations on held-out items, predicted from the source's in three ways.
 
     >>> x = np.random.default_rng(0).standard_normal((20, 3))
@@ -120,34 +188,16 @@ def predicted(source: np.ndarray, target: np.ndarray, train: np.ndarray) -> tupl
 
     As they are; with the mean shift of the training items added; and by a linear map on top of that, ridge-penalised
     towards no change, its penalty chosen by generalised cross-validation on the training items. source, target: dims
-    item x hidden; train: dims item.
+    item x hidden; train: dims item. ridge: `Ridge.of(source, train)`, if it is known.
     """
     held, mean = ~train, target[train].mean(0)
     total = np.square(target[held] - mean).sum()
     change = target - source
     shift = change[train].mean(0)
-    linear = source[held] + shift + _ridge(source[train], change[train], source[held])
-    residuals = (change[held], change[held] - shift, target[held] - linear)
+    linear = (ridge or Ridge.of(source, train)).predict(change[train])
+    residuals = (change[held], change[held] - shift, change[held] - shift - linear)
     r = [1 - _ratio(np.square(some).sum(), total) for some in residuals]
     return r[0], r[1], r[2]
-
-
-def _ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Centred predictions for new items, of centred y from centred x."""
-    mean = x.mean(0)
-    u, s, vt = np.linalg.svd(x - mean, full_matrices=False)
-    along, y = u.T @ (y - y.mean(0)), y - y.mean(0)
-    n, best, chosen = len(x), np.inf, 0.0
-    outside = np.square(y).sum() - np.square(along).sum()
-    for penalty in np.asarray(RIDGES) * max(np.square(s).mean(), np.finfo(float).tiny):
-        shrink = penalty / (np.square(s) + penalty)
-        left = outside + np.square(shrink[:, None] * along).sum()
-        freedom = n - 1 - (1 - shrink).sum()
-        score = left / freedom**2 if freedom > 0 else np.inf
-        if score < best:
-            best, chosen = score, penalty
-    weights = (s / (np.square(s) + chosen) if chosen else 0 * s)[:, None] * along
-    return (new - mean) @ vt.T @ weights
 
 
 @dataclass(frozen=True)
@@ -181,16 +231,13 @@ def components(d: np.ndarray, n: int, rng: np.random.Generator) -> Components:
     """
     mean = d.mean(0)
     centred = d - mean
-    _, s, vt = np.linalg.svd(centred, full_matrices=False)
+    u, variance = left_vectors(centred)
+    length = np.sqrt(variance[:n, None])
+    axes = (u[:, :n].T @ centred) / np.where(length > 0, length, 1)
     # Of the two signs of an axis, the one that makes its largest entry positive.
-    vt *= np.sign(np.take_along_axis(vt, np.abs(vt).argmax(1)[:, None], axis=1))
-    variance = np.square(s)
+    axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], axis=1))
     total = max(variance.sum(), np.finfo(float).tiny)
-    null = []
-    for _ in range(SHUFFLES):
-        shuffled = rng.permuted(centred, axis=0)
-        gram = shuffled @ shuffled.T if len(d) < d.shape[1] else shuffled.T @ shuffled
-        null.append(np.linalg.eigvalsh(gram)[::-1][:n] / total)
+    null = [shares[:n] for shares in _shuffled_shares(centred, rng)]
     bound = np.quantile(null, 0.95, axis=0)
     share = variance[:n] / total
     return Components(
@@ -199,9 +246,19 @@ def components(d: np.ndarray, n: int, rng: np.random.Generator) -> Components:
         participation=_ratio(variance.sum() ** 2, np.square(variance).sum()),
         above=int(np.cumprod(share > bound).sum()),
         mean_share=_ratio(np.square(mean).sum(), np.square(d).sum(1).mean()),
-        axes=vt[:n],
-        scores=centred @ vt[:n].T,
+        axes=axes,
+        scores=centred @ axes.T,
     )
+
+
+def _shuffled_shares(centred: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield shares of variance with every column shuffled by itself (float32), `SHUFFLES` times."""
+    scaled = centred / max(np.linalg.norm(centred), np.finfo(float).tiny)
+    columns = np.ascontiguousarray(scaled.T, dtype="float32")
+    for _ in range(SHUFFLES):
+        shuffled = rng.permuted(columns, axis=1)
+        gram = shuffled.T @ shuffled if len(centred) < len(columns) else shuffled @ shuffled.T
+        yield np.linalg.eigvalsh(gram)[::-1].clip(0)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ from posttrace.tracers.models.mlp_neurons import find_head
 from posttrace.tracers.models.unembedding import Unembedding, read_unembedding
 from posttrace.tracers.oracles.compare import compared, tolerance
 
-DECOMPOSITION = 10
-"""Multiply-adds of a singular value decomposition, over those of the product of its matrix with itself."""
+EIGENVALUES = 4
+"""Multiply-adds of the eigenvalues of a matrix, over the cube of its size."""
 SUMS = ("squared_difference_sum", "rounding_sum")
 SAMPLED_LAYERS, STEERED_LAYERS = 8, 3
 """Blocks, evenly spaced, where a job names none."""
@@ -145,10 +145,10 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         found = model.run(
             read_streams, [d.ids[stage] for d in documents], kept=kept, vocabulary=self.vocabulary
         )
-        here = torch.tensor([[p < len(d) for p in range(found.norm.shape[-1])] for d in documents])
+        here = _here(documents, found.norm.shape[-1])
         values = {"entropy": found.entropy[here], "norm": found.norm.transpose(1, 2)[here]}
         check_finite(work.unit.id, self.job.dtype, values)
-        if not found.stream.transpose(1, 2)[here].isfinite().all():
+        if found.stream.isinf().any():
             raise TracerError(
                 f"unit {work.unit.id}: the stream has values beyond those of {self.job.stream_dtype}; set "
                 "stream_dtype=bfloat16 (or float32, for twice the space)"
@@ -297,9 +297,12 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         return one.documents[document].places[stage][answer] if answer else tokens
 
     def reads(self, work: Work) -> int:
-        """Count one layer of a set at a time for the analysis, in two stages and two precisions."""
-        read = super().reads(work)
-        return 3 * read // self.stages.n_layers if work.kind == "analyse" else read
+        """Count, for the analysis, the sums of both halves, one target's means, and one layer of the samples."""
+        if work.kind != "analyse":
+            return super().reads(work)
+        stages, hidden = len(self.job.stage_names), self.stages.hidden_size
+        means = stages * self.stages.n_layers * len(SLOTS) * hidden
+        return 8 * (4 * means + (stages + 4) * len(self.inputs[work.about["set"]].samples) * hidden)
 
     def cost(self, work: Work) -> Cost:
         one, hidden = self.inputs[work.about["set"]], self.stages.hidden_size
@@ -310,10 +313,11 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
             return Cost(0, len(self.job.stage_names) * tokens * unembed)
         if work.kind == "analyse":
             vectors = len(self.pairs) * self.stages.n_layers * len(SLOTS)
-            # Two decompositions of samples x hidden, and a product and its eigenvalues for each shuffle.
-            n = len(one.samples)
-            decomposed = len(self.pairs) * len(self.sampled_layers) * n * hidden * min(n, hidden)
-            return Cost(0, vectors * unembed + (2 * DECOMPOSITION + 2 * SHUFFLES) * decomposed)
+            # Products and eigenvalues: four for a linear map, one for each shuffle; both orders of a pair share these.
+            n, small = len(one.samples), min(len(one.samples), hidden)
+            each = n * hidden * small + EIGENVALUES * small**3
+            maps = len(self.pairs) * len(self.sampled_layers) * (4 + SHUFFLES // 2)
+            return Cost(0, vectors * unembed + maps * each)
         stage = work.open_stage
         if work.kind == "read":
             begin, end = work.unit.region["document"]

@@ -18,10 +18,13 @@ from posttrace.pipeline.run import run_job
 from posttrace.pipeline.studies.difference import inputs
 from posttrace.pipeline.studies.difference.inputs import SLOTS
 from posttrace.pipeline.studies.difference.measures import (
+    RIDGES,
+    SHUFFLES,
     cka,
     components,
     divergences,
     js,
+    largest,
     predicted,
     rounding_variance,
 )
@@ -368,10 +371,18 @@ def test_an_unembedding_that_is_not_the_models_stops_the_run(folder, store):
 
 def test_equal_distributions_differ_exactly_nowhere():
     log_p = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).mul(20).log_softmax(-1)
-    found = divergences(log_p, log_p)
+    found = divergences(log_p - log_p, log_p.exp())
     assert not js(log_p, log_p).any() and not found.kl.any() and not found.kl_by_token.any()
     apart = torch.tensor([[0.0, -200.0], [-200.0, 0.0]])
     assert js(apart[:1], apart[1:]).item() == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(("width", "k"), [(300, 20), (2048, 20), (1003, 7), (40, 20), (9, 1)])
+def test_largest_values_are_those_of_a_whole_sort(width, k):
+    x = torch.randn(50, width, generator=torch.Generator().manual_seed(width))
+    values, places = largest(x, k)
+    wanted = x.topk(k, dim=1)
+    assert torch.equal(values, wanted.values) and torch.equal(places, wanted.indices)
 
 
 def test_rounding_is_as_large_as_foreseen():
@@ -442,6 +453,38 @@ def test_a_linear_map_is_found_and_noise_is_not():
     assert predicted(x, turned, train)[0] < 0.5
     assert abs(predicted(x, x + 0.1 * noise, train)[2] - predicted(x, x + 0.1 * noise, train)[1]) < 0.01
     assert np.isnan(cka(np.ones((5, 2)), x[:5]))
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 24)])
+def test_maps_and_components_are_those_of_whole_decompositions(shape):
+    """Of a source with a few directions that are far longer than the others, as streams have."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(shape) * np.geomspace(300, 0.1, shape[1]) + 5
+    y = x + 0.1 * x @ rng.standard_normal((shape[1], shape[1])) + rng.standard_normal(shape)
+    train, d = np.arange(len(x)) < 45, y - x
+    source, change = (v[train] - v[train].mean(0) for v in (x, d))
+    u, s, vt = np.linalg.svd(source, full_matrices=False)
+    scores = {}
+    for penalty in np.asarray(RIDGES) * np.square(s).mean():
+        hat = (u * np.square(s) / (np.square(s) + penalty)) @ u.T
+        freedom = len(source) - 1 - np.trace(hat)
+        scores[np.square(change - hat @ change).sum() / freedom**2] = penalty
+    weights = vt.T @ ((s / (np.square(s) + scores[min(scores)]))[:, None] * (u.T @ change))
+    left = d[~train] - d[train].mean(0) - (x[~train] - x[train].mean(0)) @ weights
+    wanted = 1 - np.square(left).sum() / np.square(y[~train] - y[train].mean(0)).sum()
+    assert predicted(x, y, train)[2] == pytest.approx(wanted, abs=1e-8)
+
+    found = components(d, 5, np.random.default_rng(0))
+    _, s, vt = np.linalg.svd(d - d.mean(0), full_matrices=False)
+    np.testing.assert_allclose(found.share, np.square(s[:5]) / np.square(s).sum(), rtol=1e-8)
+    np.testing.assert_allclose(np.abs((found.axes * vt[:5]).sum(1)), 1, rtol=1e-8)
+    np.testing.assert_allclose(found.scores, (d - d.mean(0)) @ found.axes.T)
+    draws = np.random.default_rng(0)
+    null = [
+        np.square(np.linalg.svd(draws.permuted(d - d.mean(0), axis=0), compute_uv=False))[:5]
+        for _ in range(SHUFFLES)
+    ]
+    np.testing.assert_allclose(found.null, np.quantile(null, 0.95, axis=0) / np.square(s).sum(), rtol=1e-4)
 
 
 def test_components_rise_above_shuffled_columns_only_where_there_are_some():
