@@ -62,7 +62,7 @@ def main(
                 + ", ".join(f"{kind} {share:.2f}x" for kind, share in row["ratio_cpu_by_kind"].items()),
                 flush=True,
             )
-    keep(json, f"difference-{device.replace(':', '')}", quick, head, records)
+            keep(json, f"difference-{device.replace(':', '')}", quick, head, records)
 
 
 def compare(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from posttrace.pipeline.studies.difference.arrays import ANALYSED, EXTREME
 from posttrace.pipeline.studies.difference.inputs import TextSet
@@ -86,8 +89,12 @@ class Analysis:
             for name in ANALYSED
         }
         axes: dict[tuple[int, int], np.ndarray] = {}
-        for k in range(group.sizes["sampled_layer"]):
-            axes |= {(i, k): some for i, some in self._samples(found, k).items()}
+        # Many small decompositions: a thread does those of one layer, as threads that share each one mostly wait.
+        layers, threads = group.sizes["sampled_layer"], torch.get_num_threads()
+        workers = min(layers, threads)
+        with ThreadPoolExecutor(workers) as pool, threadpool_limits(threads // workers, user_api="blas"):
+            for k, some in enumerate(pool.map(partial(self._samples, found), range(layers))):
+                axes |= {(i, k): axis for i, axis in some.items()}
         self._lenses(found, axes)
         self._topics(found)
         return found
