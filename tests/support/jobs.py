@@ -26,6 +26,7 @@ def good_job(study, inputs):
             "texts": [{"name": "mine", "file": str(inputs / "text.txt"), "documents": 4, "tokens": 12}],
             "samples": 16,
             "steering": {"documents": 1, "layers": [1], "random": 2, "prompts": 1, "new_tokens": 2},
+            "patchscope": {"prompt": "w1 w1 w2 w2 w3", "slot": "w3", "known": 4},
         },
         "norms": {"sets": [cities], "statements_per_unit": 20},
         "refusal": {

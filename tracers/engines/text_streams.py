@@ -121,6 +121,7 @@ def steered_finals(
     vectors: torch.Tensor,
     *,
     layer: int,
+    column: int | None = None,
     max_tokens: int | None = None,
 ) -> torch.Tensor:
     """Return what enters the unembedding with a vector added to the stream that leaves a block, one vector at a time.
@@ -128,7 +129,8 @@ def steered_finals(
     >>> steered_finals(model, [[1, 17, 4]], torch.zeros(2, 32), layer=1).shape      # doctest: +SKIP
     torch.Size([2, 1, 3, 32])
 
-    vectors: dims variant x hidden, added to every token but the first. max_tokens: of one forward pass,
+    vectors: dims variant x hidden, added to every token but the first; put in the place of the stream of the token
+    `column`, if that is given. max_tokens: of one forward pass,
     `tokens_that_fit` by default. The blocks up to `layer` are run once, and skipped for each variant, unless blocks
     hand each other more than the stream. Returns dims variant x row x token x hidden in the model's dtype, anything at
     padding.
@@ -141,7 +143,10 @@ def steered_finals(
         for some in vectors.split(size):
             steered = stream.repeat(len(some), 1, 1)
             added = some.repeat_interleave(len(ids), dim=0).to(steered)
-            steered[:, 1:] = steered[:, 1:] + added[:, None]
+            if column is None:
+                steered[:, 1:] = steered[:, 1:] + added[:, None]
+            else:
+                steered[:, column] = added
             trace = _trace_replaced if model.architecture.whole else _trace_from
             final = trace(model.nn, ids.repeat(len(some), 1), steered, layer)
             parts.append(final.cpu().unflatten(0, (len(some), len(ids))))

@@ -39,6 +39,12 @@ STUDY = Study(
             folded=True,
         ),
         Figure(
+            "difference/patchscope",
+            "table: what a prompt that repeats tokens reads in the mean difference, where it reads known tokens",
+            f"{_HERE}.tables:patchscope",
+            folded=True,
+        ),
+        Figure(
             "difference/completions",
             "table: what the source says when it is steered by the mean difference",
             f"{_HERE}.tables:completions",

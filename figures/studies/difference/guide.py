@@ -46,6 +46,12 @@ GUIDE = (
         "steering says.",
     ),
     (
+        "Patchscope",
+        "A prompt that repeats tokens reads a stream that is put into it, if it can: the table says first how many "
+        "known tokens it reads back at each block. Where these are fewer than half, what it would say of a mean "
+        "difference means nothing, and is left out.",
+    ),
+    (
         "Steering",
         "The mean difference is added to the source's stream after one block, on documents that it was not computed "
         "from. 1: the source then behaves as the target; 0: no nearer than before; negative: farther away. Compare "

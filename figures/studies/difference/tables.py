@@ -16,6 +16,7 @@ TOP_SHARES = (0.01, 0.05, 0.10)
 SHOWN, LISTED = 12, 100
 """Tokens of an ordering in the table as read, and in the CSV."""
 LENS_SHOWN, TOPIC_SHOWN = 4, 6
+NOT_READABLE = "not readable here"
 CONTEXT = 8
 """Tokens that are shown before a sample."""
 FEWEST = 5
@@ -259,6 +260,68 @@ def lens(groups: Sequence[Difference]) -> Iterator[Table]:
             blocks=tuple(blocks),
             records=pd.DataFrame(
                 tidy, columns="set source target layer slot token z bound shared control_z".split()
+            ),
+            prose=True,
+        )
+
+
+def patchscope(groups: Sequence[Difference]) -> Iterator[Table]:
+    """Yield the table of what a prompt that repeats tokens reads in mean differences, and whether it can."""
+    blocks, tidy = [], []
+    for one in groups:
+        if "known_rank" not in one.data:
+            continue
+        rank, token = one.data["known_rank"].values, one.data["patchscope_token"].values
+        logprob, drawn = one.values("patchscope_logprob"), one.data["random_token"].values
+        slots, layers = [str(slot) for slot in one.data["slot"].values], one.data["sampled_layer"].values
+        n = rank.shape[-1]
+        finished = rank.min(axis=(1, 2)) >= 0
+        rows = [
+            Row(stage, tuple(Cell(f"{back} of {n}") for back in (rank[m] > 0).sum(axis=-1)))
+            for m, stage in enumerate(one.stages)
+            if finished[m]
+        ]
+        if rows:
+            blocks.append(Block(f"{one.name}: known tokens read back", tuple(rows)))
+        for pair in one.pairs:
+            s, m = (one.stages.index(stage) for stage in (pair.source, pair.target))
+            if not finished[m]:
+                continue
+            rows = []
+            for i, slot in enumerate(slots):
+                cells = []
+                for k, layer in enumerate(layers):
+                    readable = bool(drawn[m, k, 0, 0] >= 0)
+                    new = [
+                        (one.vocabulary[t], v)
+                        for t, v in zip(token[m, s, k, i], logprob[m, s, k, i], strict=True)
+                        if t >= 0 and t not in drawn[m, k]
+                    ]
+                    words = " ".join(visible(text) for text, _ in new[:LENS_SHOWN]) or "–"
+                    cells.append(Cell(words if readable else NOT_READABLE))
+                    about = {"set": one.name, "source": pair.source, "target": pair.target, "layer": int(layer),
+                             "slot": slot, "read_back": int((rank[m, k] > 0).sum()), "n": n}  # fmt: skip
+                    tidy += [about | {"token": text, "logprob": v} for text, v in new] or [about]
+                rows.append(Row(slot, tuple(cells)))
+            if pair in one.forward:
+                if (drawn[m] < 0).all():
+                    rows = [Row("every slot", rows[0].cells)]
+                blocks.append(Block(f"{one.name}: {pair.label}", tuple(rows)))
+    if blocks:
+        yield Table(
+            name="difference_patchscope",
+            heading="What a prompt that repeats tokens reads in the mean difference",
+            caption=(
+                "The stream of one token of a prompt that repeats tokens is replaced after a block of the target. "
+                "Known tokens read back: of so many tokens of the text, how many are among the ten most probable ones "
+                f"when their own streams are put there. Where these are fewer than half: {NOT_READABLE}. Elsewhere, by "
+                f"slot, up to {LENS_SHOWN} of the ten tokens that the mean difference, as long as those streams, makes "
+                f"most probable, less those that any of 20 random directions does. –: none. {groups[0].control_note}"
+            ),
+            columns=tuple(f"layer {layer}" for layer in groups[0].data["sampled_layer"].values),
+            blocks=tuple(blocks),
+            records=pd.DataFrame(
+                tidy, columns="set source target layer slot read_back n token logprob".split()
             ),
             prose=True,
         )

@@ -9,6 +9,7 @@ import numpy as np
 from posttrace.pipeline.studies.difference.inputs import SLOTS, TextSet
 from posttrace.pipeline.studies.difference.job import DifferenceJob
 from posttrace.pipeline.studies.difference.measures import RANK
+from posttrace.pipeline.studies.difference.patchscope import DRAWN
 from posttrace.pipeline.tensors import filled
 from posttrace.stores import Array, Coord, Group
 
@@ -26,11 +27,12 @@ COMPARED = ("kl", "js", "norm_difference", "cosine", "token_sum", "slot_count", 
 ANALYSED = ("cka", "r2", "variance_share", "variance_null", "participation", "n_above_null", "mean_share",
             "extreme_sample", "component_token", "component_z", "shared", "lens_token", "lens_z",
             "lens_bound", "topic_share", "topic_token", "topic_weight", "topic_sample")  # fmt: skip
+PATCHED = ("known_rank", "patchscope_token", "patchscope_logprob", "random_token")
 STEERED = ("recovered", "js_steered", "js_unsteered", "completion")
 GAPS = frozenset(
     {*TOKENS, "kl", "js", "norm_difference", "cosine", "cka", "r2", "variance_share", "variance_null", "participation",
      "mean_share", "component_z", "topic_share", "topic_weight", "shared", "lens_z", "recovered", "js_steered",
-     "js_unsteered"}
+     "js_unsteered", "patchscope_logprob"}
 )  # fmt: skip
 """Arrays with places where there is no value: padding, the end of a document, slots without tokens, no difference."""
 
@@ -59,12 +61,14 @@ def difference_group(
     vocabulary: Sequence[str],
     sampled: Sequence[int],
     steered: Sequence[int],
+    known: Sequence[int],
     stream_dtype: str,
     labels: Sequence[Sequence[str]],
 ) -> Group:
     """Return the group `difference/<set>`.
 
-    vocabulary: text of every token that stages share. sampled, steered: blocks. labels: text of every place.
+    vocabulary: text of every token that stages share. sampled, steered: blocks. known: samples of the patchscope.
+    labels: text of every place.
     """
     document = {"document": one.units[0][1]}
     token, layered = ("model", "document", "token"), ("model", "document", "layer", "token")
@@ -185,6 +189,24 @@ def difference_group(
             Coord("prompt_document", ("prompt",), np.array([d for d, _ in one.prompts]), "held-out document"),
             Coord("prompt_tokens", ("prompt",), np.array([n for _, n in one.prompts]), "of which so many tokens"),
         ]  # fmt: skip
+    if job.patchscope is not None:
+        read = ("model", "source", "sampled_layer", "slot", "lens_rank")
+        arrays += [
+            Array("known_rank", ("model", "sampled_layer", "known"), "int32", "place",
+                  "of a known token among the ten most probable ones after the patchscope's prompt, the token's own "
+                  "stream in it; 0: not among them", {"model": 1}),
+            Array("patchscope_token", read, "int32", "token id",
+                  "most probable ones, the mean difference of a source and this stage in the prompt, as long as "
+                  "the known tokens' streams; -1: not readable there", {"model": 1}),
+            Array("patchscope_logprob", read, "float32", "nats", "log probabilities of those", {"model": 1}),
+            Array("random_token", ("model", "sampled_layer", "drawn", "lens_rank"), "int32", "token id",
+                  "the same for random directions of that length", {"model": 1}),
+        ]  # fmt: skip
+        sizes |= {"source": len(job.stage_names), "known": len(known), "drawn": DRAWN}
+        coords += [
+            Coord("source", ("source",), list(job.stage_names), "stage that the difference is from"),
+            Coord("known_sample", ("known",), np.array(known), "sample"),
+        ]
     return Group(
         path=one.path,
         sizes=sizes,

@@ -73,6 +73,24 @@ class Steering(Spec):
     """Tokens of a continuation at most."""
 
 
+class Patchscope(Spec):
+    """Read mean differences by putting them into a prompt that repeats tokens, where known tokens can be read so."""
+
+    prompt: str = "cat -> cat\n1135 -> 1135\nhello -> hello\n? ->"
+    """What is predicted after it is what is read."""
+    slot: str = Field(default="?", min_length=1)
+    """Text of the token, its last one in the prompt, whose stream is replaced."""
+    known: int = Field(default=30, ge=1, le=1000)
+    """Samples with different tokens whose own streams are put there first. At a block where fewer than half of them are
+    read back, among the ten most probable tokens, nothing is read."""
+
+    @model_validator(mode="after")
+    def _has_its_slot(self):
+        if self.slot not in self.prompt:
+            raise ValueError(f"patchscope.slot: {self.slot!r} is not in the prompt; name a text that it has")
+        return self
+
+
 class DifferenceJob(ChatJob):
     """What changed between the stages of a family, on any text."""
 
@@ -98,6 +116,8 @@ class DifferenceJob(ChatJob):
     null stores them as they are."""
     steering: Steering | None = Steering()
     """null: no steering."""
+    patchscope: Patchscope | None = Patchscope()
+    """null: none."""
 
     @field_validator("texts")
     @classmethod

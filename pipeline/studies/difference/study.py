@@ -17,9 +17,10 @@ import torch
 
 from posttrace.pipeline.finite import check_finite
 from posttrace.pipeline.spot_checks import checked
-from posttrace.pipeline.studies.difference.analysis import Analysis
+from posttrace.pipeline.studies.difference.analysis import Analysis, mean_difference
 from posttrace.pipeline.studies.difference.arrays import (
     GAPS,
+    PATCHED,
     completed,
     difference_group,
     directions,
@@ -28,11 +29,20 @@ from posttrace.pipeline.studies.difference.comparison import compare_distributio
 from posttrace.pipeline.studies.difference.inputs import SLOTS, TextSet, read_set
 from posttrace.pipeline.studies.difference.job import DifferenceJob
 from posttrace.pipeline.studies.difference.measures import SHUFFLES
+from posttrace.pipeline.studies.difference.patchscope import (
+    DRAWN,
+    READABLE,
+    WITHIN,
+    identity_prompt,
+    known_samples,
+    places_of,
+)
 from posttrace.pipeline.studies.difference.steering import Steered, recovered, steering_vectors
 from posttrace.pipeline.studies.difference.units import planned
 from posttrace.pipeline.study import Result, Study, Work
 from posttrace.pipeline.tensors import as_stored, from_stored, widened
 from posttrace.stores import Group
+from posttrace.stores.schema import DTYPES
 from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.edits import Edit
 from posttrace.tracers.engines.generation import generate
@@ -92,6 +102,19 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         return named or _spaced(self.stages.n_layers, STEERED_LAYERS)
 
     @cached_property
+    def known(self) -> dict[str, list[int]]:
+        """Set -> samples whose tokens the patchscope has to read back."""
+        tokenizer = self.stages.tokenizers[self.job.stage_names[0]]
+        some = self.inputs.items() if self.job.patchscope else ()
+        return {name: known_samples(self.job, one, tokenizer) for name, one in some}
+
+    @cached_property
+    def prompts(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Stage -> ids of the patchscope's prompt, and the token whose stream is replaced."""
+        how, each = self.job.patchscope, self.stages.tokenizers.items()
+        return {stage: identity_prompt(how, stage, tokenizer) for stage, tokenizer in each} if how else {}
+
+    @cached_property
     def pairs(self) -> list[tuple[int, int]]:
         """Numbers of source and target of every pair."""
         number = self.job.stage_names.index
@@ -108,6 +131,7 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
             yield from (name for name, one in self.stages.tokenizers.items() if one.chat_template)
 
     def arrays(self) -> Iterator[Group]:
+        self.prompts  # noqa: B018  refuse a prompt that a stage cannot read
         tokenizer = self.stages.tokenizers[self.job.stage_names[0]]
         texts = [tokenizer.decode([token]) for token in range(self.vocabulary)]
         for one in self.inputs.values():
@@ -119,6 +143,7 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
                 vocabulary=texts,
                 sampled=self.sampled_layers,
                 steered=self.steered_layers,
+                known=self.known.get(one.spec.name, ()),
                 stream_dtype=self.job.stream_dtype,
                 labels=[_labels(d, self.job.stage_names[0], tokenizer) for d in one.documents],
             )
@@ -283,6 +308,57 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
             "completion": texts[None],
         }, {}
 
+    def run_patchscope(self, work: Work, model, store) -> Result:
+        """Put known tokens' streams into the prompt; where these are read back, mean differences and random ones."""
+        one, stage, group = (
+            self.inputs[work.about["set"]],
+            work.open_stage,
+            self.groups_by_path[work.unit.group],
+        )
+        m = self.job.stage_names.index(stage)
+        found = {
+            name: np.full(group.shape(name)[1:], DTYPES[group.array(name).dtype][1], group.array(name).dtype)
+            for name in PATCHED
+        }
+        decode = self.stages.tokenizers[stage].decode
+        samples = self.known[one.spec.name]
+        at = [(one.documents[d], p) for d, p in (one.samples[number] for number in samples)]
+        texts = [decode([document.ids[stage][document.places[stage][p]]]) for document, p in at]
+        stored = store.read(one.path, "sampled_activation", {"model": (m, m + 1)})[0, samples]
+        generator = torch.Generator().manual_seed(self.job.seed)
+        for k, layer in enumerate(self.sampled_layers):
+            known = from_stored(stored[:, k], self.job.dtype).float()
+            likely = self._read_by_prompt(model, stage, known, layer)[0]
+            ranks = places_of(texts, [[decode([token]) for token in row] for row in likely.tolist()])
+            found["known_rank"][k] = ranks
+            if np.mean(np.array(ranks) > 0) < READABLE:
+                continue
+            length = known.norm(dim=1).mean()
+
+            def read(vectors, length=length, layer=layer):
+                vectors = vectors / vectors.norm(dim=1, keepdim=True) * length
+                return [some.numpy() for some in self._read_by_prompt(model, stage, vectors, layer)]
+
+            drawn = torch.randn(DRAWN, known.shape[1], generator=generator)
+            found["random_token"][k] = read(drawn)[0]
+            for source in range(len(self.job.stage_names)):
+                means = mean_difference(store, one.path, source, m, (0, len(one.units)), layer)
+                able = means.isfinite().all(1) & means.any(1)
+                if able.any():
+                    tokens, logprobs = read(means[able])
+                    found["patchscope_token"][source, k, able] = tokens
+                    found["patchscope_logprob"][source, k, able] = logprobs
+        return {name: values[None] for name, values in found.items()}, {}
+
+    def _read_by_prompt(self, model, stage: str, vectors: torch.Tensor, layer: int):
+        """Return the most probable tokens after the prompt, each vector in it in turn, and their log probabilities."""
+        prompt, column = self.prompts[stage]
+        options = dict(layer=layer, column=column, max_tokens=self.job.execution.max_tokens)
+        finals = model.run(steered_finals, [prompt], vectors, **options)[:, 0, -1]
+        unembedding = self.unembeddings[self.job.stage_names.index(stage)]
+        logprobs, tokens = unembedding.log_probabilities(finals, self.vocabulary).topk(WITHIN, dim=1)
+        return tokens, logprobs
+
     def _continued(self, one: TextSet, stage: str, model, edits: list[Edit]) -> list[str]:
         assert self.job.steering is not None, "only a job that steers continues texts"
         tokenizer = self.stages.tokenizers[stage]
@@ -315,14 +391,18 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
             vectors = len(self.pairs) * self.stages.n_layers * len(SLOTS)
             # Products and eigenvalues: four for a linear map, one for each shuffle; both orders of a pair share these.
             n, small = len(one.samples), min(len(one.samples), hidden)
-            each = n * hidden * small + EIGENVALUES * small**3
+            product = n * hidden * small + EIGENVALUES * small**3
             maps = len(self.pairs) * len(self.sampled_layers) * (4 + SHUFFLES // 2)
-            return Cost(0, vectors * unembed + maps * each)
+            return Cost(0, vectors * unembed + maps * product)
         stage = work.open_stage
         if work.kind == "read":
             begin, end = work.unit.region["document"]
             lengths = [len(d.ids[stage]) for d in one.documents[begin:end]]
             return run_cost(self.stages.shape, [0], lengths) + Cost(0, sum(lengths) * unembed)
+        if work.kind == "patchscope":
+            each = run_cost(self.stages.shape, [0], [len(self.prompts[stage][0])]).multiply_adds + unembed
+            layers = len(self.sampled_layers)
+            return Cost(2 * layers, layers * len(self.known[work.about["set"]]) * each)
         assert self.job.steering is not None, "only a job that steers has such units"
         how, held = self.job.steering, one.held_out
         lengths = [len(d.ids[stage]) for d in one.documents[held[0] : held[0] + how.documents]]

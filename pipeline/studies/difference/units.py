@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from posttrace.pipeline.studies.difference.arrays import ANALYSED, COMPARED, READ, STEERED
+from posttrace.pipeline.studies.difference.arrays import ANALYSED, COMPARED, PATCHED, READ, STEERED
 from posttrace.pipeline.studies.difference.inputs import TextSet
 from posttrace.pipeline.studies.difference.job import DifferenceJob
 from posttrace.pipeline.study import Work, make_work
 
 
 def planned(job: DifferenceJob, sets: Mapping[str, TextSet]) -> Iterator[Work]:
-    """Read all sets stage by stage, compare block by block without a model, analyse; then steer stage by stage.
+    """Read all sets stage by stage, compare block by block without a model, analyse; then steer, stage by stage.
 
     >>> next(planned(job, sets)).unit.id                              # doctest: +SKIP
     'difference/plain/read/base/0000'
@@ -60,13 +60,24 @@ def planned(job: DifferenceJob, sets: Mapping[str, TextSet]) -> Iterator[Work]:
             needs=done[name],
             set=name,
         )
-    if job.steering is None:
-        return
     # The stage that was read last is open already.
     for stage in reversed(job.stage_names):
         for name, one in sets.items():
+            if job.patchscope is not None:
+                m = job.stage_names.index(stage)
+                yield make_work(
+                    "patchscope",
+                    one.path,
+                    stage,
+                    region={"model": (m, m + 1)},
+                    arrays=PATCHED,
+                    stage=stage,
+                    cells=job.patchscope.known,
+                    needs=done[name],
+                    set=name,
+                )
             for i, (source, target) in enumerate(job.pairs):
-                if source == stage:
+                if job.steering is not None and source == stage:
                     yield make_work(
                         "steer",
                         one.path,

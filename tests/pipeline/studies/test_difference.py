@@ -11,11 +11,14 @@ from sklearn.decomposition import NMF
 from transformers import AutoModelForCausalLM
 
 from posttrace.figures.measures.token_mining import mined
+from posttrace.figures.studies.difference.data import Difference
+from posttrace.figures.studies.difference.tables import patchscope
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import load_job
 from posttrace.pipeline.plan import prepare
 from posttrace.pipeline.run import run_job
 from posttrace.pipeline.studies.difference import inputs
+from posttrace.pipeline.studies.difference.analysis import mean_difference
 from posttrace.pipeline.studies.difference.inputs import SLOTS
 from posttrace.pipeline.studies.difference.measures import (
     RIDGES,
@@ -36,7 +39,7 @@ from posttrace.tracers.models.loading import wrap
 from posttrace.tracers.models.unembedding import read_unembedding
 from tests.support.jobs import WORDS
 from tests.support.models import varied_module, word_tokenizer
-from tests.tracers.architectures.table import tiny_module
+from tests.tracers.architectures.table import tiny_config, tiny_module
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
@@ -84,6 +87,7 @@ def write_inputs(folder):
         "samples": 60,
         "stream_dtype": "float32",
         "steering": {"documents": 2, "layers": [1], "random": RANDOM, "prompts": 1, "new_tokens": 3},
+        "patchscope": {"prompt": "w1 w1 w2 w2 w3", "slot": "w3", "known": 6},
         "execution": {"device": "cpu"},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
@@ -328,6 +332,65 @@ def test_steering_gives_what_hooks_give(study, store, plain):
     assert all(store.read(path, "completion")[i, :, 0, 0, 0])
 
 
+@pytest.mark.slow
+def test_a_patchscope_reads_what_hooks_read_and_nothing_where_known_tokens_are_not_read(
+    folder, store, tmp_path
+):
+    """Stages that predict the token that they see, and the random ones, which predict anything."""
+    rank, token = (store.read("difference/plain", name) for name in ("known_rank", "patchscope_token"))
+    failed = (rank > 0).mean(axis=2) < 0.5
+    assert failed.any() and (rank >= 0).all()
+    assert (token.transpose(0, 2, 1, 3, 4)[failed] == -1).all()
+
+    config = tiny_config("llama")
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(config)
+    for stage in STAGES:
+        with torch.no_grad():
+            module.model.embed_tokens.weight.normal_(generator=torch.Generator().manual_seed(7))
+            for block in module.model.layers:
+                for weight in (block.self_attn.o_proj.weight, block.mlp.down_proj.weight):
+                    weight.mul_(0.1)
+                    weight += 0.01 * (stage == "instruct") * torch.randn(weight.shape)
+        module.save_pretrained(tmp_path / stage)
+        word_tokenizer(WORDS).save_pretrained(tmp_path / stage)
+    family = {"name": "x", "stages": {s: str(tmp_path / s) for s in STAGES}}
+    raw = yaml.safe_load((folder / "job.yaml").read_text()) | {"family": family, "steering": None}
+    raw["texts"] = [raw["texts"][0] | {"file": str(folder / "plain.txt")}]
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
+    job = load_job(str(tmp_path / "job.yaml"))
+    found = run_job(job, str(tmp_path / "store"), say=lambda line: None)
+    path, layer = "difference/plain", 1
+    assert (found.read(path, "known_rank") > 0).mean() > 0.5
+    study = prepare(job)
+    assert set(study.known["plain"]) <= set(range(len(study.inputs["plain"].samples)))
+    samples = found.read(path, "sampled_activation")[1, study.known["plain"], layer]
+    mean = mean_difference(found, path, 0, 1, (0, len(study.inputs["plain"].units)), layer)[0]
+    vector = mean / mean.norm() * np.linalg.norm(samples, axis=1).mean()
+    prompt, column = study.prompts["instruct"]
+
+    def put(module, args, output):
+        return torch.cat([output[:, :column], vector.double()[None, None], output[:, column + 1 :]], dim=1)
+
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "instruct", dtype=torch.float64).eval()
+    hook = plain.model.layers[layer].register_forward_hook(put)
+    _, log_p = naive(plain, prompt)
+    hook.remove()
+    best = log_p[-1].topk(10)
+    assert found.read(path, "patchscope_token")[1, 0, layer, 0].tolist() == best.indices.tolist()
+    assert found.read(path, "patchscope_logprob")[1, 0, layer, 0] == pytest.approx(
+        best.values.numpy(), abs=1e-3
+    )
+    random = found.read(path, "random_token")[1, layer]
+    (table,) = patchscope([Difference.from_dataset(open_group(found.url, path))])
+    shown = table.records.query("source == 'base' and target == 'instruct' and layer == 1 and slot == 'all'")
+    texts = [
+        study.stages.tokenizers["instruct"].decode([t]) for t in best.indices.tolist() if t not in random
+    ]
+    assert list(shown.token.dropna()) == texts
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "gemma3n_text", "lfm2"])
 def test_skipping_blocks_gives_what_a_whole_steered_run_gives(name):
     """Also where a block returns a tuple, and where blocks hand each other more than the stream."""
@@ -535,6 +598,11 @@ MISTAKES = [
     (["control=[base, base]"], "control: base twice"),
     (["sampled_layers=[3]"], "sampled_layers: 3 is not in 0-2"),
     (["steering.layers=[7]"], "steering.layers: 7 is not in 0-2"),
+    (["patchscope.slot=w9"], "patchscope.slot: 'w9' is not in the prompt"),
+    (
+        ["patchscope.prompt=Xyzzy w3"],
+        "patchscope.prompt: .* has words that the tokenizer of stage base does not know",
+    ),
 ]
 
 
