@@ -41,7 +41,7 @@ class Difference(StageGroup):
         """Read one group."""
         require(
             data,
-            ["js", "kl", "entropy", "loss", "topic_share"],
+            ["js", "kl", "entropy", "loss", "topic_share", "document_text"],
             place=str(data.attrs.get("set")),
             study="difference",
         )

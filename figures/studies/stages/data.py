@@ -217,5 +217,5 @@ def read(dataset: xr.Dataset) -> Weights | Effects:
         raise FigureError(f"stages: part {part} is not known; is this a store of the stages study?")
     place = f"stages/{dataset.attrs.get('set', '?')}"
     arrays = ["behaviour"] if "attribution" not in dataset else ["behaviour", "removed", "residual"]
-    require(dataset, arrays, place=place, study="stages")
+    require(dataset, [*arrays, "prompt_text"], place=place, study="stages")
     return Effects(dataset.load())
