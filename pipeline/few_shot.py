@@ -81,9 +81,15 @@ def draw_examples(
         ties = {d.pair for d in examples if d.pair}
         pool = [s for s in statements if s.label == label and s.pair not in ties]
         if len(pool) <= n // 2:
+            kind, pairs = "true" if label else "false", len({s.pair for s in statements})
+            few = (
+                f"{pairs} pairs are too few to draw {n} examples from, each of another pair,"
+                if ties
+                else f"{len(pool)} {kind} statements are too few to draw {n // 2} examples from"
+            )
             raise JobError(
-                f"set {spec.name}: {len(pool)} {'true' if label else 'false'} statements are too few to draw "
-                f"{n // 2} examples from; add statements, or set few_shot: 0 or the set's own few_shot lines"
+                f"set {spec.name}: {few} and leave some; add statements, or set few_shot: 0 or the set's own "
+                "few_shot lines"
             )
         examples += rng.sample(pool, n // 2)
     lines = tuple(f"{s.text}{suffix}{answers[0] if s.label else answers[1]}" for s in examples)

@@ -233,3 +233,13 @@ def test_counts_of_ready_made_pairs_with_published_sets_and_tokenizers(tmp_path)
     assert free_pairs("t", statements, tokenizer, "\n", SUFFIX).available == 55
     _, rest = draw_examples(spec, statements, 4, SUFFIX, (" TRUE", " FALSE"), 0)
     assert free_pairs("t", rest, tokenizer, "\n", SUFFIX).available == 52
+
+
+def test_pairs_that_are_too_few_for_examples_are_counted_as_pairs():
+    spec = StatementSet(name="mine", csv="mine.csv", pairs="free")
+    pairs = [Statement(f"{i} is {label}.", label, f"pair {i}") for i in range(4) for label in (True, False)]
+    with pytest.raises(
+        JobError, match="set mine: 4 pairs are too few to draw 4 examples from, each of another"
+    ):
+        draw_examples(spec, pairs, 4, SUFFIX, (" TRUE", " FALSE"), 0)
+    assert len(draw_examples(spec, pairs, 2, SUFFIX, (" TRUE", " FALSE"), 0)[1]) == 4
