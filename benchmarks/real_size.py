@@ -47,6 +47,7 @@ TRIED = {
     "truthfulness": ("fit", "learn", "probe", "accuracy", "effect"),
     "confidence": ("chosen",),
     "refusal": ("selection",),
+    "difference": ("compare", "analyse"),
 }
 """Kinds of analysis of which one unit is measured."""
 
@@ -66,12 +67,13 @@ def jobs(folder: Path) -> dict[str, list[str]]:
         "confidence": common,
         "trace": common,
         "stages": [*common, "dtype=auto"],
-        "difference": common,
+        # Random final states do not have the entropies that are stored.
+        "difference": [*common, "execution.check_share=0"],
     }
 
 
 def make_inputs(folder: Path, sizes: dict, statements: int) -> None:
-    """Write three models without weights, and twelve sets of statements."""
+    """Write three models with no weights but the unembedding, and twelve sets of statements."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
@@ -90,8 +92,16 @@ def make_inputs(folder: Path, sizes: dict, statements: int) -> None:
                 "model.safetensors.index.json",
             ):
                 shutil.copy(file, target)
-        # Looked for by the study of neurons, read by none.
-        save_file({"none": torch.zeros(1)}, target / "model.safetensors")
+        # Looked for by the study of neurons, read by `difference`: the same ones for all stages.
+        weights = target / "model.safetensors"
+        if stage == "base":
+            first = weights
+            shape = sizes["vocab_size"], sizes["hidden_size"]
+            unembedding = torch.randn(shape, dtype=torch.bfloat16)
+            norm = torch.ones(shape[1], dtype=torch.bfloat16)
+            save_file({"lm_head.weight": unembedding, "model.norm.weight": norm}, first)
+        else:
+            os.link(first, weights)
     rng = random.Random(0)
     words = ["north", "river", "stone", "garden", "winter", "letter", "market", "silver", "bridge", "island"]
     for topic in TOPICS:
