@@ -39,6 +39,12 @@ STUDY = Study(
             folded=True,
         ),
         Figure(
+            "difference/components",
+            "table: what principal components point to, and where they are most extreme",
+            f"{_HERE}.tables:components",
+            folded=True,
+        ),
+        Figure(
             "difference/patchscope",
             "table: what a prompt that repeats tokens reads in the mean difference, where it reads known tokens",
             f"{_HERE}.tables:patchscope",

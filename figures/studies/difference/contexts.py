@@ -9,7 +9,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
-from posttrace.figures.studies.difference.data import LARGEST, Difference, Pair, visible
+from posttrace.figures.studies.difference.data import EXACT, LARGEST, Difference, Pair, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def contexts(groups: Sequence[Difference]) -> Iterator[Drawing]:
                     f"{one.n}. The {len(found)} tokens after which the distributions of {pair.label} differ most, one "
                     "of a document at most, each with its context. Colour: Jensen-Shannon divergence after each "
                     "token, nats, 0 to 0.693; bold: the token chosen, its value at the left. Chosen by their size: "
-                    f"they say what can happen, not how often. {one.control_note}"
+                    f"they say what can happen, not how often. {EXACT} {one.control_note}"
                 ),
                 alt=f"Twenty lines of text, tokens coloured by divergence, {pair.label}.",
                 figure=_draw(one, pair, found),

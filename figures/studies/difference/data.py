@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ROLES = ("begin", "template", "user", "answer", "text")
+EXACT = "Of whole distributions in float32: exact, locally and on a server."
 LARGEST = np.log(2)
 """Of a Jensen-Shannon divergence, nats."""
 
@@ -77,6 +78,17 @@ class Difference(StageGroup):
         if not ends:
             return "No training control: intervals are over documents, and cover no change that retraining would make."
         return f"Training control: {ends[0]} → {ends[1]}."
+
+    @property
+    def projection_note(self) -> str:
+        """What captions say of lengths, cosines and their like where streams were projected; empty elsewhere."""
+        dims = int(self.data.attrs.get("projection", 0))
+        if not dims:
+            return ""
+        return (
+            f" Approximate: streams were projected to {dims} random dimensions, a length is within "
+            f"{np.sqrt(0.5 / dims):.0%} of the true one (standard deviation)."
+        )
 
     @cached_property
     def js(self) -> np.ndarray:

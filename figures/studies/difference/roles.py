@@ -10,7 +10,7 @@ import numpy as np
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
 from posttrace.figures.hover import note
-from posttrace.figures.studies.difference.data import LARGEST, Difference, mean_js
+from posttrace.figures.studies.difference.data import EXACT, LARGEST, Difference, mean_js
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def roles(groups: Sequence[Difference]) -> Iterator[Drawing]:
                 f"{one.n}. Jensen-Shannon divergence of the next-token distributions of two stages, nats, on a "
                 "logarithmic scale, by role of the token that was read: mean over documents of each one's mean, with "
                 f"95 % bootstrap intervals over documents. Dotted: ln 2, the largest possible. Not normalised. "
-                f"{one.control_note}"
+                f"{EXACT} {one.control_note}"
             ),
             alt=f"Dots of the divergence of each pair of stages by role, for {', '.join(one.roles)}.",
             figure=_draw(one),

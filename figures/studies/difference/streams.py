@@ -28,11 +28,6 @@ def streams(groups: Sequence[Difference]) -> Iterator[Drawing]:
     for one in groups:
         if not one.any_finished:
             continue
-        how = int(one.data.attrs.get("projection", 0))
-        about = (
-            "" if not how else f" Streams were projected to {how} random dimensions: a length is within "
-            f"{np.sqrt(0.5 / how):.0%} of the true one (standard deviation)."
-        )  # fmt: skip
         for name, each, scale, words in (
             ("lengths", _lengths(one), _length_scale, "length of the difference of the streams (resid_post), relative "
              "to that of the source's stream"),
@@ -47,8 +42,8 @@ def streams(groups: Sequence[Difference]) -> Iterator[Drawing]:
                 heading=f"Difference of the streams: {name}",
                 caption=(
                     f"{one.n}. {words[0].upper()}{words[1:]}, by layer and role of the token: mean over documents of "
-                    f"each one's mean. Grey: cells where rounding "
-                    f"to the stored 16 bits makes more than {FLOOR:.0%} of the difference.{about} {one.control_note}"
+                    f"each one's mean. Grey: cells where rounding to the stored 16 bits makes more than {FLOOR:.0%} of "
+                    f"the difference.{one.projection_note} {one.control_note}"
                 ),
                 alt=f"Heat maps of {words}, layer by role, for {', '.join(p.label for p in one.forward)}.",
                 figure=heatmap_grid(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from posttrace.figures.measures.intervals import bootstrap_mean
 from posttrace.figures.measures.token_mining import Mined, mined, share_of_top
-from posttrace.figures.studies.difference.data import Difference, Pair, mean_js, strings, visible
+from posttrace.figures.studies.difference.data import EXACT, Difference, Pair, mean_js, strings, visible
 from posttrace.figures.tables import Block, Cell, Row, Table, cell, number
 
 TOP_SHARES = (0.01, 0.05, 0.10)
@@ -60,7 +60,7 @@ def divergence(groups: Sequence[Difference]) -> Iterator[Table]:
             "target from the source; change of entropy and of loss (-log P of the next token of the text), target "
             "minus source, nats. Means over documents of each one's mean over tokens of a role, with 95 % bootstrap "
             "intervals over documents. Last columns: share of the sum of JS, in %, that the 1, 5 and 10 % of tokens "
-            f"with the largest JS hold. {groups[0].control_note}"
+            f"with the largest JS hold. {EXACT} {groups[0].control_note}"
         ),
         columns=("JS", "KL", "entropy", "loss", "top 1 %", "top 5 %", "top 10 %"),
         blocks=tuple(blocks),
@@ -144,7 +144,7 @@ def tokens(groups: Sequence[Difference]) -> Iterator[Table]:
             f"{'; '.join(one.n for one in groups)}. occurring: share of positions at which the token is among the 20 "
             "whose log probability rises most, in %; KL by token: mean of q log(q/p), millinats, whose sum over the "
             "vocabulary is KL. 95 % bootstrap intervals over blocks of documents; control: the token's rank in the "
-            f"same ordering of the control pair, –: none. {groups[0].control_note}"
+            f"same ordering of the control pair, –: none. {EXACT} {groups[0].control_note}"
         ),
         columns=("occurring", "%", "control", "KL by token", "millinats", "control"),
         blocks=tuple(blocks),
@@ -175,7 +175,6 @@ def topics(groups: Sequence[Difference]) -> Iterator[Table]:
     for one in groups:
         share, weight = one.values("topic_share"), one.values("topic_weight")
         token, sample = one.data["topic_token"].values, one.data["topic_sample"].values
-        place = one.data["sample_document"].values, one.data["sample_token"].values
         for pair in one.pairs:
             rows = []
             for k in np.flatnonzero(share[pair.number] > 0):
@@ -184,8 +183,7 @@ def topics(groups: Sequence[Difference]) -> Iterator[Table]:
                     for t, w in zip(token[pair.number, k], weight[pair.number, k], strict=True)
                     if w > 0
                 ]
-                at = tuple(of[sample[pair.number, k, 0]] for of in place)
-                context = "".join(one.texts[at[0], max(0, at[1] - CONTEXT) : at[1] + 1])
+                context = _context(one, sample[pair.number, k, 0])
                 percent = number(100 * share[pair.number, k], 0)
                 listed = " ".join(visible(text) for text, _ in words[:TOPIC_SHOWN])
                 rows.append(Row(f"{k + 1}", (Cell(percent), Cell(listed), Cell(visible(context)))))
@@ -236,7 +234,11 @@ def lens(groups: Sequence[Difference]) -> Iterator[Table]:
                         for t, v in zip(token[i, k, s], z[i, k, s], strict=True)
                         if v > bound[i]
                     ]
-                    cells.append(Cell(" ".join(visible(text) for text, _ in above[:LENS_SHOWN])))
+                    least = (
+                        -np.inf if control is None else np.nan_to_num(z[control.number, k, s, 0], nan=-np.inf)
+                    )
+                    shown = [text for text, v in above if v > least]
+                    cells.append(Cell(" ".join(visible(text) for text in shown[:LENS_SHOWN])))
                     tidy += [
                         {"set": one.name, "source": pair.source, "target": pair.target, "layer": int(layer),
                          "slot": slots[s], "token": text, "z": v, "bound": bound[i], "shared": shared[i, k, s],
@@ -253,8 +255,9 @@ def lens(groups: Sequence[Difference]) -> Iterator[Table]:
                 f"{one.n}. Up to {LENS_SHOWN} tokens with the largest z = cos(unembedding row, mean difference) times "
                 "the square root of the hidden size, by layer and slot (all: every token but the first; 1 to 5: those "
                 "tokens; then those beyond, before and of the first answer). Blank: none above the bound, below which "
-                "95 % of 200 random directions stay. The CSV has the share of the squared difference that halves of "
-                f"the documents share, and the control pair's largest z. {one.control_note}"
+                "95 % of 200 random directions stay, or above the largest of the control pair's mean difference there. "
+                "The CSV has all above the bound, the control pair's largest z, and the share of the squared "
+                f"difference that halves of the documents share.{one.projection_note} {one.control_note}"
             ),
             columns=tuple(slots[s] for s in used),
             blocks=tuple(blocks),
@@ -263,6 +266,60 @@ def lens(groups: Sequence[Difference]) -> Iterator[Table]:
             ),
             prose=True,
         )
+
+
+def components(groups: Sequence[Difference]) -> Iterator[Table]:
+    """Yield the table of principal components above the null: what they point to, and their extreme contexts."""
+    blocks, tidy = [], []
+    for one in groups:
+        share, null, bound = (one.values(name) for name in ("variance_share", "variance_null", "lens_bound"))
+        above, mean = one.data["n_above_null"].values, one.values("mean_share")
+        token, z = one.data["component_token"].values, one.values("component_z")
+        sample = one.data["extreme_sample"].values
+        for pair in one.pairs:
+            i, rows = pair.number, []
+            for k, layer in enumerate(one.data["sampled_layer"].values):
+                for c in range(min(above[i, k], token.shape[2])):
+                    cells = [Cell(number(100 * share[i, k, c], 0)), Cell(number(100 * mean[i, k], 0))]
+                    for e, end in enumerate(map(str, one.data["end"].values)):
+                        read = zip(token[i, k, c, e], z[i, k, c, e], strict=True)
+                        words = [one.vocabulary[t] for t, v in read if v > bound[i]]
+                        contexts = [_context(one, s) for s in sample[i, k, c, e] if s >= 0]
+                        cells += [
+                            Cell(" ".join(map(visible, words[:LENS_SHOWN]))),
+                            Cell(visible(contexts[0])),
+                        ]
+                        tidy += [
+                            {"set": one.name, "source": pair.source, "target": pair.target, "layer": int(layer),
+                             "component": c + 1, "share": share[i, k, c], "null": null[i, k, c],
+                             "mean_share": mean[i, k], "end": end, "tokens": " ".join(words), "context": context}
+                            for context in contexts
+                        ]  # fmt: skip
+                    rows.append(Row(f"layer {layer}, {c + 1}", tuple(cells)))
+            if pair in one.forward and rows:
+                blocks.append(Block(f"{one.name}: {pair.label}", tuple(rows)))
+    if blocks:
+        yield Table(
+            name="difference_components",
+            heading="Principal components of the difference",
+            caption=(
+                "The first components, up to three, of target - source at the sampled tokens that explain more than "
+                "shuffled columns do. %: of the variance about the mean; mean, %: share of the mean difference in the "
+                "mean squared difference. For both ends: tokens with the largest z above the bound of random "
+                "directions, and the sample with the most extreme score, with what comes before it. "
+                f"{groups[0].control_note}"
+            ),
+            columns=("%", "mean, %", "low end", "lowest at", "high end", "highest at"),
+            blocks=tuple(blocks),
+            records=tidy,
+            prose=True,
+        )
+
+
+def _context(one: Difference, sample: int) -> str:
+    """Text of a sample, with what comes before it."""
+    d, t = (int(one.data[name].values[sample]) for name in ("sample_document", "sample_token"))
+    return "".join(one.texts[d, max(0, t - CONTEXT) : t + 1])
 
 
 def patchscope(groups: Sequence[Difference]) -> Iterator[Table]:

@@ -37,6 +37,10 @@ GAPS = frozenset(
 """Arrays with places where there is no value: padding, the end of a document, slots without tokens, no difference."""
 
 
+APPROXIMATE = ("norm_difference", "cosine", "squared_difference_sum", "shared")
+"""What a projection of the streams makes approximate; everything else is exact, locally and on a server."""
+
+
 def directions(job: DifferenceJob) -> list[str]:
     """Return what is added to the stream of a source.
 
@@ -78,6 +82,11 @@ def difference_group(
     n_components = min(COMPONENTS, hidden, len(one.samples) - 1)
     per_component = ("pair", "sampled_layer", "component")
     shown = ("pair", "sampled_layer", "shown", "end")
+    about = (
+        ""
+        if job.projection is None
+        else f"; approximate, of streams projected to {job.projection} dimensions"
+    )
     arrays = [
         Array("stream", (*layered, "kept"), stream_dtype, "activation, model units",
               "resid_post of every token" + ("" if job.projection is None else ", projected at random"), block, "activation"),  # noqa: E501
@@ -91,14 +100,14 @@ def difference_group(
               "activation, model units", "resid_post of the samples", {**stage, **samples}),
         Array("kl", in_pair, "float32", "nats", "KL(target || source) of the next token's distributions", document),
         Array("js", in_pair, "float32", "nats", "Jensen-Shannon divergence of the two, at most ln 2", document),
-        Array("norm_difference", pair_layer, "float16", "length, model units", "|target - source|", document),
-        Array("cosine", pair_layer, "float16", "cosine", "of resid_post of target and source", document),
+        Array("norm_difference", pair_layer, "float16", "length, model units", "|target - source|" + about, document),
+        Array("cosine", pair_layer, "float16", "cosine", "of resid_post of target and source" + about, document),
         Array("token_sum", ("pair", "unit", "measure", "vocabulary"), "float32", "tokens; nats",
               "sums over the unit's tokens: occurring, how often a token is among the 20 that rise most; kl_by_token, "
               "q log(q / p), whose sum over the vocabulary is KL", {"unit": 1}),
         Array("slot_count", ("unit", "slot"), "int64", "tokens", "tokens in each slot", {"unit": 1}),
         Array("squared_difference_sum", ("pair", "unit", "layer", "slot"), "float32", "squared model units",
-              "sum of |resid_post target - source|²", {"unit": 1}),
+              "sum of |resid_post target - source|²" + about, {"unit": 1}),
         Array("rounding_sum", ("model", "unit", "layer", "slot"), "float32", "squared model units",
               "sum of the mean squared error that the stream's 16 bits make", {"unit": 1}),
         Array("rise_token", ("pair", "sample", "rank"), "int32", "token id", "tokens that rise most", samples),
@@ -115,7 +124,7 @@ def difference_group(
         Array("component_token", (*shown, "lens_rank"), "int32", "token id", "what a component points to"),
         Array("component_z", (*shown, "lens_rank"), "float32", "z", "cosine with the unembedding's row, times √hidden"),
         Array("shared", ("pair", "layer", "slot"), "float32", "share",
-              "<mean difference of even units, of odd units> / mean |difference|²"),
+              "<mean difference of even units, of odd units> / mean |difference|²" + about),
         Array("lens_token", ("pair", "layer", "slot", "lens_rank"), "int32", "token id",
               "what the mean difference points to"),
         Array("lens_z", ("pair", "layer", "slot", "lens_rank"), "float32", "z",
@@ -220,5 +229,6 @@ def difference_group(
             "render": job.render,
             "control": list(job.control) if job.control else [],
             "projection": job.projection or 0,
+            "approximate": list(APPROXIMATE) if job.projection else [],
         },
     )

@@ -8,7 +8,7 @@ from posttrace.figures.hover import regions
 from posttrace.figures.studies.difference.data import Difference
 from posttrace.figures.studies.difference.layers import steering
 from posttrace.figures.studies.difference.streams import floor, streams
-from posttrace.figures.studies.difference.tables import worse_than_chance
+from posttrace.figures.studies.difference.tables import components, lens, worse_than_chance
 from tests.support.figures.drawn import panels
 
 STAGES = ("base", "sft", "instruct")
@@ -109,3 +109,56 @@ def test_tokens_worse_than_chance_are_those_whose_mean_loss_is_above_that_of_a_g
             if len(values) >= 5 and np.mean(values) > np.log(6):
                 expected[stage, text] = (pytest.approx(np.mean(values)), len(values))
     assert found == expected and 0 < len(found) < 18
+
+
+def test_tokens_of_a_lens_are_above_the_bound_and_the_control_pair(group):
+    """Of ten tokens, `a` is above both, `b` only above the bound, `c` above neither."""
+    z = np.zeros((3, 2, 2, 3))
+    z[0, :, 0] = 9.0, 6.0, 3.0
+    z[2, :, 0] = 7.0, 0.0, 0.0  # the control pair
+    data = group.data.assign(
+        lens_token=(("pair", "layer", "slot", "lens_rank"), np.tile([0, 1, 2], (3, 2, 2, 1))),
+        lens_z=(("pair", "layer", "slot", "lens_rank"), z),
+        lens_bound=("pair", [5.0] * 3),
+        shared=(("pair", "layer", "slot"), np.ones((3, 2, 2))),
+        vocabulary_text=("vocabulary", list("abc")),
+    ).assign_attrs(control=["sft", "instruct"])  # fmt: skip
+    (table,) = lens([Difference(data)])
+    shown = {block.heading.split(" (")[0]: block.rows[0].cells[0].text for block in table.blocks}
+    assert shown == {"base → sft": "a", "base → instruct": "", "sft → instruct": "a"}
+    assert table.records.query("source == 'base' and layer == 0").token.tolist() == ["a", "b"]
+    data = data.assign_attrs(control=[])
+    assert next(lens([Difference(data)])).blocks[0].rows[0].cells[0].text == "a b"
+
+
+def test_components_above_the_null_have_tokens_above_the_bound_and_contexts(group):
+    per = ("pair", "sampled_layer")
+    shown, ends = (*per, "shown", "end"), np.zeros((3, 1, 2, 2))
+    z = np.stack([ends + 6, ends + 4], axis=-1)
+    z[..., 1, 0] = 0
+    data = group.data.assign(
+        variance_share=((*per, "component"), np.tile([0.6, 0.3], (3, 1, 1))),
+        variance_null=((*per, "component"), np.tile([0.4, 0.4], (3, 1, 1))),
+        n_above_null=(per, [[1], [0], [-1]]),
+        mean_share=(per, np.full((3, 1), 0.25)),
+        component_token=((*shown, "lens_rank"), np.tile([1, 0], (3, 1, 2, 2, 1))),
+        component_z=((*shown, "lens_rank"), z),
+        extreme_sample=((*shown, "extreme"), np.stack([ends + 1, ends - 1], axis=-1).astype(int)),
+        lens_bound=("pair", [5.0] * 3),
+        vocabulary_text=("vocabulary", list("ab")),
+        token_text=(("document", "token"), np.array([list("the"), list("cat"), list("dog"), list("cow")])),
+        sample_document=("sample", [0, 1]),
+        sample_token=("sample", [0, 1]),
+    ).assign_coords(sampled_layer=[3], end=["low", "high"])  # fmt: skip
+    (table,) = components([Difference(data)])
+    ((row,),) = [block.rows for block in table.blocks]
+    assert [cell.text for cell in row.cells] == ["60", "25", "b", "ca", "", "ca"]
+    assert len(table.records) == 2
+
+
+def test_captions_say_what_is_approximate(group):
+    exact, about = (
+        next(streams([Difference(group.data.assign_attrs(projection=dims))])).caption for dims in (0, 64)
+    )
+    assert "Approximate" not in exact
+    assert "Approximate: streams were projected to 64 random dimensions, a length is within 9%" in about
