@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.few_shot import check_prompt, draw_examples
@@ -116,7 +116,7 @@ def _problem(clean: Prompt, corrupt: Prompt, expected: int) -> str | None:
 
 def _cropped(aligned: Aligned, tokenizer, context: str, suffix: str) -> Aligned:
     longest = max(len(encode(tokenizer, context, true + suffix).statement) for true, _ in aligned.pairs)
-    return Aligned(aligned.pairs, aligned.available, aligned.labels[:longest], aligned.roles[-longest:])
+    return replace(aligned, labels=aligned.labels[:longest], roles=aligned.roles[-longest:])
 
 
 def _exact(job, spec, n: int) -> tuple[bool, ...]:

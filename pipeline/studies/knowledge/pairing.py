@@ -32,6 +32,8 @@ class Aligned:
     """Per token column: the token's text, `[s1]`, `[s2]` ... in the subject, `[o1]` ... in the object."""
     roles: tuple[str, ...]
     """Per token column: subject, object, last or other."""
+    unequal: int = 0
+    """Free-form pairs that are left out, since their statements differ in length."""
 
 
 def template_pairs(
@@ -124,7 +126,7 @@ def free_pairs(
     Rows are tied by the file's `pair` (or `id`) column, unless that just numbers the rows. The arguments are those of
     `template_pairs`. Raises JobError when no pair has equal lengths.
     """
-    pairs, lengths, i, available = [], [], 0, 0
+    pairs, lengths, i, available, unequal = [], [], 0, 0, 0
     while i + 1 < len(statements):
         first, second = statements[i], statements[i + 1]
         if first.label == second.label or first.pair != second.pair:
@@ -138,6 +140,8 @@ def free_pairs(
         if len(set(alone)) == len(set(within)) == 1:
             pairs.append((true, false))
             lengths.append(within[0])
+        else:
+            unequal += 1
     if not pairs:
         raise JobError(
             f"set {name}: no pair: no two consecutive rows are a true and a false statement of equal token length; "
@@ -145,7 +149,7 @@ def free_pairs(
         )
     longest = max(lengths)
     labels = tuple(str(column) for column in range(longest))
-    return Aligned(tuple(pairs), available, labels, ("other",) * (longest - 1) + ("last",))
+    return Aligned(tuple(pairs), available, labels, ("other",) * (longest - 1) + ("last",), unequal)
 
 
 def _lengths(tokenizer, context: str, suffix: str, *texts: str) -> list[int]:

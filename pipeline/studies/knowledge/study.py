@@ -215,6 +215,12 @@ class Knowledge(Study[KnowledgeJob, dict[str, PairSet]]):
             return values
         return values.reshape(len(values), len(self.layers), self.heads, *values.shape[2:])
 
+    def notes(self) -> Iterator[str]:
+        yield from super().notes()
+        for name, pairs in self.inputs.items():
+            if n := pairs.aligned.unequal:
+                yield f"set {name}: pairs left out, as their two statements have unequal numbers of tokens: {n}"
+
     def facts(self, group: Group) -> dict[str, Any]:
         pairs = self.inputs[group.attrs["set"]]
         shortest, longest = min(pairs.lengths), max(pairs.lengths)

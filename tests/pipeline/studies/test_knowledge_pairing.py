@@ -72,7 +72,7 @@ def test_free_form_pairs_of_unequal_length_are_left_out():
         ("w1 is w2.", False, "b"),
     ]
     aligned = free_pairs("f", [Statement(*r) for r in rows], TOKENIZER, "\n", SUFFIX)
-    assert aligned.pairs == (("w1 is w2.", "w1 is w3."),)
+    assert aligned.pairs == (("w1 is w2.", "w1 is w3."),) and aligned.unequal == 1
     clean, corrupt = (encode(TOKENIZER, "\n", s + SUFFIX) for s in aligned.pairs[0])
     assert roles_within(clean, corrupt, 10) == ["other", "other", "knowledge", *["other"] * 4, "last", "", ""]
 
