@@ -10,13 +10,16 @@ BIN   := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-long test-real check bench docs clean
+.PHONY: demo test test-all test-fast test-long test-real check bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/posttrace run knowledge --store $(RUN_DIR)/store
 	$(BIN)/posttrace figures $(RUN_DIR)/store --out $(RUN_DIR)/figures
 
 test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not exhaustive"
+
+test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-fast: $(VENV)/.installed-test

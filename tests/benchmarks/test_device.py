@@ -11,6 +11,7 @@ from benchmarks.patch_grid import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_parts_run_on_a_cpu(tmp_path):
     command = [
         sys.executable,

@@ -12,6 +12,7 @@ from benchmarks.patch_grid import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_ways_give_the_same_tokens_and_the_page_shows_them(tmp_path):
     command = [sys.executable, "-m", "benchmarks.generation", "--quick", "--model", "tiny", "--rounds", "2"]
     subprocess.run(

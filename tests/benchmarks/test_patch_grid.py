@@ -42,6 +42,7 @@ def test_methods_of_our_own_environment_agree_with_the_oracle(name, weights, ref
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_with_sampled_cells_leaves_complete_records(tmp_path):
     """The path of large models, which make their weights on the device; and a peer that is not installed is named."""
     file, methods = tmp_path / "grid.json", ["paper loop", "pyvene", "posttrace"]

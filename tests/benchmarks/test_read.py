@@ -10,6 +10,7 @@ from tests.support.benchmarks import COLUMNS
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_is_timed_is_stored_whole_and_right(tmp_path):
     model = open_model(families()["embedded"]["base"], device="cpu", check=False)
     case = Case("few", few_shot=0, tokens="last", batch=4)

@@ -22,6 +22,7 @@ def test_a_sharded_checkpoint_of_the_wanted_shapes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_page_has_the_figures(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.weights_memory.SMALL", TINY)
     main(quick=True, json_file=tmp_path / "memory.json", folder=tmp_path, threads=1)

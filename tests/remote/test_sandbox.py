@@ -75,8 +75,13 @@ def as_key(ndif, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("study", SMALL)
+@pytest.mark.parametrize(
+    ("study", "key"),
+    [
+        *((study, "untrusted") for study in SMALL),
+        *(pytest.param(study, "trusted", marks=pytest.mark.exhaustive) for study in SMALL),
+    ],
+)
 def test_a_study_gives_the_local_store(study, key, ndif, local, as_key, tmp_path):
     as_key(key)
     expected = local(study, *FEWER.get(study, ()))

@@ -11,6 +11,7 @@ from tests.support.stores.damage_page import page
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_single_faults_lose_nothing_are_found_and_healed(tmp_path):
     found = faults.faults(tmp_path, various.Stores(tmp_path), count=36, seed=11)
     assert sum(tally.trials for tally in found.values()) == 36
@@ -21,6 +22,7 @@ def test_single_faults_lose_nothing_are_found_and_healed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kills_lose_nothing(tmp_path):
     for what, tally in kills.all_kills(tmp_path / "kills", in_folder=20, on_s3=5, commands=0).items():
         assert tally.trials in (20, 5), what

@@ -13,7 +13,9 @@ from tests.support.stores.flaky import flaky
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["429", "cut", "503"])
+@pytest.mark.parametrize(
+    "fault", ["cut", *(pytest.param(fault, marks=pytest.mark.exhaustive) for fault in ("429", "503"))]
+)
 def test_a_run_over_a_store_that_fails_now_and_then_is_whole(s3, monkeypatch, fault, tmp_path):
     reference = example.make(tmp_path / "reference")
     example.run(reference)

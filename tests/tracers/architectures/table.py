@@ -164,7 +164,10 @@ ROWS = {
     "phi-norms": dict(qk_layernorm=True),
     "phi3": {},
     "phi3-window": dict(sliding_window=6),
-    "phi4_multimodal": {},
+    "phi4_multimodal": dict(
+        vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
+        audio_config=dict(hidden_size=32, intermediate_size=64, num_blocks=1, num_attention_heads=2),
+    ),
     "phimoe": {},
     "qwen2": {},
     "qwen2-mixed": dict(use_sliding_window=True, sliding_window=100, max_window_layers=2),

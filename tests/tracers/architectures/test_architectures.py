@@ -15,6 +15,12 @@ from tests.tracers.architectures.verify import verify
 
 pytestmark = pytest.mark.slow
 
+COMMON = (
+    "bloom", "codegen", "cohere2", "deepseek_v3", "falcon_h1", "gemma2", "gemma3_text-window", "glm4_moe", "gpt2",
+    "gpt_neox", "gpt_neox_japanese", "gpt_oss-window", "granitemoe", "llama", "llama4_text", "mamba2", "minimax",
+    "mistral-window", "mixtral", "olmo3", "opt-post_norm", "phi3", "qwen2", "qwen3", "qwen3_next", "smollm3",
+)  # fmt: skip
+"""Rows that `make test` tries: the families that people use most, and each way in which architectures differ."""
 UNSEEN = {
     "gpt_neox_japanese": {"z", "attn_out", "resid_mid"},
     "llama4_text": {"mlp_out"},
@@ -32,7 +38,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [name if name in COMMON else pytest.param(name, marks=pytest.mark.exhaustive) for name in ROWS]
+)
 def test_what_an_architecture_offers(name, tmp_path):
     module = tiny_module(name)
     model = wrap(module, word_tokenizer(), name=name)

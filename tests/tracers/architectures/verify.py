@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 
@@ -123,6 +125,14 @@ class Hooks:
                 stack.callback(part.register_forward_hook(lambda _, args, out: of_tuple(out, half)).remove)
             yield
 
+    @contextmanager
+    def each(self, layers, to):
+        """Within, the value at the site of the i-th of the blocks becomes to(i, value)."""
+        with ExitStack() as stack:
+            for i, layer in enumerate(layers):
+                stack.enter_context(self.changed(layer, partial(to, i)))
+            yield
+
     def part(self, block, role: str):
         """The module that plays a role in a block of this kind."""
         for path in getattr(self.model.architecture, role):
@@ -141,15 +151,11 @@ class Hooks:
             (len(some), len(layers) * self.heads, max(len(p.statement) for p in some), self.width), torch.nan
         )
         for row, prompt in enumerate(some):
-            for i, layer in enumerate(layers):
-                kept = []
-                with (
-                    torch.no_grad(),
-                    self.changed(layer, lambda value, kept=kept: kept.append(value) or value),
-                ):
-                    self.logits([prompt.ids])
-                values = kept[0][0, prompt.start :].unflatten(-1, (self.heads, self.width))
-                found[row, i * self.heads : (i + 1) * self.heads, : len(values)] = values.transpose(0, 1)
+            kept = []
+            with torch.no_grad(), self.each(layers, lambda _, value, kept=kept: kept.append(value) or value):
+                self.logits([prompt.ids])
+            values = torch.cat(kept)[:, prompt.start :].unflatten(-1, (self.heads, self.width))
+            found[row, :, : len(prompt.statement)] = values.transpose(1, 2).flatten(0, 1)
         return found
 
     def grid(self, some, source, layers):
@@ -157,20 +163,20 @@ class Hooks:
         found = torch.full(source.shape[:3], torch.nan)
         for row, prompt in enumerate(some):
             n = len(prompt.statement)
-            for i, layer in enumerate(layers):
-                cells = [(head, token) for head in range(self.heads) for token in range(n)]
+            shape = (len(layers), self.heads, n)
+            cells = list(itertools.product(*map(range, shape)))
 
-                def to(value, row=row, i=i, cells=cells, prompt=prompt):
-                    value = value.clone()
-                    for cell, (head, token) in enumerate(cells):
+            def to(i, value, row=row, cells=cells, prompt=prompt):
+                value = value.clone()
+                for cell, (layer, head, token) in enumerate(cells):
+                    if layer == i:
                         part = slice(head * self.width, (head + 1) * self.width)
                         value[cell, prompt.start + token, part] = source[row, i * self.heads + head, token]
-                    return value
+                return value
 
-                with torch.no_grad(), self.changed(layer, to):
-                    logits = self.logits([prompt.ids] * len(cells))
-                values = (logits[:, ANSWERS[0]] - logits[:, ANSWERS[1]]).reshape(self.heads, n)
-                found[row, i * self.heads : (i + 1) * self.heads, :n] = values
+            with torch.no_grad(), self.each(layers, to):
+                logits = self.logits([prompt.ids] * len(cells))
+            found[row, :, :n] = (logits[:, ANSWERS[0]] - logits[:, ANSWERS[1]]).reshape(-1, n)
         return found
 
     def slopes(self, some, source, layers):
@@ -178,21 +184,21 @@ class Hooks:
         found = torch.full(source.shape[:3], torch.nan)
         for row, prompt in enumerate(some):
             n = len(prompt.statement)
-            for i, layer in enumerate(layers):
-                kept = []
+            kept = []
 
-                def to(value, kept=kept):
-                    kept.append(value.detach().requires_grad_())
-                    return kept[0]
+            def to(_, value, kept=kept):
+                kept.append(value.clone())
+                return kept[-1].clone()  # which the block may change in place
 
-                with torch.enable_grad(), self.changed(layer, to):
-                    logits = self.logits([prompt.ids])[0]
-                (slope,) = torch.autograd.grad(logits[ANSWERS[0]] - logits[ANSWERS[1]], kept)
-                for head in range(self.heads):
-                    part = slice(head * self.width, (head + 1) * self.width)
-                    own, by = (v[0, prompt.start :, part] for v in (kept[0].detach(), slope))
-                    place = i * self.heads + head
-                    found[row, place, :n] = ((source[row, place, :n] - own) * by).sum(-1)
+            with torch.enable_grad(), self.each(layers, to):
+                logits = self.logits([prompt.ids])[0]
+            slopes = torch.autograd.grad(logits[ANSWERS[0]] - logits[ANSWERS[1]], kept)
+            own, by = (
+                torch.cat(values)[:, prompt.start :].unflatten(-1, (self.heads, self.width)).transpose(1, 2)
+                for values in ([value.detach() for value in kept], slopes)
+            )
+            change = source[row, :, :n] - own.flatten(0, 1)
+            found[row, :, :n] = (change * by.flatten(0, 1)).sum(-1)
         return found
 
 
