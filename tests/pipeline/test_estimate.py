@@ -86,6 +86,7 @@ def test_analysis_takes_time_of_the_cpu(tmp_path):
     assert some.seconds(fits[0]) == some.costs[fits[0].unit.id].multiply_adds / some.cpu_rate
 
 
+@pytest.mark.slow
 def test_a_run_that_is_out_of_time_goes_on_later(job_file, tmp_path, monkeypatch):
     from posttrace.pipeline import run
 

@@ -98,6 +98,7 @@ def test_documents_that_are_missing_are_left_out_and_said(on_text):
     assert not replace(on_text, held=nothing).any_finished
 
 
+@pytest.mark.slow
 def test_scatter_links_what_is_shared_and_marks_the_rest(neurons):
     from matplotlib.patches import ConnectionPatch
 

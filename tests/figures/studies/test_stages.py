@@ -103,6 +103,7 @@ def test_bars_of_every_behaviour(group):
     assert list(tokens([stages.behaviour("loss", at_end=False)])) == []
 
 
+@pytest.mark.slow
 def test_what_is_not_finished_is_said():
     partly = stages.behaviour(finished=5)
     assert not partly.complete and partly.any_finished and partly.progress == "10 of 16 attributions"

@@ -242,6 +242,7 @@ def test_units_hold_no_more_than_so_many_values(study, monkeypatch):
     assert longest() == 3
 
 
+@pytest.mark.slow
 def test_roles_of_a_conversation(study):
     document = study.inputs["chat"].documents[0]
     # <s> < user > w w w w \n < assistant > w ...

@@ -87,6 +87,7 @@ def by_hand(folder, source_folder, vectors, prompt):
     return torch.stack([streams[i][0, 1:] for i in range(3)]), logits.log_softmax(-1)
 
 
+@pytest.mark.slow
 def test_patch_steer_and_read_together_equal_plain_hooks(tmp_path, trace_job, family):
     url = tmp_path / "store"
     operations = [
