@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,8 @@ import torch
 from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.batching.padding import right_padded
 from posttrace.tracers.engines.activations import logits_at
+from posttrace.tracers.models.updates import Streamed
+from posttrace.tracers.models.weighted import replaced, weighted_modules
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,20 @@ def row_batch(model, rows: Sequence[Row]) -> RowBatch:
 def run_batch(model, batch: RowBatch) -> torch.Tensor:
     """Score every row in one forward pass; the unembedding is computed at the tokens that are read only."""
     module = model.nn._module
-    with reading(module.get_submodule(model.architecture.unembed), batch):
+    with widened(model), reading(module.get_submodule(model.architecture.unembed), batch):
         return batch.scores(module(input_ids=batch.ids, use_cache=False).logits)
+
+
+@contextmanager
+def widened(model) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Compute in float32 although weights are in 16 bits: each module has its own widened while it runs."""
+    parameters = dict(model.nn._module.named_parameters())
+    if model.dtype.itemsize >= torch.float32.itemsize:
+        yield {}
+        return
+    wide = Streamed(lambda name: parameters[name].detach().float(), parameters)
+    with replaced(weighted_modules(model.nn._module), wide, below=True):
+        yield wide
 
 
 @contextmanager

@@ -24,8 +24,8 @@ import torch
 
 from posttrace.tracers.batching.memory import in_batches
 from posttrace.tracers.engines.attribution import Frozen
-from posttrace.tracers.engines.behaviours import Question, n_tokens, reading, row_batch
-from posttrace.tracers.models.updates import Streamed
+from posttrace.tracers.engines.behaviours import Question, n_tokens, reading, row_batch, widened
+from posttrace.tracers.models.updates import made_again
 from posttrace.tracers.models.weighted import MODULES, Weighted, weighted_modules
 
 NODES = 8
@@ -257,8 +257,8 @@ def _contracted(
 
     shift = torch.tensor(places, dtype=torch.float64) - 1
     with torch.enable_grad(), Frozen(module), reading(head, batch), ExitStack() as hooks:
-        if isinstance(update, Streamed):
-            hooks.enter_context(update.made_again())
+        wide = hooks.enter_context(widened(model))
+        hooks.enter_context(made_again(update, wide))
         for one in weighted:
             own = shift[batch.row.cpu()] if one.module is head else shift
             hooks.enter_context(_moved(one, update, own, keep))

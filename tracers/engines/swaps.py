@@ -15,8 +15,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from posttrace.tracers.engines.behaviours import Question, RowBatch, behaviour_values, run_batch
-from posttrace.tracers.engines.weights import replaced
-from posttrace.tracers.models.weighted import Part, Weighted, parts_of, weighted_modules
+from posttrace.tracers.models.weighted import Part, Weighted, parts_of, replaced, weighted_modules
 
 Setting = tuple[bool, ...]
 """For every part of `parts_of`: whether it has the later stage's weights."""

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
 from posttrace.tracers.engines.behaviours import Question, behaviour_values
 from posttrace.tracers.models.updates import Streamed
-from posttrace.tracers.models.weighted import Weighted, weighted_modules
+from posttrace.tracers.models.weighted import replaced, weighted_modules
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 """A weight's name and value -> its value in a changed model."""
 
 KINDS = ("gaussian", "permuted")
 """Directions without a meaning that are as long as the update in every tensor."""
-
-
-@contextmanager
-def replaced(modules: Sequence[Weighted], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Give modules other weights, by the names of the checkpoint; names that are not given keep theirs.
-
-    Each module has them only while it runs, so that weights that are made when they are asked for (see `Streamed`) are
-    in memory one module at a time. The model's own tensors are set aside and not copied, so that what comes back is bit
-    for bit what was there. A tied weight is replaced in the modules that are given, and in no other place.
-    """
-    with ExitStack() as hooks:
-        for one in modules:
-            own = {key: name for key, name in one.names.items() if name in weights}
-            if not own:
-                continue
-            before = {key: one.module._parameters[key] for key in own}
-
-            def take(module, _inputs, own=own):
-                module._parameters.update({key: weights[name] for key, name in own.items()})
-
-            def give_back(module, *_, before=before):
-                module._parameters.update(before)
-
-            hooks.callback(one.module.register_forward_pre_hook(take).remove)
-            hooks.callback(one.module.register_forward_hook(give_back, always_call=True).remove)
-        yield
 
 
 def values_with(
@@ -145,7 +118,7 @@ def _each(model, prompts, changes: Iterable[Change], max_tokens) -> torch.Tensor
 
 def _changed(model, prompts, change: Change, max_tokens) -> torch.Tensor:
     parameters = dict(model.nn._module.named_parameters())
-    weights = Streamed(lambda name: change(name, parameters[name]), parameters)
+    weights = Streamed(lambda name: change(name, parameters[name].float()), parameters)
     with torch.no_grad():
         return values_with(model, prompts, weights, max_tokens=max_tokens)
 

@@ -69,7 +69,7 @@ class Update:
 
 
 class Streamed(Mapping[str, torch.Tensor]):
-    """Weights by name, each made when it is asked for, on the device and in the dtype of the parameter of that name.
+    """Weights by name, each made when it is asked for, on the device of the parameter of that name.
 
     keep: hold on to what was made. Without it at most the weights in use are in memory, which are those of one module.
     """
@@ -88,7 +88,7 @@ class Streamed(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in self._kept:
             return self._kept[name]
-        made = self._make(name).to(self._parameters[name])
+        made = self._make(name).to(self._parameters[name].device)
         if self.keep:
             self._kept[name] = made
         else:
@@ -104,22 +104,29 @@ class Streamed(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._parameters)
 
-    def made_again(self) -> AbstractContextManager:
-        """Have a backward pass make weights again, instead of keeping those of a forward pass within."""
-        return nullcontext() if self.keep else saved_tensors_hooks(self._name_of, self._weight_of)
-
-    def _name_of(self, tensor: torch.Tensor):
-        """Return what stands for a tensor until the backward pass: a weight's name and view, or the tensor itself."""
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        """Return the weight that a tensor is, or is a view of; None for others and for those that are kept."""
         name, alive = self._live.get(tensor.untyped_storage().data_ptr(), ("", None))
-        if alive is None or alive() is None:
-            return tensor
-        return name, tensor.size(), tensor.stride(), tensor.storage_offset()
+        return None if alive is None or alive() is None else name
 
-    def _weight_of(self, kept) -> torch.Tensor:
+
+def made_again(*weights: Mapping[str, torch.Tensor]) -> AbstractContextManager:
+    """Have a backward pass make streamed weights again, instead of keeping those of a forward pass within."""
+    streams = [one for one in weights if isinstance(one, Streamed) and not one.keep]
+
+    def pack(tensor: torch.Tensor):
+        for one in streams:
+            if (name := one.name_of(tensor)) is not None:
+                return one, name, tensor.size(), tensor.stride(), tensor.storage_offset()
+        return tensor
+
+    def unpack(kept) -> torch.Tensor:
         if isinstance(kept, torch.Tensor):
             return kept
-        name, *view = kept
-        return self[name].as_strided(*view)
+        one, name, *view = kept
+        return one[name].as_strided(*view)
+
+    return saved_tensors_hooks(pack, unpack) if streams else nullcontext()
 
 
 def sizes(

@@ -7,9 +7,12 @@ half.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -78,6 +81,36 @@ def weighted_modules(model) -> list[Weighted]:
             )
         found.append(Weighted(module, own, _part(path, module, architecture)))
     return found
+
+
+@contextmanager
+def replaced(
+    modules: Sequence[Weighted], weights: Mapping[str, torch.Tensor], *, below: bool = False
+) -> Iterator[None]:
+    """Give modules other weights, by the names of the checkpoint; names that are not given keep theirs.
+
+    Each module has them only while it runs, so that streamed weights (see `models.updates`) are in memory one module at
+    a time. The model's own tensors are set aside and not copied, so that what comes back is bit for bit what was there.
+    A tied weight is replaced in the modules that are given, and in no other place.
+
+    below: whether weights that are replaced within come on top of these, else it is the other way round.
+    """
+    with ExitStack() as hooks:
+        for one in modules:
+            own = {key: name for key, name in one.names.items() if name in weights}
+            if not own:
+                continue
+            before = {key: one.module._parameters[key] for key in own}
+
+            def take(module, _inputs, own=own):
+                module._parameters.update({key: weights[name] for key, name in own.items()})
+
+            def give_back(module, *_, before=before):
+                module._parameters.update(before)
+
+            hooks.callback(one.module.register_forward_pre_hook(take, prepend=below).remove)
+            hooks.callback(one.module.register_forward_hook(give_back, always_call=True).remove)
+        yield
 
 
 def _part(path: str, module: nn.Module, architecture: Architecture) -> Part:

@@ -12,8 +12,7 @@ import torch
 from posttrace.tracers.engines.behaviours import Question, behaviour_values, row_batch, run_batch
 from posttrace.tracers.engines.path_attribution import slopes_at
 from posttrace.tracers.engines.swaps import Setting, in_setting
-from posttrace.tracers.engines.weights import replaced
-from posttrace.tracers.models.weighted import parts_of, weighted_modules
+from posttrace.tracers.models.weighted import parts_of, replaced, weighted_modules
 from posttrace.tracers.oracles.compare import compared, sample, tolerance
 
 Weights = Mapping[str, torch.Tensor]
@@ -47,7 +46,7 @@ def check_slopes(
         s = rng.random()
         fast = float(slopes_at(model, prompts, update, [(i, s)]).total[0])
         slopes = naive_slopes(model, prompts[i], update, s)
-        allowed = tolerance(model.dtype) * max(1.0, sum(map(abs, slopes.values())))
+        allowed = tolerance(torch.float32) * max(1.0, sum(map(abs, slopes.values())))
         what = f"model {model.name}: prompt {i}: slope at {s:.2f} of the path"
         largest = max(largest, compared(fast, sum(slopes.values()), allowed, what))
     return len(chosen), largest
@@ -78,7 +77,7 @@ def check_swaps(
     for k, i in chosen:
         naive = naive_swap(model, prompts[i], earlier, settings[k])
         what = f"model {model.name}: prompt {i}: swap {k}"
-        allowed = tolerance(model.dtype) * max(1.0, abs(naive))
+        allowed = tolerance(torch.float32) * max(1.0, abs(naive))
         largest = max(largest, compared(float(values[k, i]), naive, allowed, what))
     return len(chosen), largest
 

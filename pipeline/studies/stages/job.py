@@ -74,8 +74,9 @@ class StagesJob(ChatJob):
     """Effects of each stage's update of the weights, and where in the weights they arise."""
 
     study: Literal["stages"]
-    dtype: Literal["auto", "float32"] = "auto"
-    """Always float32: between two checkpoints bfloat16 rounds by as much as a gentle stage does."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """How weights are held: in float32, or as bfloat16 files have them, in half the memory. All is computed in float32:
+    between two checkpoints bfloat16 rounds by as much as a gentle stage does."""
     behaviours: tuple[Known | Behaviour, ...] = Field(default=("refusal", "verdict", "loss"), min_length=1)
     """Names (refusal, verdict, loss, entropy, answer), or behaviours of one's own."""
     sets: tuple[StatementSet, ...] = ()

@@ -78,6 +78,12 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
                     f"stage {name}: {checkpoint.model} is quantised, and differences of quantised weights are not what "
                     "training added; give the checkpoint that it was made from"
                 )
+            held = self.stages.configs[name].dtype
+            if job.dtype == "bfloat16" and held != torch.bfloat16:
+                raise JobError(
+                    f"dtype: bfloat16 would round the weights of stage {name}, which are {held} in {checkpoint.model}; "
+                    "set dtype=float32"
+                )
         weighted_modules(self.stages.structures[self.stages.names[0]])
         self.recipe = Recipe(job) if job.recipe else None
         self._update: tuple[str, Streamed] | None = None
@@ -99,7 +105,9 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
                     )
 
     def resolved(self, job: StagesJob) -> dict[str, Any]:
-        return super().resolved(job) if job.effects_only else {"dtype": "float32"}
+        if job.effects_only:
+            return super().resolved(job)
+        return {"dtype": "float32" if job.dtype == "auto" else job.dtype}
 
     def notes(self) -> Iterator[str]:
         yield from super().notes()
@@ -353,6 +361,6 @@ class Stages(Study[StagesJob, dict[str, Asked]]):
 def streamed(model, read) -> Streamed:
     """Return weights that `read` gives by name; where they leave too little room they are read again when needed."""
     parameters = dict(model.nn._module.named_parameters())
-    size = sum(p.numel() * p.element_size() for p in parameters.values())
+    size = 4 * sum(p.numel() for p in parameters.values())
     free = free_memory(model.device) if model.device.type == "cuda" else free_host_memory()
     return Streamed(read, parameters, keep=free is None or ROOM * size <= free)

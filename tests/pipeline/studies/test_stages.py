@@ -188,6 +188,27 @@ def test_where_memory_is_short_a_second_checkpoint_is_read_again_and_nothing_cha
 
 
 @pytest.mark.slow
+def test_weights_held_as_their_bfloat16_files_have_them(job, stages, tmp_path):
+    """In half the memory, with the numbers of float32, down to its spot checks."""
+    for stage in ("base", "sft"):
+        shutil.copytree(stages / stage, tmp_path / stage)
+        AutoModelForCausalLM.from_pretrained(stages / stage, dtype=torch.bfloat16).save_pretrained(
+            tmp_path / stage
+        )
+    keys = dict(family={s: str(tmp_path / s) for s in ("base", "sft")}, behaviours=["refusal"], controls=1)
+    half, full = (
+        run_job(job(**keys, dtype=dtype), str(tmp_path / dtype), say=lambda line: None)
+        for dtype in ("bfloat16", "auto")
+    )
+    for path, group in full.groups.items():
+        for array in group.arrays:
+            found, wanted = (one.read(path, array.name) for one in (half, full))
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=array.name)
+    with pytest.raises(JobError, match="dtype: bfloat16 would round the weights of stage base"):
+        prepare(job(dtype="bfloat16"))
+
+
+@pytest.mark.slow
 def test_effects_and_removals(store, stages, plain):
     data, (reference, sign) = open_group(store, "stages/verdict/cities"), plain
     f = data["behaviour"].values
@@ -292,7 +313,7 @@ def test_behaviours_of_ones_own(job, stages, tmp_path):
         (dict(alphas=[0.5, 0.5]), "has a value twice"),
         (dict(template="User: {x}"), "neither chat nor a text with"),
         (dict(stages=["sft"]), "give at least two"),
-        (dict(dtype="bfloat16"), "dtype"),
+        (dict(dtype="float16"), "dtype"),
     ],
 )
 def test_jobs_that_make_no_sense(job, keys, words):

@@ -187,6 +187,32 @@ def test_a_second_checkpoint_is_in_memory_one_module_at_a_time(name):
     assert len(kept) == len(parameters) and all(kept[key] is kept[key] for key in kept)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_weights_in_16_bits_give_what_the_same_weights_in_32_give(name):
+    """All is computed in float32, whatever is swapped, removed or attributed."""
+    model, update, earlier = two_stages(name)
+    prompts, n = questions(), len(parts_of(model.n_layers))
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model.nn._module.to(dtype)  # rounded first, then as rounded
+        swaps = swapped_values(model, prompts, earlier, [cut(3, n, below=True), only(2, n, later=False)])
+        slopes = slopes_at(model, prompts, update, [(i, 0.3) for i in range(len(prompts))])
+        options = dict(kind="gaussian", draws=1, seed="x")
+        found.append(
+            [
+                behaviour_values(model, prompts),
+                swaps,
+                slopes.modules,
+                slopes.unembed,
+                removed_values(model, prompts, update, alphas=[0.5]),
+                control_values(model, prompts, update, **options),
+                rounding_values(model, prompts, draws=1, seed="x"),
+            ]
+        )
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", mostly_slow(["llama", "gpt2", "gemma2", "gpt_neox"], fast=["llama"]))
 def test_swaps_equal_whole_passes_and_cumulative_ones_end_at_the_stages(name):
     """gpt2 is tied: its embeddings are swapped in one place, its unembedding in the other."""
