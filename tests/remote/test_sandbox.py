@@ -190,3 +190,12 @@ def test_half_precision_within_autocast(package, tmp_path):
         for key in KEYS:
             off = (found[key][name] - value).nan_to_num().abs().max()
             assert off <= 0.05 * scale, f"{name}, {key}: off by {off:.3g} of {scale:.3g}"
+
+
+@pytest.mark.slow
+def test_of_stages_an_untrusted_key_gives_effects(ndif, as_key, tmp_path):
+    more = ["behaviours=[refusal, loss]", "text={tokens: 16}", "max_prompts=2", "swaps=[]", "controls=0"]
+    as_key("untrusted")
+    store = run("stages", "remote", tmp_path / "store", *more)
+    assert_equal(run("stages", "simulated", tmp_path / "simulated", *more), store)
+    assert not any(one["error"] or one["foreign"] for one in ndif.since("run"))
