@@ -125,18 +125,18 @@ def _same(location: Location, old: Mapping[str, Any], new: Mapping[str, Any]) ->
     ]
     keys = differences(plans[0], plans[1])
     if keys:
-        listed = "; ".join(f"{key}: {_short(a)} in the store, {_short(b)} now" for key, a, b in keys[:5])
         raise StoreError(
-            f"{location.url}: same fingerprint {old['fingerprint']}, but the plan differs in "
-            f"{len(keys)} places: {listed}; "
-            "the fingerprint must cover all that shapes the plan: use another --store, or restore the job"
+            f"{location.url}: same fingerprint {old['fingerprint'][:12]}, but the plan differs in {len(keys)} places, "
+            f"as if another version of posttrace had made it (the store's: {old['posttrace']})\n"
+            f"{_listed(keys)}\n"
+            "use another --store; this one can still be drawn and read"
         )
 
 
 def _listed(keys: Sequence[tuple[str, Any, Any]]) -> str:
     """Return the first keys at which two jobs differ, with both values, on one line of readable length."""
     shown = [(key, *_names(a, b)) for key, a, b in keys[:SHOWN]]
-    told = [f"{key}: {_short(a, 40)} in the store, {_short(b, 40)} now" for key, a, b in shown]
+    told = [f"{key}: {_short(a)} in the store, {_short(b)} now" for key, a, b in shown]
     more = [f"and {len(keys) - SHOWN} more keys"] if len(keys) > SHOWN else []
     return "; ".join([*told, *more])
 
@@ -150,7 +150,7 @@ def _names(one: Any, two: Any) -> tuple[Any, Any]:
     return (first, second) if first != second else (one, two)
 
 
-def _short(value: Any, most: int = 80) -> str:
+def _short(value: Any, most: int = 40) -> str:
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 

@@ -178,7 +178,7 @@ def test_lists_of_named_things_are_told_apart_by_their_names(url):
 
 def test_same_fingerprint_with_another_plan_is_refused(tmp_path):
     example.make(tmp_path)
-    with pytest.raises(StoreError, match=r"the plan differs in 1 places: units\.knowledge/cities/clean"):
+    with pytest.raises(StoreError, match=r"the plan differs in 1 places.*\nunits\.knowledge/cities/clean"):
         example.make(tmp_path, units=example.units()[1:])
     coords = (Coord("source", ("source",), ("base", "sft")), *example.group().coords[1:])
     changed = replace(example.group(), coords=coords)
