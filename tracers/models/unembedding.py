@@ -50,11 +50,11 @@ class Unembedding:
 
         final: what enters the unembedding, dims token x hidden.
         """
-        final = final.float()
-        if self.weight.dtype == torch.float32:
-            logits = final @ self.weight[:vocabulary].T
-        else:
-            logits = torch.cat([final @ rows.T for rows in self._blocks(vocabulary)], dim=-1)
+        logits = torch.empty(len(final), vocabulary)
+        begin = 0
+        for rows in self._blocks(vocabulary):
+            logits[:, begin : begin + len(rows)] = final.float() @ rows.T
+            begin += len(rows)
         if self.bias is not None:
             logits += self.bias[:vocabulary]
         if self.softcap is not None:

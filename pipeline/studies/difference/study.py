@@ -373,12 +373,19 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
         return one.documents[document].places[stage][answer] if answer else tokens
 
     def reads(self, work: Work) -> int:
-        """Count, for the analysis, the sums of both halves, one target's means, and one layer of the samples."""
-        if work.kind != "analyse":
+        """Count the unembeddings, what was read of the unit's documents, and what the analysis makes of a set.
+
+        That is the sums of both halves, one target's means, and one layer of the samples, in float64.
+        """
+        if work.kind == "read":
             return super().reads(work)
         stages, hidden = len(self.job.stage_names), self.stages.hidden_size
+        unembeddings = stages * self.vocabulary * hidden * getattr(torch, self.job.dtype).itemsize
+        if work.kind == "compare":
+            return unembeddings + super().reads(work)
         means = stages * self.stages.n_layers * len(SLOTS) * hidden
-        return 8 * (4 * means + (stages + 4) * len(self.inputs[work.about["set"]].samples) * hidden)
+        samples = stages * len(self.inputs[work.about["set"]].samples) * hidden
+        return unembeddings + 8 * (4 * means + 2 * samples)
 
     def cost(self, work: Work) -> Cost:
         one, hidden = self.inputs[work.about["set"]], self.stages.hidden_size
