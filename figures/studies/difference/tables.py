@@ -113,7 +113,7 @@ def tokens(groups: Sequence[Difference]) -> Iterator[Table]:
     """Yield the table of tokens that became more probable, in both orderings."""
     blocks, tidy = [], []
     for one in groups:
-        sums = one.values("token_sum")
+        sums = one.array("token_sum")
         measures = [str(m) for m in one.data["measure"].values]
         for pair in one.pairs:
             control = one.control(pair)
