@@ -5,9 +5,9 @@
 
 Two stages with random weights (the second is the first with noise) run documents of the embedded corpus. *Bare*: plain
 transformers forward passes over the documents of a unit, both stages one after the other, with logits at every token
-and no cache. *Difference*: every unit of a job of the study without steering, each written to a Zarr store. Opening a
-model is timed in neither. Turns alternate. The vocabulary counts: both ordered pairs are compared at every token. What
-is done once a set, whatever its size, is most of a small one's time: sets of two sizes are measured.
+and no cache. *Difference*: every unit of a job of the study without steering and patchscope, each written to a Zarr
+store. Opening a model is timed in neither. Turns alternate. The vocabulary counts: both ordered pairs are compared at
+every token. What is done once a set, whatever its size, is most of a small one's time: sets of two sizes are measured.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def compare(
                         "family": {"name": name, "stages": stages},
                         "texts": [{"name": "plain", "documents": number, "tokens": tokens}],
                         "steering": None,
+                        "patchscope": None,
                         "execution": {"device": device},
                     }
                 )
