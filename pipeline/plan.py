@@ -11,7 +11,7 @@ from posttrace.pipeline.study import Study
 from posttrace.tracers.models.loading import load_config
 from posttrace.tracers.operations import canonical_hash
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same job begins to give other arrays, so that an old store is not continued."""
 
 
