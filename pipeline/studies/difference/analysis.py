@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,7 +74,8 @@ class Analysis:
     job: DifferenceJob
     texts: TextSet
     store: Store
-    unembeddings: Sequence[Unembedding]
+    unembedding: Callable[[int], Unembedding]
+    """Of a stage, by its number."""
     pairs: Sequence[tuple[int, int]]
     vocabulary: int
 
@@ -143,7 +144,7 @@ class Analysis:
                                 ("component", i, k, c, e): sign * axis for e, sign in enumerate((-1, 1))
                             }
             vectors = torch.from_numpy(np.stack([*drawn, *wanted.values()]).astype("float32"))
-            tokens, z = self.unembeddings[target].lens(vectors, self.vocabulary, found["lens_z"].shape[-1])
+            tokens, z = self.unembedding(target).lens(vectors, self.vocabulary, found["lens_z"].shape[-1])
             found["lens_bound"][pairs] = z[: len(drawn), 0].quantile(BOUND)
             for row, (name, *place) in enumerate(wanted, len(drawn)):
                 found[f"{name}_token"][tuple(place)] = tokens[row].numpy()

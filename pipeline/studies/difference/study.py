@@ -123,8 +123,16 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
     @cached_property
     def unembeddings(self) -> list[Unembedding]:
         """Of every stage, from its files; in the files' dtype."""
-        each = self.stages.checkpoints.items()
-        return [read_unembedding(one.model, self.stages.structures[name], one.revision) for name, one in each]
+        return [self._read_unembedding(m) for m in range(len(self.job.stage_names))]
+
+    def _read_unembedding(self, m: int) -> Unembedding:
+        stage = self.job.stage_names[m]
+        one = self.stages.checkpoints[stage]
+        return read_unembedding(one.model, self.stages.structures[stage], one.revision)
+
+    def unembedding(self, m: int) -> Unembedding:
+        """Return one stage's: of all, where these are held, else read alone."""
+        return self.unembeddings[m] if "unembeddings" in vars(self) else self._read_unembedding(m)
 
     def chats(self) -> Iterator[str]:
         if any(one.is_chat for one in self.job.texts):
@@ -237,7 +245,7 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
     def run_analyse(self, work: Work, model, store) -> Result:
         """Compute what is learned from a whole set: linear maps, components, means and what they point to."""
         one = self.inputs[work.about["set"]]
-        analysis = Analysis(self.job, one, store, self.unembeddings, self.pairs, self.vocabulary)
+        analysis = Analysis(self.job, one, store, self.unembedding, self.pairs, self.vocabulary)
         return analysis.arrays(self.groups_by_path[one.path]), {}
 
     @cached_property
