@@ -40,6 +40,7 @@ def page(folder: Path) -> str:
             ("overheads", "overhead"),
             ("generations", "generation"),
             ("memories", "weights memory"),
+            ("stage_memories", "stages memory"),
             ("readings", "read"),
             ("devices", "device"),
             ("probes", "probes"),

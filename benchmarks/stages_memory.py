@@ -22,6 +22,7 @@ import cyclopts
 
 from benchmarks.peers import ROOT
 from benchmarks.records import header, keep
+from benchmarks.shapes import tokenizer
 from benchmarks.weights_memory import MIB, SMALL, make_checkpoint, memory_of, shape_of
 
 app = cyclopts.App(help=__doc__, version_flags=[])
@@ -94,7 +95,6 @@ def measure(earlier: Path, later: Path, name: str, threads: int) -> None:
     from posttrace.tracers.models.safetensors import Checkpoint
     from posttrace.tracers.models.updates import Streamed, Update
     from posttrace.tracers.models.weighted import parts_of
-    from tests.support.models import word_tokenizer
 
     quiet_libraries()
     torch.set_num_threads(threads)
@@ -104,7 +104,7 @@ def measure(earlier: Path, later: Path, name: str, threads: int) -> None:
         parameter.data = (
             parameter.data.clone()
         )  # out of the mapped file, whose pages come when they are first read
-    model = wrap(module, word_tokenizer(), name="later", check=False)
+    model = wrap(module, tokenizer(module.config.vocab_size), name="later", check=False)
     parameters = dict(module.named_parameters())
     update = Update(empty_model(str(later)), Checkpoint(str(earlier)), Checkpoint(str(later)))
     prompts = [

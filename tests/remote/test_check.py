@@ -24,7 +24,7 @@ def findings(study="knowledge", backend="remote", *more):
 
 @pytest.mark.slow
 def test_all_is_well(server):
-    found = findings()
+    found = findings("knowledge", "remote", "sets=[cities]")
     assert {verdict for verdict, _ in found} == {"ok"}
     told = "\n".join(text for _, text in found)
     assert "reachable" in told and "key: known to the server, trusted" in told and "nnsight" in told
@@ -90,7 +90,7 @@ def test_a_model_is_asked_for_as_the_server_spells_it(spelled, other):
 @pytest.mark.slow
 def test_a_key_that_is_not_trusted_is_told_what_it_cannot_do(server, monkeypatch):
     monkeypatch.setenv("NDIF_API_KEY", UNTRUSTED)
-    found = findings("knowledge", "remote", "stages=[base]")
+    found = findings("knowledge", "remote", "stages=[base]", "sets=[cities]")
     assert any("without the tag trusted" in text for _, text in found) and {v for v, _ in found} == {"ok"}
     found = findings("knowledge", "remote", "stages=[base]", "method=attribution")
     assert found[-1][0] == "wrong" and "set method=exact" in found[-1][1]
