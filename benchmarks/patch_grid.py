@@ -33,8 +33,8 @@ from benchmarks.shapes import SHAPES, Shape, Task, make_task, save_random
 RESULTS = ROOT / "benchmarks" / "results"
 PAIRS_TIMED = {"TransformerLens 4, generic_activation_patch": 4}
 """Pairs that a slow method is timed on, if more than one."""
-ACCELERATED = ("paper loop", "raw hooks", "posttrace", "posttrace, cells checked")
-"""Methods for models that are not written to disk, unless others are named."""
+SAMPLED = ("paper loop", "raw hooks", "posttrace", "posttrace, cells checked")
+"""Methods that run where slow ones are timed on some cells, unless others are named."""
 
 app = cyclopts.App(help=__doc__, version_flags=[])
 
@@ -73,7 +73,7 @@ def main(
     if growth:
         parts = grow(shape, quick=quick, rounds=rounds, say=_say, **options)
     else:
-        names = methods or (ACCELERATED if sample else tuple(METHODS)[:-1])
+        names = methods or (SAMPLED if sample else tuple(METHODS)[:-1])
         parts = [compare(shape, names, quick=quick, sample=sample, rounds=rounds, **options)]
     records: list[dict] = []
     for part in parts:
@@ -110,13 +110,12 @@ def _cases(shape: Shape, methods, quick: bool, sample: bool):
             cells = some_cells(task) if sample else task.cells
             yield shape, Entry(method, method, task, cells, count=not quick)
             continue
-        variants = {
-            "posttrace": shape,
-            "posttrace, each pair its own prefix": replace(shape, shared_prefix=False),
-            "posttrace, every cell computed": replace(shape, use_unchanged=False),
-        }
-        if sample or method != "posttrace":
-            variants = {method: shape}
+        variants = {method: shape}
+        if method == "posttrace" and not sample:
+            variants |= {
+                "posttrace, each pair its own prefix": replace(shape, shared_prefix=False),
+                "posttrace, every cell computed": replace(shape, use_unchanged=False),
+            }
         for name, case in variants.items():
             yield case, Entry(name, method, make_task(case), make_task(case).cells)
 

@@ -101,9 +101,8 @@ def measure(earlier: Path, later: Path, name: str, threads: int) -> None:
     dtype, kept = WAYS[name]
     module = LlamaForCausalLM.from_pretrained(later, dtype=getattr(torch, dtype)).eval()
     for parameter in module.parameters():
-        parameter.data = (
-            parameter.data.clone()
-        )  # out of the mapped file, whose pages come when they are first read
+        # Out of the mapped file, whose pages come when they are first read.
+        parameter.data = parameter.data.clone()
     model = wrap(module, tokenizer(module.config.vocab_size), name="later", check=False)
     parameters = dict(module.named_parameters())
     update = Update(empty_model(str(later)), Checkpoint(str(earlier)), Checkpoint(str(later)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from posttrace.figures import theme
-from posttrace.figures.measures.intervals import SEED, percentile_interval, resampled_means
+from posttrace.figures.measures.intervals import mean_draws, percentile_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,16 +85,12 @@ class Items:
         n = np.logical_and.reduce(finite, axis=1).sum(axis=0)
         if len(values) < 2:
             return n, None
-        draws = _mean_draws(np.where(finite, values, 0.0))
+        draws = mean_draws(np.where(finite, values, 0.0))
         if not finite.all():  # the same resamples: an item counts where it has a value
             with np.errstate(invalid="ignore", divide="ignore"):
-                draws = draws / _mean_draws(finite)
+                draws = draws / mean_draws(finite)
         draws = draws if transform is None else transform(draws)
         return n, percentile_interval(draws[:, 0] - draws[:, 1] if len(of) == 2 else draws[:, 0])
-
-
-def _mean_draws(values: np.ndarray) -> np.ndarray:
-    return np.concatenate(list(resampled_means(values, np.random.default_rng(SEED))))
 
 
 def note(artist: Any, **facts: Any) -> None:
@@ -152,7 +148,7 @@ def _said(figure: Figure, ax: Axes, axis: str) -> str:
     if axis in _facts(ax):
         return _facts(ax)[axis]
     whole = getattr(figure, f"get_sup{axis}label")()
-    start = getattr(ax.get_position(), f"{'x' if axis == 'x' else 'y'}0")
+    start = getattr(ax.get_position(), f"{axis}0")
     near = sorted(
         figure.axes, key=lambda one: (one is not ax, abs(getattr(one.get_position(), f"{axis}0") - start))
     )
@@ -266,9 +262,10 @@ def _categories(axis: Axis) -> dict[float, str]:
 
 def _is_number(text: str) -> bool:
     try:
-        return not text or float(text.replace("\N{MINUS SIGN}", "-")) is not None
+        float(text.replace("\N{MINUS SIGN}", "-") or 0)
     except ValueError:
         return False
+    return True
 
 
 def _short(values: Any) -> Any:

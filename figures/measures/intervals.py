@@ -113,6 +113,17 @@ def resampled_means(
         yield values[0] + (counts @ offsets / n).reshape(len(counts), *values.shape[1:])
 
 
+def mean_draws(values: np.ndarray) -> np.ndarray:
+    """Return all means of `resampled_means`, on the resamples that every mean of as many items gets.
+
+    Examples
+    --------
+    >>> mean_draws(np.ones((5, 2, 3))).shape
+    (2000, 2, 3)
+    """
+    return np.concatenate(list(resampled_means(values, np.random.default_rng(SEED))))
+
+
 def percentile_interval(draws: np.ndarray, confidence: float = CONFIDENCE) -> np.ndarray:
     """Return the lower and upper percentiles of resampled values along the first axis; NaN if a draw is NaN.
 
@@ -144,8 +155,7 @@ def bootstrap_mean(values: np.ndarray) -> Estimate:
     value = float(mean_over_items(values))
     if n == 1:
         return Estimate(value, np.nan, np.nan, 1)
-    draws = np.concatenate(list(resampled_means(values, np.random.default_rng(SEED))))
-    low, high = map(float, percentile_interval(draws))
+    low, high = map(float, percentile_interval(mean_draws(values)))
     return Estimate(value, low, high, n)
 
 
@@ -172,8 +182,7 @@ def mean_interval(values: np.ndarray) -> np.ndarray:
     found = np.full((2, *values.shape[1:]), np.nan)
     whole = np.isfinite(values).all(axis=0)
     if len(values) > 1 and whole.any():
-        draws = resampled_means(values[:, whole], np.random.default_rng(SEED))
-        found[:, whole] = percentile_interval(np.concatenate(list(draws)))
+        found[:, whole] = percentile_interval(mean_draws(values[:, whole]))
     return found
 
 

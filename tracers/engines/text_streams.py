@@ -129,11 +129,10 @@ def steered_finals(
     >>> steered_finals(model, [[1, 17, 4]], torch.zeros(2, 32), layer=1).shape      # doctest: +SKIP
     torch.Size([2, 1, 3, 32])
 
-    vectors: dims variant x hidden, added to every token but the first; put in the place of the stream of the token
-    `column`, if that is given. max_tokens: of one forward pass,
-    `tokens_that_fit` by default. The blocks up to `layer` are run once, and skipped for each variant, unless blocks
-    hand each other more than the stream. Returns dims variant x row x token x hidden in the model's dtype, anything at
-    padding.
+    vectors: dims variant x hidden, added to every token but the first, or, with `column`, put in the place of that
+    token's stream. max_tokens: of one forward pass, `tokens_that_fit` by default. The blocks up to `layer` are run
+    once, and skipped for each variant, unless blocks hand each other more than the stream. Returns dims variant x row
+    x token x hidden in the model's dtype, anything at padding.
     """
     ids, _ = right_padded(rows)
     with torch.no_grad():

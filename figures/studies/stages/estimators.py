@@ -10,7 +10,7 @@ import numpy as np
 
 from posttrace.figures import theme
 from posttrace.figures.drawing import Drawing
-from posttrace.figures.group import of_type
+from posttrace.figures.group import kept, of_type
 from posttrace.figures.hover import note
 from posttrace.figures.measures.intervals import Estimate
 from posttrace.figures.studies.stages.bars import short
@@ -59,6 +59,7 @@ def levels(group: Effects, without: str) -> dict[str, np.ndarray]:
     }
 
 
+@kept
 def fits(group: Effects, without: str, kind: str) -> dict[str, Fit]:
     """Return label -> how well it gives the model retrained on the data as they came."""
     truth, chosen = group.retrained(without), group.of_kind(kind)

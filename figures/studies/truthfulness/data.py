@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posttrace.figures.group import StageGroup, first_of, kept, names_of, of_type, require
-from posttrace.figures.measures.intervals import SEED, Bootstrap, resampled_means
+from posttrace.figures.measures.intervals import Bootstrap, mean_draws
 from posttrace.figures.measures.interventions import bootstrap_effect
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ def accuracy(one: StatementSet, layer: int | None = None) -> Bootstrap:
     """
     correct = one.array("correct")
     correct = np.moveaxis(correct if layer is None else correct[..., layer], 3, 0).astype(np.float64)
-    rng = np.random.default_rng(SEED)
-    draws = np.concatenate(list(resampled_means(correct.reshape(len(correct), -1), rng)))
+    draws = mean_draws(correct.reshape(len(correct), -1))
     return Bootstrap(correct.mean(axis=0), draws.reshape(len(draws), *correct.shape[1:]), len(correct))
 
 

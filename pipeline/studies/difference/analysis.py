@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from posttrace.pipeline.studies.difference.arrays import ANALYSED, EXTREME
+from posttrace.pipeline.studies.difference.arrays import ANALYSED, EXTREME, blank
 from posttrace.pipeline.studies.difference.inputs import TextSet
 from posttrace.pipeline.studies.difference.job import DifferenceJob
 from posttrace.pipeline.studies.difference.measures import (
@@ -25,7 +25,6 @@ from posttrace.pipeline.studies.difference.measures import (
 )
 from posttrace.pipeline.tensors import from_stored
 from posttrace.stores import Group, Store
-from posttrace.stores.schema import DTYPES
 from posttrace.tracers.models.unembedding import BOUND, Unembedding, random_directions
 
 
@@ -85,10 +84,7 @@ class Analysis:
         >>> analysis.arrays(group)["cka"].shape                        # doctest: +SKIP
         (6, 8)
         """
-        found = {
-            name: np.full(group.shape(name), DTYPES[group.array(name).dtype][1], group.array(name).dtype)
-            for name in ANALYSED
-        }
+        found = blank(group, ANALYSED)
         axes: dict[tuple[int, int], np.ndarray] = {}
         # Many small decompositions: a thread does those of one layer, as threads that share each one mostly wait.
         layers, threads = group.sizes["sampled_layer"], torch.get_num_threads()

@@ -12,6 +12,7 @@ from posttrace.pipeline.studies.difference.measures import RANK
 from posttrace.pipeline.studies.difference.patchscope import DRAWN
 from posttrace.pipeline.tensors import filled
 from posttrace.stores import Array, Coord, Group
+from posttrace.stores.schema import DTYPES
 
 MEASURES = ("occurring", "kl_by_token")
 PREDICTORS = ("identity", "shift", "linear")
@@ -36,7 +37,6 @@ GAPS = frozenset(
 )  # fmt: skip
 """Arrays with places where there is no value: padding, the end of a document, slots without tokens, no difference."""
 
-
 APPROXIMATE = ("norm_difference", "cosine", "squared_difference_sum", "shared")
 """What a projection of the streams makes approximate; everything else is exact, locally and on a server."""
 
@@ -54,6 +54,16 @@ def directions(job: DifferenceJob) -> list[str]:
 def completed(job: DifferenceJob) -> list[str]:
     """Directions whose completions are stored; `none` is the unsteered source."""
     return ["none", "mean", *(["control"] if job.control else []), "random-0"]
+
+
+def blank(group: Group, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return whole arrays of a group, by name, that hold no value yet.
+
+    >>> blank(group, ANALYSED)["cka"].shape                           # doctest: +SKIP
+    (6, 8)
+    """
+    dtypes = {name: group.array(name).dtype for name in names}
+    return {name: np.full(group.shape(name), DTYPES[dtype][1], dtype) for name, dtype in dtypes.items()}
 
 
 def difference_group(

@@ -117,7 +117,7 @@ class DifferenceJob(ChatJob):
     steering: Steering | None = Steering()
     """null: no steering."""
     patchscope: Patchscope | None = Patchscope()
-    """null: none."""
+    """null: no patchscope."""
 
     @field_validator("texts")
     @classmethod

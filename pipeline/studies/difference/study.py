@@ -21,6 +21,7 @@ from posttrace.pipeline.studies.difference.analysis import Analysis, mean_differ
 from posttrace.pipeline.studies.difference.arrays import (
     GAPS,
     PATCHED,
+    blank,
     completed,
     difference_group,
     directions,
@@ -42,7 +43,6 @@ from posttrace.pipeline.studies.difference.units import planned
 from posttrace.pipeline.study import Result, Study, Work
 from posttrace.pipeline.tensors import as_stored, from_stored, widened
 from posttrace.stores import Group
-from posttrace.stores.schema import DTYPES
 from posttrace.tracers.cost import Cost, run_cost
 from posttrace.tracers.engines.edits import Edit
 from posttrace.tracers.engines.generation import generate
@@ -318,16 +318,10 @@ class Difference(Study[DifferenceJob, dict[str, TextSet]]):
 
     def run_patchscope(self, work: Work, model, store) -> Result:
         """Put known tokens' streams into the prompt; where these are read back, mean differences and random ones."""
-        one, stage, group = (
-            self.inputs[work.about["set"]],
-            work.open_stage,
-            self.groups_by_path[work.unit.group],
-        )
+        one, stage = self.inputs[work.about["set"]], work.open_stage
         m = self.job.stage_names.index(stage)
-        found = {
-            name: np.full(group.shape(name)[1:], DTYPES[group.array(name).dtype][1], group.array(name).dtype)
-            for name in PATCHED
-        }
+        arrays = blank(self.groups_by_path[one.path], PATCHED)
+        found = {name: values[m] for name, values in arrays.items()}
         decode = self.stages.tokenizers[stage].decode
         samples = self.known[one.spec.name]
         at = [(one.documents[d], p) for d, p in (one.samples[number] for number in samples)]

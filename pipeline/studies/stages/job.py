@@ -182,6 +182,4 @@ class StagesJob(ChatJob):
         if self.text.file is not None:
             declared["text"]["file"] = "given"
         del declared["openings"]
-        if self.recipe is None:
-            del declared["recipe"]  # stores from before it was there go on
         return super().identity(declared)

@@ -167,12 +167,16 @@ class Trace(Study[TraceJob, TraceInputs]):
             columns.append((values * along).sum(-1))
         return torch.stack(columns, dim=-1)
 
+    def _lens_of(self, work: Work) -> tuple[Lens, tuple[int, ...]]:
+        """Return the lens that a unit applies, and its layers."""
+        operation = self.job.lenses[int(work.unit.group.removeprefix("trace/lens-"))]
+        return operation, self.layers[self.job.operations.index(operation)]
+
     def run_lens(self, work: Work, model, store) -> Result:
         """Compute what the stream would say next at a lens's cells, with and without the operations."""
-        operation = self.job.lenses[int(work.unit.group.removeprefix("trace/lens-"))]
+        operation, layers = self._lens_of(work)
         prompts = self._prompts(work)
         edits = self._edits(work, store, prompts)
-        layers = self.layers[self.job.operations.index(operation)]
         rows, columns, places = _cells(operation, prompts)
         shape = (
             len(edits), len(prompts), len(layers), len(self.inputs.token_axis(operation)), operation.top
@@ -271,8 +275,7 @@ class Trace(Study[TraceJob, TraceInputs]):
             new = run_cost(shape, [0], [self.job.generate] * len(lengths))
             return Cost(times * self.job.generate, times * (once.multiply_adds + new.multiply_adds))
         if work.kind == "lens":
-            operation = self.job.lenses[int(work.unit.group.removeprefix("trace/lens-"))]
-            layers = self.layers[self.job.operations.index(operation)]
+            operation, layers = self._lens_of(work)
             cells = len(layers) * sum(len(columns_of(p, operation.tokens)) for p in prompts)
             config = self.stages.configs[work.open_stage].get_text_config()
             once += Cost(math.ceil(cells / MAX_CELLS), cells * config.hidden_size * config.vocab_size)
