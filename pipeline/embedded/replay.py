@@ -164,6 +164,15 @@ class Trained:
         ).eval()
 
 
+def load_forward_mode() -> None:
+    """Have torch load what forward-mode differentiation needs, before threads do it.
+
+    It compiles source code then, as nnsight does when a model is traced, and CPython 3.11 raises SystemError when two
+    threads parse at once.
+    """
+    torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+
 def model_loss(model, recipe: Recipe, data: Sequence[tuple[Batch, ...]]) -> Loss:
     """Return the loss of every step as a function of the weights of a model."""
 

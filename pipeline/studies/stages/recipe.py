@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from posttrace.pipeline.embedded import STAGES, train
-from posttrace.pipeline.embedded.replay import Trained
+from posttrace.pipeline.embedded.replay import Trained, load_forward_mode
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.studies.stages.job import StagesJob
 from posttrace.tracers.operations import canonical_hash
@@ -37,6 +37,7 @@ class Recipe:
                 f"What it would be without {' or '.join(job.stage_names[1:-1])} is unknown, as only training the later "
                 "stages again shows it: take recipe out, and show effects and removed updates"
             ) from None
+        load_forward_mode()
         recipes = {stage: asdict(train.RECIPES[stage]) for stage in STAGES[2:]}
         self.identity = canonical_hash({"seed": seed, "recipes": recipes})
 

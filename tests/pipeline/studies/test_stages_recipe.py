@@ -1,5 +1,7 @@
 """A `stages` job that trains the later stages again: against plain PyTorch, resumed, and refused elsewhere."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -134,3 +136,14 @@ def test_recipes_are_refused_where_they_are_not_known(family, tmp_path):
     )
     with pytest.raises(JobError, match=unknown):
         prepare(job_of(tmp_path / "job", family, recipe="embedded"))
+
+
+@pytest.mark.slow
+def test_a_plan_loads_what_threads_must_not():
+    code = (
+        "import sys; from posttrace.pipeline.job import load_job; from posttrace.pipeline.plan import prepare; "
+        "name = 'torch._decomp.decompositions_for_jvp'; before = name in sys.modules; "
+        "prepare(load_job('stages', ['recipe=embedded'])); print(before, name in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
