@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from posttrace.figures.errors import FigureError
+
+if TYPE_CHECKING:
+    import asyncio
 
 ADDRESS = "127.0.0.1"
 """Only this machine can open the viewer."""
@@ -54,11 +58,21 @@ def view(
         websocket_origin=[f"{ADDRESS}:{port}", f"localhost:{port}"],
         title="posttrace",
     )
+    server.io_loop.asyncio_loop.set_exception_handler(_report)
     server.start()
     print(f"viewer: http://{ADDRESS}:{port} (Ctrl-C ends it)", flush=True)
     if browser:
         server.io_loop.add_callback(server.show, "/")
     server.run_until_shutdown()
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report a fault of a background task, unless it is a page that was closed while something was sent to it."""
+    from tornado.iostream import StreamClosedError
+    from tornado.websocket import WebSocketClosedError
+
+    if not isinstance(context.get("exception"), StreamClosedError | WebSocketClosedError):
+        loop.default_exception_handler(context)
 
 
 def _free(port: int) -> int:

@@ -1,5 +1,7 @@
 """`posttrace view`: what it reads of a store, and what a person sees of it in a real browser."""
 
+import asyncio
+import gc
 import re
 import signal
 import socket
@@ -10,9 +12,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
+from tornado.websocket import WebSocketClosedError
 
 import posttrace as pt
 from posttrace.figures import FigureError
+from posttrace.figures import viewer as served
 from posttrace.figures.viewer import app, slices
 from posttrace.figures.viewer.app import Viewer, open_stores
 from posttrace.figures.viewer.slices import ALL, LENGTH, MEAN, Slice
@@ -194,6 +198,24 @@ def test_a_store_in_a_bucket_is_viewed(s3):
     viewer = Viewer(open_stores([s3]))
     assert viewer.array.value == ("knowledge/tulu_extracted", "logit_diff")
     assert type(viewer.picture.objects[-2]).__name__ == "Bokeh"
+
+
+@pytest.mark.parametrize(("fault", "told"), [(WebSocketClosedError(), False), (ValueError("lost"), True)])
+def test_a_page_that_is_closed_is_no_fault(caplog, fault, told):
+    """A task that sends to a closed page fails, and nobody asks it for its result."""
+
+    async def fail():
+        raise fault
+
+    async def serve():
+        asyncio.get_running_loop().set_exception_handler(served._report)
+        task = asyncio.ensure_future(fail())
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+
+    asyncio.run(serve())
+    assert ("Task exception was never retrieved" in caplog.text) is told
 
 
 def refusal_of(capsys, *arguments):

@@ -38,6 +38,8 @@ class Command:
         self.arguments = list(map(str, arguments))
         self.returncode = None
         self._output = [Path(_folder()) / f"{time.monotonic_ns()}.{end}" for end in ("out", "err")]
+        for path in self._output:
+            path.touch()
         order = {
             "module": module,
             "arguments": self.arguments,
