@@ -67,7 +67,7 @@ def view(
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Report a fault of a background task, unless it is a page that was closed while something was sent to it."""
+    """Report that a background task failed, unless it failed because its page was closed."""
     from tornado.iostream import StreamClosedError
     from tornado.websocket import WebSocketClosedError
 

@@ -202,7 +202,7 @@ def test_a_store_in_a_bucket_is_viewed(s3):
 
 @pytest.mark.parametrize(("fault", "told"), [(WebSocketClosedError(), False), (ValueError("lost"), True)])
 def test_a_page_that_is_closed_is_no_fault(caplog, fault, told):
-    """A task that sends to a closed page fails, and nobody asks it for its result."""
+    """A task that sends to a closed page fails, and nobody awaits it."""
 
     async def fail():
         raise fault
