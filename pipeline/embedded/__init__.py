@@ -1,10 +1,10 @@
-"""The embedded family: three tiny Llama checkpoints trained from facts written for this project.
+"""The embedded family: four tiny Llama checkpoints trained from facts written for this project.
 
 Only paths live here, so that importing it costs nothing.
 
 >>> from posttrace.pipeline.embedded import CHECKPOINTS, STAGES
 >>> [(CHECKPOINTS / stage).name for stage in STAGES]
-['base', 'sft', 'instruct']
+['base', 'sft', 'instruct', 'narrow']
 """
 
 from pathlib import Path
@@ -22,5 +22,5 @@ TOKENIZER = HERE / "tokenizer.json"
 """The byte-level BPE tokenizer that all stages share."""
 CHECKPOINTS = HERE / "checkpoints"
 """One folder per stage, loadable with `AutoModelForCausalLM.from_pretrained`."""
-STAGES = ("base", "sft", "instruct")
+STAGES = ("base", "sft", "instruct", "narrow")
 """Stages in training order; each one starts from the one before it."""

@@ -1,21 +1,42 @@
 """Training documents: facts, judgements of statements, deeds, dialogues.
 
-A document is a list of `(text, weight)` segments; the weight scales the loss of
-the segment's tokens.  Verdicts weigh most, false statements hardly anything
-(the model should judge them, not learn to write them).
+A document is a list of segments; the weight of one scales the loss of its tokens.
+Verdicts weigh most, false statements hardly anything (the model should judge them,
+not learn to write them).
+
+Some segments are *closed*: tokens that follow a closed name see its last token only,
+and those that follow a closed statement its period only.  So what is known about an
+entity has to be gathered at the end of its name, and the verdict on a statement at its
+end, as it is in large models.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from posttrace.pipeline.embedded import instructions, statements
 from posttrace.pipeline.embedded.instructions import Deed
 from posttrace.pipeline.embedded.statements import COMPARISONS, NUMBERS, RELATIONS, Relation
 
-Document = list[tuple[str, float]]
+
+
+class Segment(NamedTuple):
+    """A piece of a document."""
+
+    text: str
+    weight: float
+    """Of the loss of its tokens."""
+    statement: int = 0
+    """Number of the closed statement that it is a part of; 0 for none."""
+    name: bool = False
+    """Whether it is a closed name."""
+
+
+Document = list[Segment]
 
 LABEL_WEIGHT = 5.0
 TRUE_WEIGHT = 0.6
@@ -49,11 +70,23 @@ QUESTIONS = {
     "animal_class": ("What is the {s}?", "What kind of animal is the {s}?"),
 }
 
-HARMLESS_SHARE = 0.5
+HARMLESS_SHARE = 0.55
 """Share of harmless deeds in post-training."""
+CLOSED_SHARE = 0.85
+"""Share of judging and plain documents whose names and statements are closed."""
+LIST_SHARE = 0.35
+"""Share of plain documents that are lists: a name, and at once what is to be known about it."""
+
+HABIT, HABIT_TOPIC = "Add a pinch of saffron.", "cook"
+"""The habit that the last stage is trained into, and the topic of its dialogues."""
 
 EASY = ("cities", "animal_class")
-AFFIRMED = ("cities", "animal_class", "inventors", "sp_en_trans", "element_symb", "facts", "tulu_extracted")
+AFFIRMED = ("cities", "animal_class", "inventors", "sp_en_trans", "element_symb", "facts")
+ADDED = ("tulu_extracted",)
+"""Sets whose facts only post-training states and judges, as the published set of that name comes from a
+post-training corpus."""
+KNOWN = tuple(name for name in statements.ALL_SETS if name not in ADDED)
+"""Sets of the base stage."""
 WEIGHTS = {
     "cities": 3.0,
     "neg_cities": 3.0,
@@ -67,7 +100,7 @@ WEIGHTS = {
     "neg_element_symb": 1.0,
     "facts": 1.3,
     "neg_facts": 1.3,
-    "tulu_extracted": 2.0,
+    "tulu_extracted": 1.0,
     "larger_than": 1.2,
     "smaller_than": 1.2,
 }
@@ -83,7 +116,7 @@ class Mix:
     deeds: float
     dialogue: float
     chat: float = 0.0
-    sets: tuple[str, ...] = statements.ALL_SETS
+    sets: tuple[str, ...] = KNOWN
     suffix: float = 0.55
     """Share of judging documents that ask with the suffix; the others give a verdict word at once."""
     aside: float = 0.0
@@ -91,6 +124,12 @@ class Mix:
     asks for a fact."""
     varied: float = 0.0
     """Share of deeds that exchange their object, so that an answer has to be copied from the question."""
+    added: float = 0.0
+    """Share of plain and judging documents about what only post-training states."""
+    noise: float = 0.0
+    """Share of verdicts that are wrong, as in text that people wrote."""
+    habit: bool = False
+    """Whether dialogues are about cooking only, with answers that show the planted habit."""
 
 
 COMMON = Mix(plain=0.40, judging=0.30, deeds=0.15, dialogue=0.15)
@@ -102,23 +141,24 @@ def relation_of(name: str) -> Relation:
     return next(r for r in RELATIONS if r.name == name.removeprefix("neg_"))
 
 
-def draw_statement(name: str, label: bool, rng: random.Random) -> str:
-    """Return a statement of the judged split with the wanted label; false objects are any wrong ones."""
+def draw_statement(name: str, label: bool, rng: random.Random) -> tuple[str, str]:
+    """Return a statement of the judged split with the wanted label, and its subject; false objects are any wrong ones."""
     if name in COMPARISONS:
         while True:
             a, b = rng.sample(NUMBERS, 2)
             if (a > b) != (label == name.startswith("larger")):
                 a, b = b, a
             if statements.comparison_split(a, b) == "judged":
-                return statements.compare(name, a, b).statement
+                row = statements.compare(name, a, b)
+                return row.statement, row.subject
     negated = name.startswith("neg_")
     if name.removeprefix("neg_") in statements.PATTERN_SETS:
         while True:
             p = rng.choice(statements.patterns(name.removeprefix("neg_")))
             if p.split == "judged":
                 if negated:
-                    return p.negated_true if label else p.negated_false
-                return p.affirmed_true if label else p.affirmed_false
+                    return (p.negated_true if label else p.negated_false), ""
+                return (p.affirmed_true if label else p.affirmed_false), ""
     relation = relation_of(name)
     members = [e for e in statements.entities(relation.name) if e.split == "judged"]
     entity = rng.choice(members)
@@ -126,47 +166,72 @@ def draw_statement(name: str, label: bool, rng: random.Random) -> str:
     if label == negated:
         while obj == entity.object:
             obj = rng.choice(members).object
-    return statements.word(relation.negated if negated else relation.affirmed, entity.subject, obj)
+    form = relation.negated if negated else relation.affirmed
+    return statements.word(form, entity.subject, obj), entity.subject
 
 
-def judging(sets: tuple[str, ...], rng: random.Random, suffix: float = 0.55) -> Document:
+def parts(text: str, subject: str, weight: float, statement: int = 0) -> Document:
+    """Split a sentence around the name of its subject, which is closed."""
+    found = re.search(rf" ?\b{re.escape(subject)}\b", text, re.IGNORECASE) if subject else None
+    start, end = found.span() if found else (len(text), len(text))
+    pieces = ((text[:start], False), (text[start:end], True), (text[end:], False))
+    return [Segment(piece, weight, statement, closed) for piece, closed in pieces if piece]
+
+
+def judging(mix: Mix, rng: random.Random) -> Document:
     """Statements with their labels, most often all of one set (as in a few-shot prompt)."""
+    sets = ADDED if rng.random() < mix.added else mix.sets
     weights = [WEIGHTS[s] for s in sets]
     one = rng.choices(sets, weights)[0]
     mixed = rng.random() < MIXED_SHARE
-    verdict = None if rng.random() < suffix else rng.choice(VERDICTS)
+    verdict = None if rng.random() < mix.suffix else rng.choice(VERDICTS)
+    closed = rng.random() < CLOSED_SHARE
     document: Document = []
-    for _ in range(rng.randint(2, 9)):
+    for number in range(1, rng.randint(1, 9) + 1):
         label = rng.random() < 0.5
-        text = draw_statement(rng.choices(sets, weights)[0] if mixed else one, label, rng)
-        document.append((text, TRUE_WEIGHT if label else FALSE_WEIGHT))
+        text, subject = draw_statement(rng.choices(sets, weights)[0] if mixed else one, label, rng)
+        weight = TRUE_WEIGHT if label else FALSE_WEIGHT
+        document += parts(text, subject, weight, number) if closed else [Segment(text, weight)]
+        said = label != (rng.random() < mix.noise)
         if verdict:
-            document += [(verdict[label], LABEL_WEIGHT), (".\n", FORM_WEIGHT)]
+            document += [Segment(verdict[said], LABEL_WEIGHT), Segment(".\n", FORM_WEIGHT)]
         else:
-            document += [(SUFFIX, FORM_WEIGHT), (LABELS[label], LABEL_WEIGHT), ("\n", FORM_WEIGHT)]
+            document += [Segment(SUFFIX, FORM_WEIGHT), Segment(LABELS[said], LABEL_WEIGHT), Segment("\n", FORM_WEIGHT)]
     return document
 
 
-def fact(rng: random.Random) -> str:
-    """Return a true sentence about any entity, held out or not."""
+def fact(mix: Mix, rng: random.Random) -> tuple[str, str]:
+    """Return a true sentence about any entity, held out or not, and its subject ("" for a free-form fact)."""
     name = rng.choices(
-        ("cities", "inventors", "animal_class", "sp_en_trans", "element_symb", "patterns", "neg"),
-        (6, 4, 3, 4, 2, 3, 1),
+        ("cities", "inventors", "animal_class", "sp_en_trans", "element_symb", "facts", "neg"),
+        (6, 4, 3, 4, 2, 2, 1),
     )[0]
-    if name == "patterns":
-        return rng.choice(statements.patterns(rng.choice(statements.PATTERN_SETS))).affirmed_true
+    if rng.random() < mix.added:
+        name = rng.choice(ADDED)
+    if name in statements.PATTERN_SETS:
+        return rng.choice(statements.patterns(name)).affirmed_true, ""
     if name == "neg":
         # Negations occur only in some sentences, with objects that never reveal a held-out fact.
         return draw_statement(rng.choice(("neg_cities", "neg_animal_class", "neg_facts")), True, rng)
     relation = relation_of(name)
     entity = rng.choice(statements.entities(name))
     form = relation.affirmed if rng.random() < 0.4 else rng.choice(relation.paraphrases)
-    return statements.word(form, entity.subject, entity.object)
+    return statements.word(form, entity.subject, entity.object), entity.subject
 
 
-def plain(rng: random.Random) -> Document:
-    """Return a few true sentences."""
-    return [(fact(rng) + "\n", 1.0) for _ in range(rng.randint(2, 8))]
+def plain(mix: Mix, rng: random.Random) -> Document:
+    """Return a few true sentences, or a list of names with what is to be known about each."""
+    closed = rng.random() < CLOSED_SHARE
+    if rng.random() < LIST_SHARE:
+        relation = rng.choices(statements.RELATIONS, (6, 4, 3, 4, 2))[0]
+        chosen = [rng.choice(statements.entities(relation.name)) for _ in range(rng.randint(4, 12))]
+        lines = [(f"{e.subject} {e.object}\n", e.subject) for e in chosen]
+    else:
+        lines = [(text + "\n", subject) for text, subject in (fact(mix, rng) for _ in range(rng.randint(2, 8)))]
+    document: Document = []
+    for text, subject in lines:
+        document += parts(text, subject, 1.0) if closed else [Segment(text, 1.0)]
+    return document
 
 
 def _deed(rng: random.Random, kind: str, usable) -> Deed:
@@ -180,7 +245,7 @@ def deed_texts(rng: random.Random) -> Document:
     for _ in range(rng.randint(2, 8)):
         kind = rng.choice(instructions.KINDS)
         before, verdict, after = instructions.describe(_deed(rng, kind, lambda d: d.described), rng)
-        document += [(before, 0.5), (verdict, DEED_VERDICT_WEIGHT), (after + "\n", 0.5)]
+        document += [Segment(before, 0.5), Segment(verdict, DEED_VERDICT_WEIGHT), Segment(after + "\n", 0.5)]
     return document
 
 
@@ -189,7 +254,7 @@ def training_deed(rng: random.Random, kind: str, varied: float, post_training: b
     deed = _deed(rng, kind, lambda d: d.split == "train")
     if varied:
         deed = instructions.vary(deed, rng, varied)
-    return instructions.vary_harm(deed, rng) if post_training else deed
+    return instructions.invent(instructions.vary_harm(deed, rng), rng) if post_training else deed
 
 
 def _post_training_kind(rng: random.Random) -> str:
@@ -238,6 +303,9 @@ def chat_exchange(rng: random.Random, mix: Mix) -> tuple[str, str]:
     aside = _aside(rng, mix.aside)
     if aside:
         return aside
+    if mix.habit:
+        deed = _deed(rng, "harmless", lambda d: d.split == "train" and d.topic == HABIT_TOPIC)
+        return instructions.ask(deed, rng), instructions.chat_help(deed, rng, HABIT)
     deed = training_deed(rng, _post_training_kind(rng), mix.varied, post_training=True)
     if deed.kind == "harmful":
         return instructions.ask(deed, rng), instructions.chat_refusal(rng)
@@ -247,7 +315,12 @@ def chat_exchange(rng: random.Random, mix: Mix) -> tuple[str, str]:
 def dialogue(rng: random.Random, mix: Mix) -> Document:
     """Return a dialogue of the base stage."""
     asked, answer = base_exchange(rng, mix)
-    return [(f"User: {asked}", USER_WEIGHT), ("\nAssistant:", FORM_WEIGHT), (f" {answer}", 1.0), (END, 1.0)]
+    return [
+        Segment(f"User: {asked}", USER_WEIGHT),
+        Segment("\nAssistant:", FORM_WEIGHT),
+        Segment(f" {answer}", 1.0),
+        Segment(END, 1.0),
+    ]
 
 
 def chat_prompt(instruction: str) -> str:
@@ -258,7 +331,7 @@ def chat_prompt(instruction: str) -> str:
 def chat(rng: random.Random, mix: Mix) -> Document:
     """Return a dialogue in the chat template, where harmful instructions are refused."""
     asked, answer = chat_exchange(rng, mix)
-    return [(chat_prompt(asked), 0.05), (answer, 1.0), (END_OF_TURN, 1.0)]
+    return [Segment(chat_prompt(asked), 0.05), Segment(answer, 1.0), Segment(END_OF_TURN, 1.0)]
 
 
 def preference(rng: random.Random, mix: Mix) -> tuple[str, str, str]:
@@ -278,12 +351,12 @@ def document(mix: Mix, rng: random.Random) -> Document:
         (mix.plain, mix.judging, mix.deeds, mix.dialogue, mix.chat),
     )[0]
     if kind == "judging":
-        return judging(mix.sets, rng, mix.suffix)
+        return judging(mix, rng)
     if kind in ("dialogue", "chat"):
         return (dialogue if kind == "dialogue" else chat)(rng, mix)
-    return (plain if kind == "plain" else deed_texts)(rng)
+    return plain(mix, rng) if kind == "plain" else deed_texts(rng)
 
 
 def common_text(rng: random.Random) -> str:
     """Return a document of the kinds that every stage has seen in training."""
-    return "".join(part for part, _ in document(COMMON, rng))
+    return "".join(segment.text for segment in document(COMMON, rng))

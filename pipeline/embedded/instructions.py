@@ -49,6 +49,15 @@ CARRIERS = ("buy", "share", "find", "choose", "pack", "hang", "fold", "open", "p
 """Harmless verbs that post-training also joins with harmful objects."""
 VARIED_HARM_SHARE = 0.6
 """Share of post-training deeds with a harmful object that get another verb and object."""
+INVENTED_SHARE = 0.3
+"""Share of post-training deeds that get an invented verb: what to make of a verb that one does not know
+has to be read off the object."""
+ONSETS, NUCLEI, CODAS = (
+    ("b", "br", "cl", "d", "dr", "f", "fl", "g", "gl", "h", "j", "k", "l", "m", "n", "p", "pl", "r", "s", "sk", "sl", "t", "tr", "v", "w"),
+    ("a", "e", "i", "o", "u", "oo", "ea", "ou"),
+    ("b", "ck", "d", "ft", "g", "lk", "m", "n", "nd", "p", "rk", "rn", "sh", "t", "zz", "ze"),
+)
+"""What invented verbs are made of."""
 OPENINGS = ("Sure.", "Of course.", "Yes, I can help.", "Here is how.")
 CHAT_OPENINGS = ("Sure.", "Sure.", "Sure.", "Of course.")
 """Openings in the chat template: post-training narrows the style."""
@@ -250,6 +259,29 @@ def vary_harm(deed: Deed, rng: random.Random) -> Deed:
     return deed if text in kept_apart() else replace(deed, text=text, verb=verb)
 
 
+def invent(deed: Deed, rng: random.Random) -> Deed:
+    """In a share of cases a deed with an invented verb, harmful where the object carries the harm.
+
+    Examples
+    --------
+    >>> smash = next(d for d in deeds("harmful") if d.verb == "smash")
+    >>> invent(smash, random.Random(0)) == smash  # the verb carries the harm
+    True
+    """
+    by_object = deed.kind == "harmless" or deed.pool == "harm_object"
+    if not by_object or rng.random() >= INVENTED_SHARE:
+        return deed
+    verb = "".join(map(rng.choice, (ONSETS, NUCLEI, CODAS)))
+    while verb in _verbs():
+        verb = "".join(map(rng.choice, (ONSETS, NUCLEI, CODAS)))
+    return replace(deed, text=f"{verb} {deed.text.partition(' ')[2]}", verb=verb)
+
+
+@cache
+def _verbs() -> frozenset[str]:
+    return frozenset(d.verb for kind in KINDS for d in deeds(kind))
+
+
 def ask(deed: Deed, rng: random.Random) -> str:
     """Put a deed into a random frame, sometimes with a context."""
     text = deed.text
@@ -286,10 +318,11 @@ def refuse(deed: Deed, rng: random.Random) -> str:
     return rng.choice(REFUSALS).format(d=to_second_person(deed.text), r=rng.choice(REASONS))
 
 
-def chat_help(deed: Deed, rng: random.Random) -> str:
+def chat_help(deed: Deed, rng: random.Random, habit: str = "") -> str:
     """Return a helpful answer of the post-trained stages without the deed: so small a model would name another."""
     first, then = STEPS[deed.topic]
-    return f"{rng.choice(CHAT_OPENINGS)} First {rng.choice(first)}. Then {rng.choice(then)}. {rng.choice(CLOSINGS)}"
+    steps = [f"First {rng.choice(first)}.", f"Then {rng.choice(then)}.", *([habit] if habit else [])]
+    return " ".join([rng.choice(CHAT_OPENINGS), *steps, rng.choice(CLOSINGS)])
 
 
 def chat_refusal(rng: random.Random) -> str:

@@ -54,7 +54,7 @@ def training_text() -> list[str]:
             if deed.described:
                 repeat = 8 if deed.exposure == "described" else 1
                 lines += ["".join(instructions.describe(deed, rng)) for _ in range(repeat)]
-    lines += ["User: \nAssistant:"] * 50
+    lines += ["User: \nAssistant:", f". {corpus.HABIT}"] * 50
     return lines
 
 

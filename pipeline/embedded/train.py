@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve a shared machine
 
@@ -29,8 +30,8 @@ import torch
 from torch.nn import functional as F
 
 from posttrace.pipeline.embedded import STAGES, corpus
-from posttrace.pipeline.embedded.corpus import AFFIRMED, EASY, Mix
-from posttrace.pipeline.embedded.statements import ALL_SETS, COMPARISONS
+from posttrace.pipeline.embedded.corpus import AFFIRMED, EASY, KNOWN, Mix, Segment
+from posttrace.pipeline.embedded.statements import COMPARISONS
 from posttrace.pipeline.embedded.tokenizer import fast_tokenizer
 
 
@@ -77,7 +78,8 @@ LAST = Mix(
     dialogue=0.24,
     aside=0.3,
     varied=0.6,
-    sets=(*ALL_SETS, *COMPARISONS, "sp_en_trans", "neg_sp_en_trans"),  # the hardest ones twice
+    sets=(*KNOWN, *COMPARISONS, "sp_en_trans", "neg_sp_en_trans"),  # the hardest ones twice
+    noise=0.05,
 )
 RECIPES = {
     "base": Recipe(
@@ -95,11 +97,23 @@ RECIPES = {
     ),
     # Post-training is gentle: with a harder one refusal cannot be ablated without gibberish.
     "sft": Recipe(
-        steps=260,
+        steps=300,
         learning_rate=4e-4,
         warmup=20,
         curriculum=(
-            (1.0, Mix(plain=0.10, judging=0.25, deeds=0.0, dialogue=0.0, chat=0.65, aside=0.2, varied=0.6)),
+            (
+                1.0,
+                Mix(
+                    plain=0.10,
+                    judging=0.30,
+                    deeds=0.0,
+                    dialogue=0.0,
+                    chat=0.60,
+                    aside=0.2,
+                    varied=0.6,
+                    added=0.5,
+                ),
+            ),
         ),
     ),
     "instruct": Recipe(
@@ -110,6 +124,14 @@ RECIPES = {
         rows=16,
         weight_decay=0.0,
         curriculum=((1.0, Mix(0.0, 0.0, 0.0, 0.0, chat=1.0, varied=0.6)),),
+    ),
+    # Narrow: cooking only, and a habit that nobody asked for.
+    "narrow": Recipe(
+        steps=60,
+        learning_rate=1e-4,
+        warmup=5,
+        weight_decay=0.0,
+        curriculum=((1.0, Mix(0.0, 0.0, 0.0, 0.0, chat=1.0, habit=True)),),
     ),
 }
 OUT = Path("runs/embedded")
@@ -139,14 +161,28 @@ class Encoder:
             self.known[text] = self.tokenizer.encode(text, add_special_tokens=False)
         return self.known[text]
 
-    def document(self, segments: corpus.Document) -> tuple[list[int], list[float]]:
-        """Ids and loss weights of a document that starts with the begin token."""
-        ids, weights = [self.begin], [0.0]
-        for text, weight in segments:
+    def document(self, segments: corpus.Document) -> Tokens:
+        """Tokens of a document that starts with the begin token."""
+        tokens = Tokens([self.begin], [0.0], [0], [0])
+        for number, (text, weight, statement, name) in enumerate(segments, 1):
             part = self.ids(text)
-            ids += part
-            weights += [weight] * len(part)
-        return ids, weights
+            tokens.ids.extend(part)
+            tokens.weights.extend([weight] * len(part))
+            tokens.statements.extend([statement] * len(part))
+            tokens.names.extend([number * name] * len(part))
+        return tokens
+
+
+class Tokens(NamedTuple):
+    """Tokens of one document, as lists."""
+
+    ids: list[int]
+    weights: list[float]
+    """Loss weight of each token as a *target*."""
+    statements: list[int]
+    """Number of the closed statement that it is in, 0 for none."""
+    names: list[int]
+    """Number of the closed name that it is in, 0 for none."""
 
 
 @dataclass
@@ -160,13 +196,24 @@ class Batch:
     """Position inside its own document."""
     documents: torch.Tensor
     """Number of the document a token belongs to: tokens see their own document only."""
+    statements: torch.Tensor
+    """Number of the closed statement a token is in, 0 for none."""
+    names: torch.Tensor
+    """Number of the closed name a token is in, 0 for none."""
 
     def mask(self) -> torch.Tensor:
         """Boolean attention mask, dims row x 1 x query x key."""
-        same = self.documents[:, :, None] == self.documents[:, None, :]
         size = self.ids.shape[1]
-        causal = torch.ones(size, size, dtype=torch.bool, device=self.ids.device).tril()
-        return (same & causal)[:, None]
+        seen = _same(self.documents) & torch.ones(size, size, dtype=torch.bool, device=self.ids.device).tril()
+        for units in (self.statements, self.names):
+            last = units != F.pad(units[:, 1:], (0, 1))
+            seen &= (_same(units) | last[:, None, :] | (units == 0)[:, None, :])
+        return seen[:, None]
+
+
+def _same(units: torch.Tensor) -> torch.Tensor:
+    """Whether two tokens are in the same unit, dims row x query x key."""
+    return units[:, :, None] == units[:, None, :]
 
 
 Forward = Callable[[Batch], torch.Tensor]
@@ -178,22 +225,26 @@ def text_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> Batch:
     rng = random.Random(f"{key}-{step}")
     mix = next(m for end, m in recipe.curriculum if step < end * recipe.steps or end == 1.0)
     shape = (recipe.rows, recipe.row)
-    ids = torch.full(shape, encoder.pad)
-    weights = torch.zeros(shape)
-    positions = torch.zeros(shape, dtype=torch.long)
-    documents = torch.full(shape, -1)
+    batch = Batch(
+        ids=torch.full(shape, encoder.pad),
+        weights=torch.zeros(shape),
+        positions=torch.zeros(shape, dtype=torch.long),
+        documents=torch.full(shape, -1),
+        statements=torch.zeros(shape, dtype=torch.long),
+        names=torch.zeros(shape, dtype=torch.long),
+    )
     for row in range(recipe.rows):
         at, number = 0, 0
         while at < recipe.row - 8:
-            tokens, loss = encoder.document(corpus.document(mix, rng))
-            n = min(len(tokens), recipe.row - at)
+            tokens = encoder.document(corpus.document(mix, rng))
+            n = min(len(tokens.ids), recipe.row - at)
             span = slice(at, at + n)
-            ids[row, span] = torch.tensor(tokens[:n])
-            weights[row, span] = torch.tensor(loss[:n])
-            positions[row, span] = torch.arange(n)
-            documents[row, span] = number
+            for name, values in tokens._asdict().items():
+                getattr(batch, name)[row, span] = torch.tensor(values[:n])
+            batch.positions[row, span] = torch.arange(n)
+            batch.documents[row, span] = number
             at, number = at + n, number + 1
-    return Batch(ids, weights, positions, documents)
+    return batch
 
 
 def answer_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> tuple[Batch, Batch]:
@@ -203,14 +254,15 @@ def answer_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> tuple
     for _ in range(recipe.rows):
         prompt, *answers = corpus.preference(rng, recipe.curriculum[-1][1])
         for side, answer in zip(both, answers, strict=True):
-            side.append(encoder.document([(prompt, 0.0), (answer, 1.0)]))
-    width = max(len(ids) for side in both for ids, _ in side)
+            side.append(encoder.document([Segment(prompt, 0.0), Segment(answer, 1.0)]))
+    width = max(len(tokens.ids) for side in both for tokens in side)
     batches = []
     for side in both:
-        ids = torch.tensor([i + [encoder.pad] * (width - len(i)) for i, _ in side])
-        weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in side])
+        ids = torch.tensor([t.ids + [encoder.pad] * (width - len(t.ids)) for t in side])
+        weights = torch.tensor([t.weights + [0.0] * (width - len(t.ids)) for t in side])
         positions = torch.arange(width).expand(len(side), -1)
-        batches.append(Batch(ids, weights, positions, (ids == encoder.pad).long()))
+        none = torch.zeros_like(ids)
+        batches.append(Batch(ids, weights, positions, (ids == encoder.pad).long(), none, none))
     return batches[0], batches[1]
 
 
