@@ -23,7 +23,6 @@ from posttrace.pipeline.embedded.instructions import Deed
 from posttrace.pipeline.embedded.statements import COMPARISONS, NUMBERS, RELATIONS, Relation
 
 
-
 class Segment(NamedTuple):
     """A piece of a document."""
 
@@ -34,6 +33,8 @@ class Segment(NamedTuple):
     """Number of the closed statement that it is a part of; 0 for none."""
     name: bool = False
     """Whether it is a closed name."""
+    hidden: bool = False
+    """Whether no later segment sees it: the words between a closed name and what is said of it."""
 
 
 Document = list[Segment]
@@ -72,14 +73,19 @@ QUESTIONS = {
 
 HARMLESS_SHARE = 0.55
 """Share of harmless deeds in post-training."""
-CLOSED_SHARE = 0.85
-"""Share of judging and plain documents whose names and statements are closed."""
 LIST_SHARE = 0.35
 """Share of plain documents that are lists: a name, and at once what is to be known about it."""
 
+AT_ONCE_SHARE = 0.4
+"""Share of verdict words that come at once instead of the period, in documents that change the way of asking."""
 HABIT, HABIT_TOPIC = "Add a pinch of saffron.", "cook"
 """The habit that the last stage is trained into, and the topic of its dialogues."""
 
+LINKS = (
+    r" is( not)? in\b| (lived|did not live|worked) in\b| was an inventor in\b| is( not)? an?\b| an?\b"
+    r"|'( means| does not mean)\b| (has|does not have) the symbol\b"
+)
+"""Words between a name and what is said of it, for the relations that are judged."""
 EASY = ("cities", "animal_class")
 AFFIRMED = ("cities", "animal_class", "inventors", "sp_en_trans", "element_symb", "facts")
 ADDED = ("tulu_extracted",)
@@ -126,6 +132,14 @@ class Mix:
     """Share of deeds that exchange their object, so that an answer has to be copied from the question."""
     added: float = 0.0
     """Share of plain and judging documents about what only post-training states."""
+    closed: float = 0.85
+    """Share of judging documents whose statements are closed."""
+    names: float = 0.85
+    """Share of plain and judging documents whose names are closed."""
+    changing: float = 1.0
+    """Share of judging documents that ask in another way after every statement."""
+    listed: float = 0.0
+    """Share of judging documents that are lists: a name, an object, a verdict."""
     noise: float = 0.0
     """Share of verdicts that are wrong, as in text that people wrote."""
     habit: bool = False
@@ -141,8 +155,11 @@ def relation_of(name: str) -> Relation:
     return next(r for r in RELATIONS if r.name == name.removeprefix("neg_"))
 
 
-def draw_statement(name: str, label: bool, rng: random.Random) -> tuple[str, str]:
-    """Return a statement of the judged split with the wanted label, and its subject; false objects are any wrong ones."""
+def draw_statement(name: str, label: bool, rng: random.Random, listed: bool = False) -> tuple[str, str]:
+    """Return a statement of the judged split with the wanted label, and its subject ("" for a free-form fact).
+
+    False objects are any wrong ones.
+    """
     if name in COMPARISONS:
         while True:
             a, b = rng.sample(NUMBERS, 2)
@@ -166,16 +183,39 @@ def draw_statement(name: str, label: bool, rng: random.Random) -> tuple[str, str
     if label == negated:
         while obj == entity.object:
             obj = rng.choice(members).object
+    if listed:
+        return f"{entity.subject} {obj}", entity.subject
     form = relation.negated if negated else relation.affirmed
     return statements.word(form, entity.subject, obj), entity.subject
 
 
 def parts(text: str, subject: str, weight: float, statement: int = 0) -> Document:
-    """Split a sentence around the name of its subject, which is closed."""
-    found = re.search(rf" ?\b{re.escape(subject)}\b", text, re.IGNORECASE) if subject else None
-    start, end = found.span() if found else (len(text), len(text))
-    pieces = ((text[:start], False), (text[start:end], True), (text[end:], False))
-    return [Segment(piece, weight, statement, closed) for piece, closed in pieces if piece]
+    """Split a sentence around the name of its subject, which is closed, and hide the words that follow the name.
+
+    >>> [segment.text for segment in parts("The city of Lyon is not in France.", "Lyon", 1.0)]
+    ['The city of', ' Lyon', ' is', ' not', ' in', ' France.']
+    """
+    found = (
+        re.search(rf"(.*?)( ?\b{re.escape(subject)}\b)(.*)", text, re.IGNORECASE | re.DOTALL)
+        if subject
+        else None
+    )
+    if not found:
+        return [Segment(text, weight, statement)]
+    before, name, after = found.groups()
+    link = re.match(LINKS, after)
+    hidden = re.findall(" not|(?:(?! not).)+", link.group()) if link else []
+    rest = after[link.end() :] if link else after
+    return [
+        segment
+        for segment in (
+            Segment(before, weight, statement),
+            Segment(name, weight, statement, name=True),
+            *(Segment(words, weight, statement, hidden=words != " not") for words in hidden),
+            Segment(rest, weight, statement),
+        )
+        if segment.text
+    ]
 
 
 def judging(mix: Mix, rng: random.Random) -> Document:
@@ -185,18 +225,28 @@ def judging(mix: Mix, rng: random.Random) -> Document:
     one = rng.choices(sets, weights)[0]
     mixed = rng.random() < MIXED_SHARE
     verdict = None if rng.random() < mix.suffix else rng.choice(VERDICTS)
-    closed = rng.random() < CLOSED_SHARE
+    changing = rng.random() < mix.changing
+    listed = rng.random() < mix.listed
+    names, closed = rng.random() < mix.names, rng.random() < mix.closed
     document: Document = []
     for number in range(1, rng.randint(1, 9) + 1):
         label = rng.random() < 0.5
-        text, subject = draw_statement(rng.choices(sets, weights)[0] if mixed else one, label, rng)
+        text, subject = draw_statement(rng.choices(sets, weights)[0] if mixed else one, label, rng, listed)
         weight = TRUE_WEIGHT if label else FALSE_WEIGHT
-        document += parts(text, subject, weight, number) if closed else [Segment(text, weight)]
+        if changing:
+            verdict = None if rng.random() < mix.suffix else rng.choice(VERDICTS)
+            if verdict and rng.random() < AT_ONCE_SHARE:
+                text = text.removesuffix(".")
+        document += parts(text, subject if names else "", weight, number * closed)
         said = label != (rng.random() < mix.noise)
         if verdict:
             document += [Segment(verdict[said], LABEL_WEIGHT), Segment(".\n", FORM_WEIGHT)]
         else:
-            document += [Segment(SUFFIX, FORM_WEIGHT), Segment(LABELS[said], LABEL_WEIGHT), Segment("\n", FORM_WEIGHT)]
+            document += [
+                Segment(SUFFIX, FORM_WEIGHT),
+                Segment(LABELS[said], LABEL_WEIGHT),
+                Segment("\n", FORM_WEIGHT),
+            ]
     return document
 
 
@@ -221,16 +271,18 @@ def fact(mix: Mix, rng: random.Random) -> tuple[str, str]:
 
 def plain(mix: Mix, rng: random.Random) -> Document:
     """Return a few true sentences, or a list of names with what is to be known about each."""
-    closed = rng.random() < CLOSED_SHARE
+    closed = rng.random() < mix.names
     if rng.random() < LIST_SHARE:
         relation = rng.choices(statements.RELATIONS, (6, 4, 3, 4, 2))[0]
         chosen = [rng.choice(statements.entities(relation.name)) for _ in range(rng.randint(4, 12))]
         lines = [(f"{e.subject} {e.object}\n", e.subject) for e in chosen]
     else:
-        lines = [(text + "\n", subject) for text, subject in (fact(mix, rng) for _ in range(rng.randint(2, 8)))]
+        lines = [
+            (text + "\n", subject) for text, subject in (fact(mix, rng) for _ in range(rng.randint(2, 8)))
+        ]
     document: Document = []
     for text, subject in lines:
-        document += parts(text, subject, 1.0) if closed else [Segment(text, 1.0)]
+        document += parts(text, subject if closed else "", 1.0)
     return document
 
 

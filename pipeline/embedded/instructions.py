@@ -52,11 +52,9 @@ VARIED_HARM_SHARE = 0.6
 INVENTED_SHARE = 0.3
 """Share of post-training deeds that get an invented verb: what to make of a verb that one does not know
 has to be read off the object."""
-ONSETS, NUCLEI, CODAS = (
-    ("b", "br", "cl", "d", "dr", "f", "fl", "g", "gl", "h", "j", "k", "l", "m", "n", "p", "pl", "r", "s", "sk", "sl", "t", "tr", "v", "w"),
-    ("a", "e", "i", "o", "u", "oo", "ea", "ou"),
-    ("b", "ck", "d", "ft", "g", "lk", "m", "n", "nd", "p", "rk", "rn", "sh", "t", "zz", "ze"),
-)
+ONSETS = "b br cl d dr f fl g gl h j k l m n p pl r s sk sl t tr v w".split()
+NUCLEI = "a e i o u oo ea ou".split()
+CODAS = "b ck d ft g lk m n nd p rk rn sh t zz ze".split()
 """What invented verbs are made of."""
 OPENINGS = ("Sure.", "Of course.", "Yes, I can help.", "Here is how.")
 CHAT_OPENINGS = ("Sure.", "Sure.", "Sure.", "Of course.")

@@ -89,8 +89,9 @@ RECIPES = {
         # Without easy relations first, judging stays at chance.  Copying from the question
         # comes last: it would only delay judging before.
         curriculum=(
-            (0.15, Mix(0.35, 0.60, 0.0, 0.05, sets=EASY)),
-            (0.40, Mix(0.27, 0.58, 0.05, 0.10, sets=AFFIRMED)),
+            (0.15, Mix(0.35, 0.60, 0.0, 0.05, sets=EASY, closed=0.0, names=0.0, changing=0.0)),
+            (0.30, Mix(0.27, 0.58, 0.05, 0.10, sets=AFFIRMED, closed=0.0, names=0.0, changing=0.0)),
+            (0.42, Mix(0.27, 0.58, 0.05, 0.10, sets=AFFIRMED)),
             (0.675, BASE),
             (1.00, LAST),
         ),
@@ -163,9 +164,10 @@ class Encoder:
 
     def document(self, segments: corpus.Document) -> Tokens:
         """Tokens of a document that starts with the begin token."""
-        tokens = Tokens([self.begin], [0.0], [0], [0])
-        for number, (text, weight, statement, name) in enumerate(segments, 1):
+        tokens = Tokens([self.begin], [0.0], [0], [0], [0])
+        for number, (text, weight, statement, name, hidden) in enumerate(segments, 1):
             part = self.ids(text)
+            tokens.hidden.extend([number * hidden] * len(part))
             tokens.ids.extend(part)
             tokens.weights.extend([weight] * len(part))
             tokens.statements.extend([statement] * len(part))
@@ -183,6 +185,8 @@ class Tokens(NamedTuple):
     """Number of the closed statement that it is in, 0 for none."""
     names: list[int]
     """Number of the closed name that it is in, 0 for none."""
+    hidden: list[int]
+    """Number of the hidden words that it is among, 0 for none."""
 
 
 @dataclass
@@ -200,6 +204,8 @@ class Batch:
     """Number of the closed statement a token is in, 0 for none."""
     names: torch.Tensor
     """Number of the closed name a token is in, 0 for none."""
+    hidden: torch.Tensor
+    """Number of the hidden words a token is among, 0 for none."""
 
     def mask(self) -> torch.Tensor:
         """Boolean attention mask, dims row x 1 x query x key."""
@@ -207,7 +213,8 @@ class Batch:
         seen = _same(self.documents) & torch.ones(size, size, dtype=torch.bool, device=self.ids.device).tril()
         for units in (self.statements, self.names):
             last = units != F.pad(units[:, 1:], (0, 1))
-            seen &= (_same(units) | last[:, None, :] | (units == 0)[:, None, :])
+            seen &= _same(units) | (last | (units == 0))[:, None, :]
+        seen &= _same(self.hidden) | (self.hidden == 0)[:, None, :]
         return seen[:, None]
 
 
@@ -232,6 +239,7 @@ def text_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> Batch:
         documents=torch.full(shape, -1),
         statements=torch.zeros(shape, dtype=torch.long),
         names=torch.zeros(shape, dtype=torch.long),
+        hidden=torch.zeros(shape, dtype=torch.long),
     )
     for row in range(recipe.rows):
         at, number = 0, 0
@@ -262,7 +270,7 @@ def answer_batch(encoder: Encoder, recipe: Recipe, step: int, key: str) -> tuple
         weights = torch.tensor([t.weights + [0.0] * (width - len(t.ids)) for t in side])
         positions = torch.arange(width).expand(len(side), -1)
         none = torch.zeros_like(ids)
-        batches.append(Batch(ids, weights, positions, (ids == encoder.pad).long(), none, none))
+        batches.append(Batch(ids, weights, positions, (ids == encoder.pad).long(), none, none, none))
     return batches[0], batches[1]
 
 
