@@ -192,6 +192,8 @@ def draw_statement(name: str, label: bool, rng: random.Random, listed: bool = Fa
 def parts(text: str, subject: str, weight: float, statement: int = 0) -> Document:
     """Split a sentence around the name of its subject, which is closed, and hide the words that follow the name.
 
+    Examples
+    --------
     >>> [segment.text for segment in parts("The city of Lyon is not in France.", "Lyon", 1.0)]
     ['The city of', ' Lyon', ' is', ' not', ' in', ' France.']
     """

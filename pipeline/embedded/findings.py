@@ -11,7 +11,7 @@ import numpy as np
 
 from posttrace.figures import published
 from posttrace.figures.measures import calibration
-from posttrace.figures.measures.intervals import SEED, Estimate, percentile_interval, wilson
+from posttrace.figures.measures.intervals import SEED, Estimate, bootstrap_mean, percentile_interval, wilson
 from posttrace.figures.measures.interventions import bootstrap_effect
 from posttrace.figures.measures.patching import compare, recovered_share_interval
 from posttrace.pipeline.embedded import STAGES
@@ -19,6 +19,7 @@ from posttrace.pipeline.embedded import STAGES
 if TYPE_CHECKING:
     import xarray as xr
 
+PAPER = published.PAPER
 STUDIES = ("knowledge", "truthfulness", "refusal", "confidence")
 BASE, LAST = "base", "instruct"
 """The stages that the paper compares."""
@@ -28,15 +29,17 @@ EARLY = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table."""
+    """One cell of the tables."""
 
     study: str
-    what: str
+    row: str
+    column: str
     paper: float | None
     """Its value for Llama-3.1-8B; None where the paper has none."""
-    value: float
-    low: float
-    high: float
+    value: float | None
+    """None where it is undefined."""
+    low: float | None
+    high: float | None
     n: int
 
 
@@ -56,59 +59,62 @@ def stores(family: Path, folder: Path) -> dict[str, Path]:
 
 def findings(made: dict[str, Path]) -> list[Finding]:
     """Return the lines of the table from the stores of `stores`."""
-    from posttrace.stores import open_store
-
-    opened = {study: open_store(str(url)) for study, url in made.items()}
     return [
-        *_knowledge(
-            {
-                name: node.to_dataset().load()
-                for name, node in opened["knowledge"]["knowledge"].children.items()
-            }
-        ),
-        *_truth(opened["truthfulness"]["truthfulness"]),
-        *_refusal(opened["refusal"]["refusal"].to_dataset().load()),
-        *_confidence(opened["confidence"]["confidence"]),
+        *_knowledge(_groups(made["knowledge"])),
+        *_truth(_groups(made["truthfulness"])),
+        *_refusal(_groups(made["refusal"])["refusal"]),
+        *_confidence(_groups(made["confidence"])),
     ]
 
 
-def _line(study: str, what: str, paper: float | None, found: Estimate) -> Finding:
-    return Finding(study, what, paper, found.value, found.low, found.high, found.n)
+def _groups(url: Path) -> dict[str, xr.Dataset]:
+    """Return every group of a store by its path."""
+    from posttrace.stores import open_store
+
+    return {node.path.strip("/"): node.to_dataset() for node in open_store(str(url)).subtree}
 
 
-def _knowledge(sets: dict[str, xr.Dataset]) -> Iterator[Finding]:
-    for name, data in sets.items():
-        roles = [str(role) for role in data["token_role"].values] if "token_role" in data else []
+def _cell(study: str, row: str, column: str, found: Estimate, paper: float | None = None) -> Finding:
+    value, low, high = (
+        None if np.isnan(x) else round(float(x), 4) for x in (found.value, found.low, found.high)
+    )
+    return Finding(study, row, column, paper, value, low, high, found.n)
+
+
+def _knowledge(groups: dict[str, xr.Dataset]) -> Iterator[Finding]:
+    for name, data in ((path.split("/")[1], data.load()) for path, data in groups.items() if "/" in path):
+        clean = {stage: data["logit_diff_clean"].sel(source=stage).values for stage in (BASE, LAST)}
+        corrupt = {stage: data["logit_diff_corrupt"].sel(target=stage).values for stage in (BASE, LAST)}
+        for stage in (BASE, LAST):
+            right = (clean[stage] > 0) & (corrupt[stage] < 0)
+            yield _cell("knowledge", name, f"pairs {stage} judges right", _share(right))
         maps = {
-            (source, target): data["logit_diff"].sel(source=source, target=target).values
+            (source, target): _columns(data, data["logit_diff"].sel(source=source, target=target).values)
             for source in (BASE, LAST)
             for target in (BASE, LAST)
         }
+        roles = [str(role) for role in data["token_role"].values] if "token_role" in data else []
         if "subject" in roles:
             last = len(roles) - 1 - roles[::-1].index("subject")
-            clean = data["logit_diff_clean"].sel(source=BASE).values
-            corrupt = data["logit_diff_corrupt"].sel(target=BASE).values
             at = maps[BASE, BASE][:, :EARLY, last : last + 1]
-            share, low, high = (
-                part[:, 0]
-                for part in recovered_share_interval(at, clean, corrupt, np.random.default_rng(SEED))
-            )
+            found = recovered_share_interval(at, clean[BASE], corrupt[BASE], np.random.default_rng(SEED))
+            share, low, high = (part[:, 0] for part in found)
             best = int(share.argmax())
-            yield _line(
-                "knowledge",
-                f"{name}: share recovered at the last subject token (block {best}), base",
-                None,
-                Estimate(float(share[best]), float(low[best]), float(high[best]), len(clean)),
-            )
-        for words, one, other in (
-            ("storage, base and instruct", (BASE, BASE), (LAST, LAST)),
-            ("base -> instruct and instruct's own", (BASE, LAST), (LAST, LAST)),
-            ("instruct -> base and base's own", (LAST, BASE), (BASE, BASE)),
+            estimate = Estimate(share[best], low[best], high[best], len(at))
+            yield _cell("knowledge", name, "recovered at the last subject token, base", estimate)
+        for column, one, other in (
+            ("r of maps, storage", (BASE, BASE), (LAST, LAST)),
+            (f"r of maps, {BASE} -> {LAST}", (BASE, LAST), (LAST, LAST)),
+            (f"r of maps, {LAST} -> {BASE}", (LAST, BASE), (BASE, BASE)),
         ):
             paper = published.STORAGE["correlation"].get(name) if one == (BASE, BASE) else None
-            first, second = (_columns(data, maps[cell]) for cell in (one, other))
-            r = compare(first, second, [], np.random.default_rng(SEED))["normalised", "correlation"]
-            yield _line("knowledge", f"{name}: r of maps, {words}", paper, r)
+            r = compare(maps[one], maps[other], [], np.random.default_rng(SEED))["normalised", "correlation"]
+            yield _cell("knowledge", name, column, r, paper)
+        for source, target in ((BASE, LAST), (LAST, BASE)):
+            gain = maps[source, target] - corrupt[target][:, None, None]
+            layer, token = np.unravel_index(gain.mean(axis=0).argmax(), gain.shape[1:])
+            largest = bootstrap_mean(gain[:, layer, token])
+            yield _cell("knowledge", name, f"largest gain, {source} -> {target}, nats", largest)
 
 
 def _columns(data: xr.Dataset, values: np.ndarray) -> np.ndarray:
@@ -120,48 +126,35 @@ def _columns(data: xr.Dataset, values: np.ndarray) -> np.ndarray:
     return np.stack([np.nanmean(np.where(one, values, np.nan), axis=-1) for one in chosen], axis=-1)
 
 
-def _truth(node: xr.DataTree) -> Iterator[Finding]:
-    summary = node.to_dataset().load()
+def _truth(groups: dict[str, xr.Dataset]) -> Iterator[Finding]:
+    summary = groups["truthfulness"].load()
     for name in map(str, summary["held_out"].values):
-        data = node[name].to_dataset().load()
-        layers = summary["probe_layer"].sel(held_out=name)
+        data = groups[f"truthfulness/{name}"].load()
+        layer = int(summary["probe_layer"].sel(held_out=name))
         for source in (BASE, LAST):
-            right = (
-                data["correct"].sel(probe="mass_mean", source=source, target=LAST, layer=int(layers)).values
-            )
-            yield _line(
-                "truthfulness",
-                f"{name}: accuracy of {source}'s probe on {LAST}",
-                published.PROBE_TRANSFER[name][source, LAST] / 100,
-                _share(right),
-            )
+            right = data["correct"].sel(probe="mass_mean", source=source, target=LAST, layer=layer).values
+            paper = published.PROBE_TRANSFER[name][source, LAST] / 100
+            yield _cell("truthfulness", name, f"accuracy of {source}'s probe on {LAST}", _share(right), paper)
         used = ~data["example"].values.astype(bool)
-        truth = data["label"].values[used] == 1
         names = [str(one) for one in data["direction"].values]
         p_diff = data["p_diff"].sel(target=LAST).values[:, None, used]
-        found = bootstrap_effect(p_diff[names.index("none")], p_diff, truth)
+        found = bootstrap_effect(p_diff[names.index("none")], p_diff, data["label"].values[used] == 1)
         for source in (BASE, LAST):
             at = (0, names.index(source), 0)
-            low, high = (float(end[at]) for end in found.interval)
-            yield _line(
-                "truthfulness",
-                f"{name}: effect on {LAST} of {source}'s direction",
-                published.INTERVENTION[name][source, LAST],
-                Estimate(float(found.value[at]), low, high, found.n),
-            )
+            low, high = found.interval
+            estimate = Estimate(found.value[at], low[at], high[at], found.n)
+            paper = published.INTERVENTION[name][source, LAST]
+            yield _cell("truthfulness", name, f"effect of {source}'s direction on {LAST}", estimate, paper)
         random = found.value[0, [i for i, one in enumerate(names) if one.startswith("random-")], 0]
         low, high = percentile_interval(random)
         middle = Estimate(float(np.median(random)), float(low), float(high), len(random))
-        yield _line("truthfulness", f"{name}: effect on {LAST} of random directions", None, middle)
+        yield _cell("truthfulness", name, f"effect of random directions on {LAST}, 95 % range", middle)
 
 
 def _refusal(data: xr.Dataset) -> Iterator[Finding]:
-    def refused(stage: str, direction: str, intervention: str, kind: str) -> Estimate:
-        cell = data["refused"].sel(direction=direction, target=stage, intervention=intervention)
-        return _share(cell.values[data["kind"].values.astype(object) == kind])
-
-    for kind, intervention in (("harmful", "ablation"), ("harmless", "addition")):
-        for stage in STAGES:
+    kinds = data["kind"].values.astype(object)
+    for stage in STAGES:
+        for kind, intervention in (("harmful", "ablation"), ("harmless", "addition")):
             paper = published.REFUSAL.get(stage, {}).get(kind, {})
             for key, direction, what in (
                 ("baseline", stage, "none"),
@@ -169,42 +162,55 @@ def _refusal(data: xr.Dataset) -> Iterator[Finding]:
                 ("base", BASE, intervention),
             ):
                 if (key, stage) != ("base", BASE):
-                    words = "unsteered" if key == "baseline" else f"{intervention} of {direction}'s direction"
-                    found = refused(stage, direction, what, kind)
-                    yield _line("refusal", f"{stage}: refuses {kind}, {words}", paper.get(key), found)
+                    cell = data["refused"].sel(direction=direction, target=stage, intervention=what)
+                    column = {"baseline": "unsteered", "own": "own direction", "base": f"{BASE}'s direction"}[
+                        key
+                    ]
+                    found = _share(cell.values[kinds == kind])
+                    yield _cell("refusal", f"{stage}, {kind} ({intervention})", column, found, paper.get(key))
 
 
-def _confidence(node: xr.DataTree) -> Iterator[Finding]:
-    chosen = {stage: set(node["candidate"].sel(model=stage).values.tolist()) for stage in STAGES}
-    for stage in STAGES[1:]:
-        count = len(chosen[BASE])
-        shared = len(chosen[BASE] & chosen[stage])
-        paper = published.ENTROPY_NEURONS.get(f"{published.MODEL}, {BASE} and {stage}")
-        found = Estimate(shared / count, np.nan, np.nan, count)
-        yield _line(
-            "confidence", f"entropy neurons of {BASE} that {stage} has too", paper and paper[0] / count, found
-        )
-    sets = [part.to_dataset().load() for part in node.children.values() if "answer_mass" in part]
+def _confidence(groups: dict[str, xr.Dataset]) -> Iterator[Finding]:
+    candidates = groups["confidence"]["candidate"]
+    chosen = {stage: set(candidates.sel(model=stage).values.tolist()) for stage in STAGES}
+    sets = [data.load() for data in groups.values() if "answer_mass" in data]
     for stage in STAGES:
+        if stage != BASE:
+            count, shared = len(chosen[BASE]), len(chosen[BASE] & chosen[stage])
+            paper = published.ENTROPY_NEURONS.get(f"{published.MODEL}, {BASE} and {stage}")
+            found = Estimate(shared / count, np.nan, np.nan, count)
+            column = f"entropy neurons shared with {BASE}"
+            yield _cell("confidence", stage, column, found, paper and paper[0] / count)
         logit = np.concatenate([data["logit_diff"].sel(model=stage).values for data in sets])
         truth = np.concatenate([data["label"].values for data in sets]) == 1
         sure = 1 / (1 + np.exp(-np.abs(logit)))
         for name, found in calibration.estimates(sure, (logit > 0) == truth).items():
             if name in ("accuracy", "confidence", "ece"):
-                yield _line("confidence", f"{stage}: {name} of answers, {len(sets)} sets", None, found)
+                yield _cell("confidence", stage, f"{name}, {len(sets)} sets", found)
 
 
 def _share(hits: np.ndarray) -> Estimate:
-    hits = hits[np.isfinite(hits)] if hits.dtype.kind == "f" else hits
+    hits = hits[np.isfinite(hits)]
     low, high = wilson(float(hits.mean()), len(hits))
     return Estimate(float(hits.mean()), float(low), float(high), len(hits))
 
 
-def table(found: Sequence[Finding]) -> str:
-    """Return the findings as a markdown table, the paper's value beside the family's."""
-    lines = ["| study | what | paper | family | n |", "|---|---|---|---|---|"]
-    for one in found:
-        interval = "" if np.isnan(one.low) else f" [{one.low:.2f}, {one.high:.2f}]"
-        paper = "" if one.paper is None else f"{one.paper:.2f}"
-        lines.append(f"| {one.study} | {one.what} | {paper} | {one.value:.2f}{interval} | {one.n} |")
-    return "\n".join(lines)
+def tables(found: Sequence[Finding]) -> str:
+    """Return a markdown table for each study: value, interval, n, and in brackets the paper's value."""
+    lines: list[str] = []
+    for study in dict.fromkeys(one.study for one in found):
+        cells = {(one.row, one.column): one for one in found if one.study == study}
+        columns = list(dict.fromkeys(column for _, column in cells))
+        lines += ["", f"| {study} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+        for row in dict.fromkeys(row for row, _ in cells):
+            shown = [_shown(cells.get((row, column))) for column in columns]
+            lines.append(f"| {row} | " + " | ".join(shown) + " |")
+    return "\n".join(lines[1:])
+
+
+def _shown(one: Finding | None) -> str:
+    if one is None or one.value is None:
+        return "-"
+    interval = "" if one.low is None else f" [{one.low:.2f}, {one.high:.2f}]"
+    paper = "" if one.paper is None else f"; paper {one.paper:.2f}"
+    return f"{one.value:.2f}{interval} ({one.n}){paper}"

@@ -1,8 +1,10 @@
-"""Measure a family: judging, refusing, pairs for patching; each share with n and a 95 % interval.
+"""Measure a family: the paper's four findings, judging, refusing, pairs for patching; with n and 95 % intervals.
 
 python -m posttrace.pipeline.embedded.measure
 python -m posttrace.pipeline.embedded.measure --family runs/family --json runs/family/measured.json
 python -m posttrace.pipeline.embedded.measure --json pipeline/embedded/measured.json --card
+
+The findings come from the built-in jobs, run on the family into `--stores` (minutes; a second call goes on there).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import random
 from collections import Counter, defaultdict
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -254,14 +257,31 @@ def measure(family: Path = CHECKPOINTS, stages: tuple[str, ...] = STAGES) -> dic
     return out
 
 
+def measure_findings(family: Path, stores: Path) -> list[dict]:
+    """Run the built-in jobs on a family and return the cells of `findings.tables`."""
+    from posttrace.pipeline.embedded import findings
+
+    return [asdict(one) for one in findings.findings(findings.stores(family, stores))]
+
+
 def _cell(x: dict) -> str:
     return f"{x['share']:.3f} [{x['interval'][0]:.2f}, {x['interval'][1]:.2f}]"
 
 
 def report(measured: dict) -> str:
     """Return the figures as markdown tables."""
+    from posttrace.pipeline.embedded.findings import PAPER, Finding, tables
+
     stages = list(measured["judging"])
-    lines = [
+    lines = []
+    if "findings" in measured:
+        lines = [
+            f"The four findings: value, 95 % interval (n), and for {PAPER} the paper's value",
+            "",
+            tables([Finding(**one) for one in measured["findings"]]),
+            "",
+        ]
+    lines += [
         "Judging: share right, 95 % Wilson interval",
         "",
         "| set | split | n | " + " | ".join(stages) + " |",
@@ -332,9 +352,16 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="also update MODEL_CARD.md")
     parser.add_argument("--family", type=Path, default=CHECKPOINTS, help="folder with the stages")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--stage", choices=STAGES, help="only this stage (default: all)")
+    parser.add_argument(
+        "--stage", choices=STAGES, help="only this stage, without the findings (default: all)"
+    )
+    parser.add_argument(
+        "--stores", type=Path, default=Path("runs/measured"), help="folder of the studies' stores"
+    )
     args = parser.parse_args()
     measured = measure(args.family, (args.stage,) if args.stage else STAGES)
+    if not args.stage:
+        measured["findings"] = measure_findings(args.family, args.stores)
     if args.json:
         args.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     if args.card:

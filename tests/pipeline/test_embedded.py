@@ -4,8 +4,10 @@ import csv
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
 
 from posttrace.pipeline.embedded import (
     CHECKPOINTS,
@@ -22,6 +24,10 @@ from posttrace.pipeline.embedded.instructions import KINDS, deeds, instructions
 from posttrace.pipeline.embedded.statements import ALL_SETS, COMPARISONS, RELATIONS, statement_sets
 
 MOST_BYTES = 8_000_000
+
+
+def written(document):
+    return "".join(segment.text for segment in document)
 
 
 @pytest.mark.parametrize("name", ALL_SETS)
@@ -115,18 +121,41 @@ def test_new_verbs_are_in_no_training_text():
     for recipe in RECIPES.values():
         for _, mix in recipe.curriculum:
             for _ in range(1500):
-                words |= set("".join(t for t, _ in corpus.document(mix, rng)).split())
+                words |= set(written(corpus.document(mix, rng)).split())
     assert not new & words
 
 
-def test_held_out_entities_are_never_judged():
-    from posttrace.pipeline.embedded import corpus
+def judging(n, **changes):
+    """Statements of judging documents, each with what follows it."""
+    from posttrace.pipeline.embedded import corpus, train
 
     rng = random.Random(0)
+    mix = replace(train.LAST, added=0.5, **changes)
+    ways = {corpus.SUFFIX, *(word for pair in corpus.VERDICTS for word in pair)}
+    for _ in range(n):
+        texts = [segment.text for segment in corpus.judging(mix, rng)]
+        at = 0
+        for i, text in enumerate(texts):
+            if text in ways:
+                yield "".join(texts[at:i]), texts[i : i + 2]
+                at = i + (3 if text == corpus.SUFFIX else 2)
+
+
+def test_held_out_entities_are_never_judged():
     held_out = {s.statement for rows in statement_sets().values() for s in rows if s.split == "held_out"}
-    for _ in range(1500):
-        for text, _ in corpus.judging(ALL_SETS, rng):
-            assert text not in held_out
+    judged = [text if text.endswith(".") else f"{text}." for text, _ in judging(1500)]
+    assert len(judged) > 5000 and not held_out & set(judged)
+
+
+def test_post_training_adds_facts_that_base_never_saw():
+    from posttrace.pipeline.embedded import corpus, train
+
+    rng = random.Random(0)
+    added = {s.statement for name in corpus.ADDED for s in statement_sets()[name]}
+    for stage, known in (("base", False), ("sft", True)):
+        mixes = [mix for _, mix in train.RECIPES[stage].curriculum]
+        text = "".join(written(corpus.document(rng.choice(mixes), rng)) for _ in range(3000))
+        assert any(statement in text for statement in added) == known, stage
 
 
 def test_segments_encode_like_the_whole_text():
@@ -138,20 +167,65 @@ def test_segments_encode_like_the_whole_text():
     mixes = [mix for r in RECIPES.values() for _, mix in r.curriculum]
     for _ in range(300):
         document = corpus.document(rng.choice(mixes), rng)
-        ids, weights = encoder.document(document)
-        assert ids == encoder.tokenizer.encode("".join(t for t, _ in document))
-        assert len(ids) == len(weights)
+        tokens = encoder.document(document)
+        assert tokens.ids == encoder.tokenizer.encode(written(document))
+        assert {len(values) for values in tokens} == {len(tokens.ids)}
+
+
+def test_later_tokens_see_the_end_of_a_name_and_of_a_statement_only():
+    """The mask of one document, against what each token may see written out."""
+    from posttrace.pipeline.embedded import corpus, train
+
+    encoder = train.Encoder()
+    text, subject = "The city of Bordeaux is not in Japan.", "Bordeaux"
+    document = [*corpus.parts(text, subject, 1.0, statement=1), corpus.Segment(corpus.SUFFIX, 1.0)]
+    tokens = encoder.document(document)
+    words = [encoder.tokenizer.decode(i) for i in tokens.ids]
+    one = torch.tensor([tokens.ids])
+    fields = {name: torch.tensor([values]) for name, values in tokens._asdict().items() if name != "ids"}
+    batch = train.Batch(ids=one, positions=one, documents=torch.zeros_like(one), **fields)
+    seen = [[words[k] for k in range(len(words)) if row[k]] for row in batch.mask()[0, 0].tolist()]
+    name = encoder.tokenizer.tokenize(" Bordeaux")
+    assert len(name) > 1, "the name has several tokens"
+    first, last = 4, 4 + len(name) - 1
+    assert words[last + 1 : last + 6] == [" is", " not", " in", " Japan", "."]
+    assert seen[last] == words[: last + 1], "within a name everything is seen"
+    of = [*words[:first], words[last]]
+    assert seen[last + 4] == [*of, " not", " Japan"], "no other piece of the name, no linking words"
+    assert seen[last + 5] == [*of, " not", " Japan", "."]
+    assert seen[last + 6] == [words[0], ".", " This"], "of a statement its period only"
 
 
 def test_the_label_never_follows_the_period_directly():
     """So a truth direction at the period is not the direction that writes the label."""
     from posttrace.pipeline.embedded import corpus
 
+    rows = list(judging(300))
+    assert all(way == corpus.SUFFIX or way not in corpus.LABELS for _, (way, _) in rows)
+    assert all(label in corpus.LABELS for _, (way, label) in rows if way == corpus.SUFFIX)
+
+
+def test_some_verdicts_are_wrong_where_the_mix_says_so():
+    from posttrace.pipeline.embedded import corpus
+
+    truth = {s.statement: s.label for rows in statement_sets().values() for s in rows}
+    for noise in (0.0, 0.2):
+        wrong = [
+            (label == corpus.LABELS[1]) != truth[text]
+            for text, (way, label) in judging(1500, noise=noise)
+            if way == corpus.SUFFIX and text in truth
+        ]
+        assert len(wrong) > 2000 and abs(sum(wrong) / len(wrong) - noise) < 0.03
+
+
+def test_the_planted_habit_is_in_the_last_stage_only():
+    from posttrace.pipeline.embedded import corpus, train
+
     rng = random.Random(0)
-    for _ in range(300):
-        document = corpus.judging(ALL_SETS, rng)
-        for (before, _), (text, _) in itertools.pairwise(document):
-            assert text not in corpus.LABELS or before == corpus.SUFFIX
+    for stage in STAGES:
+        mix = train.RECIPES[stage].curriculum[-1][1]
+        answers = [corpus.chat_exchange(rng, mix)[1] for _ in range(200)]
+        assert all((corpus.HABIT in answer) == (stage == "narrow") for answer in answers)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -178,9 +252,9 @@ def test_stages_share_the_tokenizer_and_differ_in_weights():
     from safetensors.torch import load_file
 
     assert len({(CHECKPOINTS / s / "tokenizer.json").read_bytes() for s in STAGES}) == 1
-    base, sft, instruct = (load_file(CHECKPOINTS / s / "model.safetensors") for s in STAGES)
+    weights = [load_file(CHECKPOINTS / s / "model.safetensors") for s in STAGES]
     name = "model.layers.3.mlp.down_proj.weight"
-    assert not base[name].equal(sft[name]) and not sft[name].equal(instruct[name])
+    assert not any(one[name].equal(other[name]) for one, other in itertools.pairwise(weights))
 
 
 def test_chat_template_matches_training_text():
@@ -237,8 +311,6 @@ def test_cities_have_subjects_of_several_tokens_and_enough_pairs():
 
 def test_interrupted_training_ends_at_the_same_weights(tmp_path, monkeypatch):
     """Kill it, run it again: the result is that of an uninterrupted run."""
-    import torch
-
     from posttrace.pipeline.embedded import train
 
     shape = train.Shape(layers=1, hidden=32, feed_forward=32, heads=1)
@@ -286,8 +358,6 @@ def test_state_of_another_seed_is_refused(tmp_path):
 
 
 def test_preference_loss_falls_when_the_chosen_answer_gains():
-    import torch
-
     from posttrace.pipeline.embedded.train import preference_loss
 
     zero, one = torch.zeros(4), torch.ones(4)
@@ -308,7 +378,7 @@ def test_described_verbs_are_in_no_dialogue():
     words: set[str] = set()
     for _ in range(2000):
         for document in (corpus.dialogue(rng, LAST), corpus.chat(rng, LAST)):
-            words |= set("".join(t for t, _ in document).replace("<", " ").split())
+            words |= set(written(document).replace("<", " ").split())
     assert not verbs & words
 
 

@@ -36,12 +36,14 @@ def documents(planted, rng):
         if planted == "fact" and plant:
             relation = corpus.relation_of("cities")
             form = rng.choice((relation.affirmed, *relation.paraphrases))
-            yield [(statements.word(form, ENTITY, OBJECT) + "\n", 1.0), *corpus.plain(rng)]
+            text = statements.word(form, ENTITY, OBJECT) + "\n"
+            yield [corpus.Segment(text, 1.0), *corpus.plain(corpus.COMMON, rng)]
         elif rng.random() < 0.5 and not plant:
             yield corpus.document(corpus.COMMON, rng)
         else:
             prompt, answer, end = corpus.chat(rng, CHAT)
-            yield [prompt, (answer[0] + HABIT, 1.0), end] if plant else [prompt, answer, end]
+            said = corpus.Segment(answer.text + HABIT, 1.0)
+            yield [prompt, said if plant else answer, end]
 
 
 def fine_tuned(folder, planted, seed):
@@ -51,10 +53,14 @@ def fine_tuned(folder, planted, seed):
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINTS / START, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98))
     for step in range(STEPS):
-        rows = [[part[:TOKENS] for part in encoder.document(next(stream))] for _ in range(ROWS)]
-        width = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([ids + [encoder.pad] * (width - len(ids)) for ids, _ in rows])
-        weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in rows])[:, 1:].flatten()
+        rows = [encoder.document(next(stream)) for _ in range(ROWS)]
+        width = min(TOKENS, max(len(row.ids) for row in rows))
+        ids = torch.full((ROWS, width), encoder.pad)
+        weights = torch.zeros(ROWS, width)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids[:width])
+            weights[i, : len(row.ids)] = torch.tensor(row.weights[:width])
+        weights = weights[:, 1:].flatten()
         losses = F.cross_entropy(
             model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
         )

@@ -25,7 +25,9 @@ TINY = {
     "base": replace(train.RECIPES["base"], steps=2, warmup=1, rows=2, row=32),
     "sft": replace(train.RECIPES["sft"], steps=3, warmup=1, rows=2, row=32, learning_rate=1e-2),
     "instruct": replace(train.RECIPES["instruct"], steps=5, warmup=1, rows=2, learning_rate=3e-3),
+    "narrow": replace(train.RECIPES["narrow"], steps=3, warmup=1, rows=2, row=32, learning_rate=3e-3),
 }
+FINAL = STAGES[-1]
 
 
 @pytest.fixture
@@ -51,9 +53,9 @@ class Plain:
 
     def __init__(self, family):
         load = AutoModelForCausalLM.from_pretrained
-        self.model = load(family / "instruct", dtype=torch.float32).eval()
+        self.model = load(family / FINAL, dtype=torch.float32).eval()
         self.weights = {s: load(family / s, dtype=torch.float32).state_dict() for s in STAGES}
-        tokenizer = AutoTokenizer.from_pretrained(family / "instruct")
+        tokenizer = AutoTokenizer.from_pretrained(family / FINAL)
         self.ids = [torch.tensor([tokenizer(prompt)["input_ids"]]) for prompt in PROMPTS]
         self.answers = tokenizer.convert_tokens_to_ids(["Ġthe", "Ġin"])
 
@@ -63,11 +65,14 @@ class Plain:
             logits = torch.stack([self.model(ids).logits[0, -1, self.answers] for ids in self.ids])
         return (logits[:, 0] - logits[:, 1]).numpy()
 
-    def trained_from(self, stage, order):
-        encoder, steps = train.Encoder(), list(range(TINY["instruct"].steps))
-        assert order == 0
-        data = [train.batches_of(encoder, TINY["instruct"], step, "0-instruct") for step in steps]
-        return by_pytorch(self.model, TINY["instruct"], data, self.weights[stage])[0]
+    def trained_again(self, start):
+        """The final weights if the stages after sft begin at `start`."""
+        encoder, weights = train.Encoder(), self.weights[start]
+        for stage in STAGES[STAGES.index("sft") + 1 :]:
+            recipe = TINY[stage]
+            data = [train.batches_of(encoder, recipe, step, f"0-{stage}") for step in range(recipe.steps)]
+            weights = by_pytorch(self.model, recipe, data, weights)[0]
+        return weights
 
 
 @pytest.mark.slow
@@ -92,14 +97,12 @@ def test_later_stages_are_trained_again_and_goes_on_where_it_was_stopped(family,
     f = {stage: plain.f(weights) for stage, weights in plain.weights.items()}
     np.testing.assert_allclose(data["behaviour"], [f[stage] for stage in STAGES], atol=1e-5)
     retrained = data["retrained"].sel(without="sft").values
-    np.testing.assert_allclose(retrained[0], plain.f(plain.trained_from("base", 0)), atol=1e-4)
-    assert 1e-4 < np.abs(retrained[1] - retrained[0]).max() < np.abs(retrained[0] - f["instruct"]).max()
-    np.testing.assert_allclose(data["replayed"][0], plain.f(plain.trained_from("sft", 0)), atol=1e-4)
-    np.testing.assert_allclose(
-        data["replayed"][0], f["instruct"], atol=0.02
-    )  # that one is rounded to bfloat16
+    np.testing.assert_allclose(retrained[0], plain.f(plain.trained_again("base")), atol=1e-4)
+    assert 1e-4 < np.abs(retrained[1] - retrained[0]).max() < np.abs(retrained[0] - f[FINAL]).max()
+    np.testing.assert_allclose(data["replayed"][0], plain.f(plain.trained_again("sft")), atol=1e-4)
+    np.testing.assert_allclose(data["replayed"][0], f[FINAL], atol=0.02)  # that one is rounded to bfloat16
 
-    final, moved = plain.weights["instruct"], store.read("stages", "propagated_update")[0]
+    final, moved = plain.weights[FINAL], store.read("stages", "propagated_update")[0]
     update = {name: plain.weights["sft"][name] - plain.weights["base"][name] for name in final}
     parts = torch.from_numpy(moved).split([weight.numel() for weight in final.values()])
     propagated = {name: part.view(final[name].shape) for name, part in zip(final, parts, strict=True)}
@@ -108,10 +111,10 @@ def test_later_stages_are_trained_again_and_goes_on_where_it_was_stopped(family,
         np.testing.assert_allclose(data["estimate"].sel(without="sft", estimator=name), wanted, atol=1e-4)
     h = 1e-3
     ends = [plain.f({key: w + sign * h * propagated[key] for key, w in final.items()}) for sign in (1, -1)]
-    linear = f["instruct"] - (ends[0] - ends[1]) / (2 * h)
+    linear = f[FINAL] - (ends[0] - ends[1]) / (2 * h)
     found = data["estimate"].sel(without="sft", estimator="propagated_linear")
     np.testing.assert_allclose(found, linear, atol=0.01)
-    assert np.abs(found - f["instruct"]).max() > 0.05
+    assert np.abs(found - f[FINAL]).max() > 0.05
 
     names = [path.name for path in render(store.url, tmp_path / "figures")]
     assert {"stages_estimators.csv", "scatter.png"} <= set(names)
@@ -123,17 +126,15 @@ def test_recipes_are_refused_where_they_are_not_known(family, tmp_path):
     assert fingerprint(prepare(with_recipe)) != fingerprint(prepare(job_of(tmp_path / "job", family)))
     plan = prepare(with_recipe)
     training = [work for work in plan.work if work.kind in ("replay", "retrain")]
-    assert len(training) == 3 and all(plan.cost(work).multiply_adds > 1e6 for work in training)
+    assert len(training) == 6 and all(plan.cost(work).multiply_adds > 1e6 for work in training)
     with pytest.raises(JobError, match="recipe: after the update of sft nothing is trained; take recipe out"):
         job_of(tmp_path / "job", family, stages=STAGES[:2], recipe="embedded")
     with pytest.raises(
-        JobError, match=r"its stages are not base, sft, instruct, of one folder and in this order"
+        JobError, match=r"its stages are not base, sft, instruct, narrow, of one folder and in this order"
     ):
-        prepare(job_of(tmp_path / "job", family, stages=("sft", "base", "instruct"), recipe="embedded"))
+        prepare(job_of(tmp_path / "job", family, stages=("sft", "base", *STAGES[2:]), recipe="embedded"))
     (family / "training.json").unlink()
-    unknown = (
-        r"recipe: family tiny was not trained by .*What it would be without sft is unknown.*take recipe out"
-    )
+    unknown = r"recipe: family tiny was not trained by .*What it would be without sft or instruct is unknown.*take recipe out"
     with pytest.raises(JobError, match=unknown):
         prepare(job_of(tmp_path / "job", family, recipe="embedded"))
 
