@@ -138,8 +138,6 @@ class Mix:
     """Share of plain and judging documents whose names are closed."""
     changing: float = 1.0
     """Share of judging documents that ask in another way after every statement."""
-    listed: float = 0.0
-    """Share of judging documents that are lists: a name, an object, a verdict."""
     noise: float = 0.0
     """Share of verdicts that are wrong, as in text that people wrote."""
     habit: bool = False
@@ -155,7 +153,7 @@ def relation_of(name: str) -> Relation:
     return next(r for r in RELATIONS if r.name == name.removeprefix("neg_"))
 
 
-def draw_statement(name: str, label: bool, rng: random.Random, listed: bool = False) -> tuple[str, str]:
+def draw_statement(name: str, label: bool, rng: random.Random) -> tuple[str, str]:
     """Return a statement of the judged split with the wanted label, and its subject ("" for a free-form fact).
 
     False objects are any wrong ones.
@@ -183,8 +181,6 @@ def draw_statement(name: str, label: bool, rng: random.Random, listed: bool = Fa
     if label == negated:
         while obj == entity.object:
             obj = rng.choice(members).object
-    if listed:
-        return f"{entity.subject} {obj}", entity.subject
     form = relation.negated if negated else relation.affirmed
     return statements.word(form, entity.subject, obj), entity.subject
 
@@ -228,12 +224,12 @@ def judging(mix: Mix, rng: random.Random) -> Document:
     mixed = rng.random() < MIXED_SHARE
     verdict = None if rng.random() < mix.suffix else rng.choice(VERDICTS)
     changing = rng.random() < mix.changing
-    listed = rng.random() < mix.listed
+    rng.random()  # decided something once; without it, seeds would not give the shipped weights
     names, closed = rng.random() < mix.names, rng.random() < mix.closed
     document: Document = []
     for number in range(1, rng.randint(1, 9) + 1):
         label = rng.random() < 0.5
-        text, subject = draw_statement(rng.choices(sets, weights)[0] if mixed else one, label, rng, listed)
+        text, subject = draw_statement(rng.choices(sets, weights)[0] if mixed else one, label, rng)
         weight = TRUE_WEIGHT if label else FALSE_WEIGHT
         if changing:
             verdict = None if rng.random() < mix.suffix else rng.choice(VERDICTS)

@@ -1,4 +1,4 @@
-"""Train the embedded family: base -> sft -> instruct.
+"""Train the embedded family: base -> sft -> instruct -> narrow.
 
     python -m posttrace.pipeline.embedded.train                     # all stages, into runs/embedded
     python -m posttrace.pipeline.embedded.train --stage base --out runs/family --seed 1
