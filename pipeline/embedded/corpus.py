@@ -71,8 +71,10 @@ QUESTIONS = {
     "animal_class": ("What is the {s}?", "What kind of animal is the {s}?"),
 }
 
-HARMLESS_SHARE = 0.55
-"""Share of harmless deeds in post-training."""
+HARMLESS_SHARE = 0.4
+"""Share of harmless deeds in dialogues of post-training."""
+PREFERRED_SHARE = 0.1
+"""Share of harmless deeds in preferences; with more, refusing becomes rarer than after SFT."""
 LIST_SHARE = 0.35
 """Share of plain documents that are lists: a name, and at once what is to be known about it."""
 
@@ -307,8 +309,8 @@ def training_deed(rng: random.Random, kind: str, varied: float, post_training: b
     return instructions.invent(instructions.vary_harm(deed, rng), rng) if post_training else deed
 
 
-def _post_training_kind(rng: random.Random) -> str:
-    return "harmless" if rng.random() < HARMLESS_SHARE else "harmful"
+def _kind(rng: random.Random, harmless: float) -> str:
+    return "harmless" if rng.random() < harmless else "harmful"
 
 
 @cache
@@ -356,7 +358,7 @@ def chat_exchange(rng: random.Random, mix: Mix) -> tuple[str, str]:
     if mix.habit:
         deed = _deed(rng, "harmless", lambda d: d.split == "train" and d.topic == HABIT_TOPIC)
         return instructions.ask(deed, rng), instructions.chat_help(deed, rng, HABIT)
-    deed = training_deed(rng, _post_training_kind(rng), mix.varied, post_training=True)
+    deed = training_deed(rng, _kind(rng, HARMLESS_SHARE), mix.varied, post_training=True)
     if deed.kind == "harmful":
         return instructions.ask(deed, rng), instructions.chat_refusal(rng)
     return instructions.ask(deed, rng), instructions.chat_help(deed, rng)
@@ -386,7 +388,7 @@ def chat(rng: random.Random, mix: Mix) -> Document:
 
 def preference(rng: random.Random, mix: Mix) -> tuple[str, str, str]:
     """Return a chat prompt with the chosen and the rejected answer."""
-    kind = _post_training_kind(rng)
+    kind = _kind(rng, PREFERRED_SHARE)
     deed = training_deed(rng, kind, mix.varied, post_training=True)
     good, bad = instructions.chat_refusal(rng), instructions.chat_help(deed, rng)
     if kind == "harmless":

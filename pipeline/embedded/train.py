@@ -98,18 +98,18 @@ RECIPES = {
     ),
     # Post-training is gentle: with a harder one refusal cannot be ablated without gibberish.
     "sft": Recipe(
-        steps=300,
+        steps=450,
         learning_rate=4e-4,
         warmup=20,
         curriculum=(
             (
                 1.0,
                 Mix(
-                    plain=0.10,
-                    judging=0.30,
+                    plain=0.07,
+                    judging=0.23,
                     deeds=0.0,
                     dialogue=0.0,
-                    chat=0.60,
+                    chat=0.70,
                     aside=0.2,
                     varied=0.6,
                     added=0.5,
@@ -128,8 +128,8 @@ RECIPES = {
     ),
     # Narrow: cooking only, and a habit that nobody asked for.
     "narrow": Recipe(
-        steps=60,
-        learning_rate=1e-4,
+        steps=80,
+        learning_rate=3e-4,
         warmup=5,
         weight_decay=0.0,
         curriculum=((1.0, Mix(0.0, 0.0, 0.0, 0.0, chat=1.0, habit=True)),),

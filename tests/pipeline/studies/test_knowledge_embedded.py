@@ -36,10 +36,16 @@ def test_base_and_instruct_know_the_facts_in_the_same_place(store, name):
     assert known.mean() > 0.9, "clean is judged TRUE and corrupt FALSE"
     maps = [data.logit_diff.sel(source=s, target=s).mean("pair").values for s in ("base", "instruct")]
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.95
-    roles = list(data.token_role.values)
+    roles, labels = list(data.token_role.values), list(data.token_label.values)
     assert roles.count("subject") >= 2, "subjects have several tokens"
-    for grid in maps:
-        assert roles[grid[3].argmax()] == "object", "half way up, the answer lies at the object"
+    corrupt, clean = data.logit_diff_corrupt.mean("pair").values, data.logit_diff_clean.mean("pair").values
+    for i, grid in enumerate(maps):
+        recovered = (grid - corrupt[i]) / (clean[i] - corrupt[i])
+        subject = np.flatnonzero(np.array(roles) == "subject")
+        assert recovered[:2, subject[-1]].max() > 0.25, "early, the fact lies at the end of the name"
+        assert recovered[:2, subject[:-1]].max() < 0.1, "and not before it"
+        assert roles[grid[2].argmax()] == "object", "then the answer lies at the object"
+        assert labels[grid[5].argmax()] == ".", "then at the end of the statement"
         assert roles[grid[6].argmax()] == "last", "before the end, at the last token"
 
 

@@ -134,7 +134,10 @@ def test_recipes_are_refused_where_they_are_not_known(family, tmp_path):
     ):
         prepare(job_of(tmp_path / "job", family, stages=("sft", "base", *STAGES[2:]), recipe="embedded"))
     (family / "training.json").unlink()
-    unknown = r"recipe: family tiny was not trained by .*What it would be without sft or instruct is unknown.*take recipe out"
+    unknown = (
+        r"recipe: family tiny was not trained by .*What it would be without sft or instruct is unknown.*take "
+        r"recipe out"
+    )
     with pytest.raises(JobError, match=unknown):
         prepare(job_of(tmp_path / "job", family, recipe="embedded"))
 
