@@ -52,7 +52,8 @@ def stores(family: Path, folder: Path) -> dict[str, Path]:
     made = {}
     for study in STUDIES:
         made[study] = folder / study
-        job = load_job(study, [f"family={{name: embedded, stages: {{{stages}}}}}"])
+        changes = [f"family={{name: embedded, stages: {{{stages}}}}}", f"stages=[{', '.join(STAGES)}]"]
+        job = load_job(study, changes)
         run_job(job, str(made[study]))
     return made
 
@@ -111,10 +112,10 @@ def _knowledge(groups: dict[str, xr.Dataset]) -> Iterator[Finding]:
             r = compare(maps[one], maps[other], [], np.random.default_rng(SEED))["normalised", "correlation"]
             yield _cell("knowledge", name, column, r, paper)
         for source, target in ((BASE, LAST), (LAST, BASE)):
-            gain = maps[source, target] - corrupt[target][:, None, None]
-            layer, token = np.unravel_index(gain.mean(axis=0).argmax(), gain.shape[1:])
-            largest = bootstrap_mean(gain[:, layer, token])
-            yield _cell("knowledge", name, f"largest gain, {source} -> {target}, nats", largest)
+            patched = maps[source, target]
+            layer, token = np.unravel_index(patched.mean(axis=0).argmax(), patched.shape[1:])
+            highest = bootstrap_mean(patched[:, layer, token])
+            yield _cell("knowledge", name, f"highest logit difference, {source} -> {target}, nats", highest)
 
 
 def _columns(data: xr.Dataset, values: np.ndarray) -> np.ndarray:
