@@ -21,7 +21,7 @@ def draw(store: str, file: str) -> None:
     }
     for ax, (title, (source, target)) in zip(axes, panels.items(), strict=True):
         values = cities.logit_diff.sel(source=source, target=target).mean("pair")
-        pt.plot.heatmap(values, ax=ax, limit=12, colour_bar=ax is axes[-1])
+        pt.plot.heatmap(values, ax=ax, limit=7, colour_bar=ax is axes[-1])
         ax.set_title(title)
     for ax in axes[1:]:
         ax.set_ylabel("")
