@@ -52,8 +52,7 @@ def stores(family: Path, folder: Path) -> dict[str, Path]:
     made = {}
     for study in STUDIES:
         made[study] = folder / study
-        changes = [f"family={{name: embedded, stages: {{{stages}}}}}", f"stages=[{', '.join(STAGES)}]"]
-        job = load_job(study, changes)
+        job = load_job(study, [f"family={{name: embedded, stages: {{{stages}}}}}"])
         run_job(job, str(made[study]))
     return made
 

@@ -71,7 +71,7 @@ def test_ls_as_json_names_what_the_text_does(what):
     lines = posttrace("ls", what).stdout.splitlines()
     assert list(listed) == [line.split()[0] for line in lines]
     if what == "models":
-        assert list(listed["embedded"]["stages"]) == ["base", "sft", "instruct", "narrow"]
+        assert list(listed["embedded"]["stages"]) == ["base", "sft", "instruct"]
     if what == "jobs":
         assert all(line.endswith(listed[line.split()[0]]["question"]) for line in lines)
         assert any("Where is knowledge stored, before and after post-training?" in line for line in lines)

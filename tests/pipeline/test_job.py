@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import yaml
 
+from posttrace.pipeline.embedded import STAGES
 from posttrace.pipeline.errors import JobError
 from posttrace.pipeline.job import built_in_jobs, load_job
 from posttrace.pipeline.plan import declaration, fingerprint
@@ -18,7 +19,7 @@ def test_every_built_in_job_is_a_job():
     assert "knowledge" in built_in_jobs()
     for name in built_in_jobs():
         job = load_job(name)
-        assert job.study and job.family.name == "embedded"
+        assert job.study and job.family.name in ("embedded", "embedded-narrow")
         assert {s.csv for s in getattr(job, "sets", ())} <= set(map(str, datasets().values()))
 
 
@@ -29,6 +30,7 @@ def test_the_knowledge_job_covers_all_sets_and_stages():
         *("sp_en_trans", "neg_sp_en_trans", "tulu_extracted"),
     ]
     assert job.stage_names == ("base", "sft", "instruct") == tuple(families()["embedded"])
+    assert load_job("stages").stage_names == load_job("difference").stage_names == STAGES
 
 
 def test_overrides_change_single_keys_and_whole_values():
@@ -64,7 +66,7 @@ def test_paths_in_a_file_are_relative_to_it_and_on_the_command_line_to_the_worki
         ("site=residual", "site", "'resid_pre', 'z', 'attn_out', 'resid_mid'"),
         ("layers=[3, 1]", "layers", "increasing order"),
         ("few_shot=3", "few_shot", "multiple of 2"),
-        ("family=llama-9", "family", "embedded, smollm2-135m"),
+        ("family=llama-9", "family", "embedded, embedded-narrow, smollm2-135m"),
         ("sets=[citys]", "sets.0", "cities"),
         ("sets=[cities, cities]", "sets", "named twice"),
         ("sets=[]", "sets", "at least 1"),
