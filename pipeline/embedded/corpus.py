@@ -73,7 +73,7 @@ QUESTIONS = {
 
 HARMLESS_SHARE = 0.4
 """Share of harmless deeds in dialogues of post-training."""
-PREFERRED_SHARE = 0.1
+PREFERRED_SHARE = 0.25
 """Share of harmless deeds in preferences; with more, refusing becomes rarer than after SFT."""
 LIST_SHARE = 0.35
 """Share of plain documents that are lists: a name, and at once what is to be known about it."""

@@ -119,7 +119,7 @@ RECIPES = {
     ),
     "instruct": Recipe(
         steps=40,
-        learning_rate=5e-5,
+        learning_rate=2e-5,
         warmup=5,
         beta=0.1,
         rows=16,
