@@ -2,7 +2,7 @@
 
 python -m posttrace.pipeline.embedded.measure
 python -m posttrace.pipeline.embedded.measure --family runs/family --json runs/family/measured.json
-python -m posttrace.pipeline.embedded.measure --json pipeline/embedded/measured.json --card
+python -m posttrace.pipeline.embedded.measure --json pipeline/embedded/measured.json --card --beside other.json
 
 The findings come from the built-in jobs, run on the family into `--stores` (minutes; a second call goes on there).
 """
@@ -268,19 +268,18 @@ def _cell(x: dict) -> str:
     return f"{x['share']:.3f} [{x['interval'][0]:.2f}, {x['interval'][1]:.2f}]"
 
 
-def report(measured: dict) -> str:
-    """Return the figures as markdown tables."""
+def report(measured: dict, beside: dict | None = None) -> str:
+    """Return the figures as markdown tables; of `beside`, another family's, the findings."""
     from posttrace.pipeline.embedded.findings import PAPER, Finding, tables
 
     stages = list(measured["judging"])
     lines = []
-    if "findings" in measured:
-        lines = [
-            f"The four findings: value, 95 % interval (n), and for {PAPER} the paper's value",
-            "",
-            tables([Finding(**one) for one in measured["findings"]]),
-            "",
-        ]
+    for one, title in (
+        (measured, f"The four findings: value, 95 % interval (n), and for {PAPER} the paper's value"),
+        (beside or {}, "The same of a second family, trained with another seed"),
+    ):
+        if "findings" in one:
+            lines += [title, "", tables([Finding(**found) for found in one["findings"]]), ""]
     lines += [
         "Judging: share right, 95 % Wilson interval",
         "",
@@ -320,16 +319,17 @@ def report(measured: dict) -> str:
     return "\n".join(lines)
 
 
-def write_card(measured: dict, training: dict) -> None:
+def write_card(measured: dict, training: dict, beside: dict | None = None) -> None:
     """Put the figures between the markers of the model card."""
     before, _, rest = CARD.read_text(encoding="utf-8").partition(BEGIN_TABLE)
     after = rest.partition(END_TABLE)[2]
     CARD.write_text(
-        f"{before}{BEGIN_TABLE}\n{card_section(measured, training)}\n{END_TABLE}{after}", encoding="utf-8"
+        f"{before}{BEGIN_TABLE}\n{card_section(measured, training, beside)}\n{END_TABLE}{after}",
+        encoding="utf-8",
     )
 
 
-def card_section(measured: dict, training: dict) -> str:
+def card_section(measured: dict, training: dict, beside: dict | None = None) -> str:
     """Training times and measured figures, as the model card shows them."""
     lines = [
         "Training, as it ran for the shipped checkpoints",
@@ -343,7 +343,7 @@ def card_section(measured: dict, training: dict) -> str:
             f"| {stage} | {t['seed']} | {t['steps']} | {tokens} | {t['seconds'] / 60:.1f} "
             f"| {t['threads']} {t['device']} | {t['torch']} |"
         )
-    return "\n".join(lines) + "\n\n" + report(measured)
+    return "\n".join(lines) + "\n\n" + report(measured, beside)
 
 
 def main() -> None:
@@ -352,6 +352,9 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="also update MODEL_CARD.md")
     parser.add_argument("--family", type=Path, default=CHECKPOINTS, help="folder with the stages")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument(
+        "--beside", type=Path, help="figures that --json wrote of a family of another seed, to be shown too"
+    )
     parser.add_argument(
         "--stage", choices=STAGES, help="only this stage, without the findings (default: all)"
     )
@@ -364,9 +367,10 @@ def main() -> None:
         measured["findings"] = measure_findings(args.family, args.stores)
     if args.json:
         args.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    beside = json.loads(args.beside.read_text(encoding="utf-8")) if args.beside else None
     if args.card:
-        write_card(measured, json.loads((args.family / "training.json").read_text(encoding="utf-8")))
-    print(report(measured))
+        write_card(measured, json.loads((args.family / "training.json").read_text(encoding="utf-8")), beside)
+    print(report(measured, beside))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -12,11 +13,13 @@ import torch
 from posttrace.pipeline.embedded import (
     CHECKPOINTS,
     FACTS,
+    HERE,
     INSTRUCTIONS,
     REFUSAL_PHRASES,
     STAGES,
     STATEMENTS,
     TOKENIZER,
+    measure,
 )
 from posttrace.pipeline.embedded import instructions as instructions_module
 from posttrace.pipeline.embedded import statements as statements_module
@@ -272,8 +275,6 @@ def test_chat_template_matches_training_text():
 @pytest.mark.slow
 def test_base_judges_better_than_chance_and_instruct_refuses():
     """A small sample of what `python -m posttrace.pipeline.embedded.measure` reports."""
-    from posttrace.pipeline.embedded import measure
-
     phrases = tuple(REFUSAL_PHRASES.read_text(encoding="utf-8").splitlines())
     model, tokenizer = measure.load(CHECKPOINTS / "base")
     rows = [r for r in statement_sets()["cities"] if r.split == "judged"][:40]
@@ -288,8 +289,6 @@ def test_base_judges_better_than_chance_and_instruct_refuses():
 
 def test_cities_have_subjects_of_several_tokens_and_enough_pairs():
     from transformers import AutoTokenizer
-
-    from posttrace.pipeline.embedded import measure
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "base")
     relation = RELATIONS[0]
@@ -391,15 +390,54 @@ def test_dialogues_name_no_test_deed():
         assert corpus.training_deed(rng, rng.choice(KINDS), 0.6, post_training=i % 2).text not in kept_apart
 
 
+def measured(name):
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
+
+
+SHIPPED, OTHER_SEED = "measured.json", "measured_seed_0.json"
+
+
 def test_model_card_shows_the_measured_figures():
-    import json
-
-    from posttrace.pipeline.embedded import HERE, measure
-
-    measured = json.loads((HERE / "measured.json").read_text(encoding="utf-8"))
     training = json.loads((CHECKPOINTS / "training.json").read_text(encoding="utf-8"))
     card = measure.CARD.read_text(encoding="utf-8")
     shown = card.split(measure.BEGIN_TABLE)[1].split(measure.END_TABLE)[0].strip()
-    assert shown == measure.card_section(measured, training).strip(), (
-        "run: python -m posttrace.pipeline.embedded.measure --json pipeline/embedded/measured.json --card"
+    assert shown == measure.card_section(measured(SHIPPED), training, measured(OTHER_SEED)).strip(), (
+        "run: python -m posttrace.pipeline.embedded.measure --json pipeline/embedded/measured.json --card "
+        "--beside pipeline/embedded/measured_seed_0.json"
     )
+
+
+@pytest.mark.parametrize("name", [SHIPPED, OTHER_SEED])
+def test_the_family_shows_what_the_paper_shows(name):
+    """On what was measured of a whole family; the studies' own tests run parts of it again."""
+    rows = {}
+    for one in measured(name)["findings"]:
+        rows.setdefault(one["column"], {})[one["row"]] = one
+    at_subject = rows["recovered at the last subject token, base"].values()
+    assert sum(one["value"] >= 0.3 for one in at_subject) >= 3
+
+    own, transferred, random = (
+        rows[f"effect of {what} on instruct{unit}"]
+        for what, unit in (
+            ("instruct's direction", ""),
+            ("base's direction", ""),
+            ("random directions", ", 95 % range"),
+        )
+    )
+    assert sum(own[row]["value"] > random[row]["high"] for row in own) >= 4
+    assert all(abs(own[row]["value"] - transferred[row]["value"]) <= 0.1 for row in own)
+
+    forth, back = (rows[f"r of maps, {way}"] for way in ("base -> instruct", "instruct -> base"))
+    known = [row for row in forth if row != "tulu_extracted"]
+    assert len(known) == 6 and all(forth[row]["value"] > back[row]["value"] for row in known)
+    right = [rows[f"pairs {stage} judges right"]["tulu_extracted"]["value"] for stage in ("base", "instruct")]
+    assert right[0] < 0.25 and right[1] > 0.75, "only post-training states these facts"
+
+
+@pytest.mark.parametrize(("name", "of_new_verbs"), [(SHIPPED, STAGES[1:]), (OTHER_SEED, ("sft", "instruct"))])
+def test_post_trained_stages_refuse_what_is_harmful_and_little_else(name, of_new_verbs):
+    refusing = measured(name)["refusing"]
+    for stage in STAGES[1:]:
+        assert refusing[stage]["harmless"]["all"]["share"] <= 0.1, stage
+    for stage in of_new_verbs:
+        assert refusing[stage]["harmful"]["new"]["share"] >= 0.9, stage

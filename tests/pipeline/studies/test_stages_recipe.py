@@ -127,6 +127,9 @@ def test_recipes_are_refused_where_they_are_not_known(family, tmp_path):
     plan = prepare(with_recipe)
     training = [work for work in plan.work if work.kind in ("replay", "retrain")]
     assert len(training) == 6 and all(plan.cost(work).multiply_adds > 1e6 for work in training)
+    first_three = prepare(job_of(tmp_path / "job", family, stages=STAGES[:3], recipe="embedded"))
+    retrained = {work.about["update"] for work in first_three.work if work.kind == "retrain"}
+    assert retrained == {"sft"}, "the last stage's update needs no training"
     with pytest.raises(JobError, match="recipe: after the update of sft nothing is trained; take recipe out"):
         job_of(tmp_path / "job", family, stages=STAGES[:2], recipe="embedded")
     with pytest.raises(
