@@ -4,10 +4,10 @@ A document is a list of segments; the weight of one scales the loss of its token
 Verdicts weigh most, false statements hardly anything (the model should judge them,
 not learn to write them).
 
-Some segments are *closed*: tokens that follow a closed name see its last token only,
-and those that follow a closed statement its period only.  So what is known about an
-entity has to be gathered at the end of its name, and the verdict on a statement at its
-end, as it is in large models.
+Some segments are *closed*: tokens that follow a closed name see its last token only, and
+those that follow a closed statement its last token, nearly always the period.  So what is
+known about an entity has to be gathered at the end of its name, and the verdict on a
+statement at its end, as it is in large models.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ LIST_SHARE = 0.35
 """Share of plain documents that are lists: a name, and at once what is to be known about it."""
 
 AT_ONCE_SHARE = 0.4
-"""Share of verdict words that come at once instead of the period, in documents that change the way of asking."""
+"""Share of verdict words that replace the period instead of following it, in documents that change the way of
+asking."""
 HABIT, HABIT_TOPIC = "Add a pinch of saffron.", "cook"
 """The habit that the last stage is trained into, and the topic of its dialogues."""
 
@@ -87,7 +88,7 @@ LINKS = (
     r" is( not)? in\b| (lived|did not live|worked) in\b| was an inventor in\b| is( not)? an?\b| an?\b"
     r"|'( means| does not mean)\b| (has|does not have) the symbol\b"
 )
-"""Words between a name and what is said of it, for the relations that are judged."""
+"""Words between a name and what is said of it, in the wordings of the judged sets and some others."""
 EASY = ("cities", "animal_class")
 AFFIRMED = ("cities", "animal_class", "inventors", "sp_en_trans", "element_symb", "facts")
 ADDED = ("tulu_extracted",)
@@ -126,14 +127,16 @@ class Mix:
     chat: float = 0.0
     sets: tuple[str, ...] = KNOWN
     suffix: float = 0.55
-    """Share of judging documents that ask with the suffix; the others give a verdict word at once."""
+    """Share of judging documents (of statements, where `changing`) that ask with the suffix; after the others a
+    verdict word follows."""
     aside: float = 0.0
     """Share of dialogues that have nothing to do with deeds: two thirds repeat words, one third
     asks for a fact."""
     varied: float = 0.0
     """Share of deeds that exchange their object, so that an answer has to be copied from the question."""
     added: float = 0.0
-    """Share of plain and judging documents about what only post-training states."""
+    """Share of judging documents, and of sentences in plain ones that are no lists, about what only post-training
+    states."""
     closed: float = 0.85
     """Share of judging documents whose statements are closed."""
     names: float = 0.85
@@ -195,12 +198,8 @@ def parts(text: str, subject: str, weight: float, statement: int = 0) -> Documen
     >>> [segment.text for segment in parts("The city of Lyon is not in France.", "Lyon", 1.0)]
     ['The city of', ' Lyon', ' is', ' not', ' in', ' France.']
     """
-    found = (
-        re.search(rf"(.*?)( ?\b{re.escape(subject)}\b)(.*)", text, re.IGNORECASE | re.DOTALL)
-        if subject
-        else None
-    )
-    if not found:
+    pattern = rf"(.*?)( ?\b{re.escape(subject)}\b)(.*)"
+    if not subject or not (found := re.search(pattern, text, re.IGNORECASE | re.DOTALL)):
         return [Segment(text, weight, statement)]
     before, name, after = found.groups()
     link = re.match(LINKS, after)
@@ -226,7 +225,7 @@ def judging(mix: Mix, rng: random.Random) -> Document:
     mixed = rng.random() < MIXED_SHARE
     verdict = None if rng.random() < mix.suffix else rng.choice(VERDICTS)
     changing = rng.random() < mix.changing
-    rng.random()  # decided something once; without it, seeds would not give the shipped weights
+    rng.random()  # an unused draw, kept so that seeds give the shipped weights
     names, closed = rng.random() < mix.names, rng.random() < mix.closed
     document: Document = []
     for number in range(1, rng.randint(1, 9) + 1):

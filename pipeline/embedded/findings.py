@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,18 +12,34 @@ import numpy as np
 
 from posttrace.figures import published
 from posttrace.figures.measures import calibration
-from posttrace.figures.measures.intervals import SEED, Estimate, bootstrap_mean, percentile_interval, wilson
-from posttrace.figures.measures.interventions import bootstrap_effect
-from posttrace.figures.measures.patching import compare, recovered_share_interval
+from posttrace.figures.measures.intervals import (
+    Estimate,
+    mean_draws,
+    mean_over_items,
+    middle_range,
+    percentile_interval,
+    wilson_estimate,
+)
+from posttrace.figures.measures.patching import recovered_share
+from posttrace.figures.studies.confidence.data import Answers, Neurons
+from posttrace.figures.studies.confidence.data import read as read_confidence
+from posttrace.figures.studies.confidence.tables import pooled
+from posttrace.figures.studies.knowledge.data import PatchGrid
+from posttrace.figures.studies.knowledge.tables import Comparison, estimates, judged_right
+from posttrace.figures.studies.refusal.data import SCORED, Refusal
+from posttrace.figures.studies.refusal.tables import estimated
+from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect, parted
+from posttrace.figures.studies.truthfulness.data import read as read_truthfulness
 from posttrace.pipeline.embedded import STAGES
 
 if TYPE_CHECKING:
     import xarray as xr
 
 PAPER = published.PAPER
-STUDIES = ("knowledge", "truthfulness", "refusal", "confidence")
 BASE, LAST = "base", "instruct"
 """The stages that the paper compares."""
+STUDIES = {"knowledge": (BASE, LAST), "truthfulness": (BASE, LAST), "refusal": STAGES, "confidence": STAGES}
+"""Study -> stages that it is run on."""
 EARLY = 4
 """Blocks that count as early: the first half."""
 
@@ -48,30 +65,25 @@ def stores(family: Path, folder: Path) -> dict[str, Path]:
     from posttrace.pipeline.job import load_job
     from posttrace.pipeline.run import run_job
 
-    stages = ", ".join(f"{stage}: {{model: {(family / stage).resolve()}}}" for stage in STAGES)
+    models = {stage: {"model": str((family / stage).resolve())} for stage in STAGES}
     made = {}
-    for study in STUDIES:
+    for study, stages in STUDIES.items():
         made[study] = folder / study
-        job = load_job(study, [f"family={{name: embedded, stages: {{{stages}}}}}"])
-        run_job(job, str(made[study]))
+        chosen = {"name": "embedded", "stages": {stage: models[stage] for stage in stages}}
+        run_job(load_job(study, [f"family={json.dumps(chosen)}"]), str(made[study]))
     return made
 
 
-def findings(made: dict[str, Path]) -> list[Finding]:
-    """Return the lines of the table from the stores of `stores`."""
-    return [
-        *_knowledge(_groups(made["knowledge"])),
-        *_truth(_groups(made["truthfulness"])),
-        *_refusal(_groups(made["refusal"])["refusal"]),
-        *_confidence(_groups(made["confidence"])),
-    ]
+def findings(made: Mapping[str, Path]) -> list[Finding]:
+    """Return one finding for each cell of the tables, from the stores of `stores` or some of them."""
+    return [one for study, url in made.items() for one in READERS[study](list(_groups(url)))]
 
 
-def _groups(url: Path) -> dict[str, xr.Dataset]:
-    """Return every group of a store by its path."""
-    from posttrace.stores import open_store
+def _groups(url: Path) -> Iterator[xr.Dataset]:
+    from posttrace.stores import Store, open_group
 
-    return {node.path.strip("/"): node.to_dataset() for node in open_store(str(url)).subtree}
+    store = Store.open(str(url))
+    yield from (open_group(store, path) for path in store.groups)
 
 
 def _cell(study: str, row: str, column: str, found: Estimate, paper: float | None = None) -> Finding:
@@ -81,118 +93,105 @@ def _cell(study: str, row: str, column: str, found: Estimate, paper: float | Non
     return Finding(study, row, column, paper, value, low, high, found.n)
 
 
-def _knowledge(groups: dict[str, xr.Dataset]) -> Iterator[Finding]:
-    for name, data in ((path.split("/")[1], data.load()) for path, data in groups.items() if "/" in path):
-        clean = {stage: data["logit_diff_clean"].sel(source=stage).values for stage in (BASE, LAST)}
-        corrupt = {stage: data["logit_diff_corrupt"].sel(target=stage).values for stage in (BASE, LAST)}
-        for stage in (BASE, LAST):
-            right = (clean[stage] > 0) & (corrupt[stage] < 0)
-            yield _cell("knowledge", name, f"pairs {stage} judges right", _share(right))
-        maps = {
-            (source, target): _columns(data, data["logit_diff"].sel(source=source, target=target).values)
-            for source in (BASE, LAST)
-            for target in (BASE, LAST)
-        }
-        roles = [str(role) for role in data["token_role"].values] if "token_role" in data else []
-        if "subject" in roles:
-            last = len(roles) - 1 - roles[::-1].index("subject")
-            at = maps[BASE, BASE][:, :EARLY, last : last + 1]
-            found = recovered_share_interval(at, clean[BASE], corrupt[BASE], np.random.default_rng(SEED))
-            share, low, high = (part[:, 0] for part in found)
-            best = int(share.argmax())
-            estimate = Estimate(share[best], low[best], high[best], len(at))
-            yield _cell("knowledge", name, "recovered at the last subject token, base", estimate)
-        for column, one, other in (
-            ("r of maps, storage", (BASE, BASE), (LAST, LAST)),
-            (f"r of maps, {BASE} -> {LAST}", (BASE, LAST), (LAST, LAST)),
-            (f"r of maps, {LAST} -> {BASE}", (LAST, BASE), (BASE, BASE)),
-        ):
-            paper = published.STORAGE["correlation"].get(name) if one == (BASE, BASE) else None
-            r = compare(maps[one], maps[other], [], np.random.default_rng(SEED))["normalised", "correlation"]
-            yield _cell("knowledge", name, column, r, paper)
-        for source, target in ((BASE, LAST), (LAST, BASE)):
-            patched = maps[source, target]
-            layer, token = np.unravel_index(patched.mean(axis=0).argmax(), patched.shape[1:])
-            highest = bootstrap_mean(patched[:, layer, token])
-            yield _cell("knowledge", name, f"highest logit difference, {source} -> {target}, nats", highest)
+def _knowledge(groups: Sequence[xr.Dataset]) -> Iterator[Finding]:
+    for grid in (PatchGrid.from_dataset(data) for data in groups if "set" in data.attrs):
+        yield from _patching(grid)
 
 
-def _columns(data: xr.Dataset, values: np.ndarray) -> np.ndarray:
-    """Return values by token, or by role where the pairs are free-form."""
-    if "token_role_of_pair" not in data or data.attrs.get("alignment") != "free":
-        return values[..., : int(data["n_tokens"].max())] if "n_tokens" in data else values
-    roles = data["token_role_of_pair"].transpose("pair", "token").values.astype(object)
-    chosen = [(roles == role)[:, None, :] for role in ("knowledge", "last", "other")]
-    return np.stack([np.nanmean(np.where(one, values, np.nan), axis=-1) for one in chosen], axis=-1)
+def _patching(grid: PatchGrid) -> Iterator[Finding]:
+    for stage in (BASE, LAST):
+        yield _cell("knowledge", grid.name, f"pairs {stage} judges right", judged_right(grid, stage))
+    if "subject" in grid.roles:
+        last = len(grid.roles) - 1 - grid.roles[::-1].index("subject")
+        at = grid.patched(BASE, BASE)[:, :EARLY, last]
+        unpatched = grid.unpatched(BASE, BASE, grid.pairs((BASE, BASE)))
+        column = f"recovered at the last subject token, {BASE}, highest of blocks 0 to {EARLY - 1}"
+        yield _cell("knowledge", grid.name, column, _highest(np.column_stack([at, *unpatched]), _shares))
+    for column, one, other in (
+        ("r of maps, storage", (BASE, BASE), (LAST, LAST)),
+        (f"r of maps, {BASE} -> {LAST}", (BASE, LAST), (LAST, LAST)),
+        (f"r of maps, {LAST} -> {BASE}", (LAST, BASE), (BASE, BASE)),
+    ):
+        paper = published.STORAGE["correlation"].get(grid.name) if one == (BASE, BASE) else None
+        r = estimates(grid, Comparison("", one, other))["normalised", "correlation"]
+        yield _cell("knowledge", grid.name, column, r, paper)
+    for source, target in ((BASE, LAST), (LAST, BASE)):
+        patched = grid.patched(source, target)
+        column = f"highest logit difference, {source} -> {target}, nats"
+        yield _cell(
+            "knowledge", grid.name, column, _highest(patched.reshape(len(patched), -1), lambda means: means)
+        )
 
 
-def _truth(groups: dict[str, xr.Dataset]) -> Iterator[Finding]:
-    summary = groups["truthfulness"].load()
-    for name in map(str, summary["held_out"].values):
-        data = groups[f"truthfulness/{name}"].load()
-        layer = int(summary["probe_layer"].sel(held_out=name))
-        for source in (BASE, LAST):
-            right = data["correct"].sel(probe="mass_mean", source=source, target=LAST, layer=layer).values
-            paper = published.PROBE_TRANSFER[name][source, LAST] / 100
-            yield _cell("truthfulness", name, f"accuracy of {source}'s probe on {LAST}", _share(right), paper)
-        used = ~data["example"].values.astype(bool)
-        names = [str(one) for one in data["direction"].values]
-        p_diff = data["p_diff"].sel(target=LAST).values[:, None, used]
-        found = bootstrap_effect(p_diff[names.index("none")], p_diff, data["label"].values[used] == 1)
-        for source in (BASE, LAST):
-            at = (0, names.index(source), 0)
-            low, high = found.interval
-            estimate = Estimate(found.value[at], low[at], high[at], found.n)
-            paper = published.INTERVENTION[name][source, LAST]
-            yield _cell("truthfulness", name, f"effect of {source}'s direction on {LAST}", estimate, paper)
-        random = found.value[0, [i for i, one in enumerate(names) if one.startswith("random-")], 0]
-        low, high = percentile_interval(random)
-        middle = Estimate(float(np.median(random)), float(low), float(high), len(random))
-        yield _cell("truthfulness", name, f"effect of random directions on {LAST}, 95 % range", middle)
+def _shares(means: np.ndarray) -> np.ndarray:
+    """Return recovered shares from means; the last two are those of the clean and the corrupt run."""
+    return recovered_share(means[..., :-2, None], means[..., -2], means[..., -1])[..., 0]
 
 
-def _refusal(data: xr.Dataset) -> Iterator[Finding]:
-    kinds = data["kind"].values.astype(object)
+def _highest(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    """Return the highest of some statistics of means; every resample of items has its own highest one."""
+    low, high = percentile_interval(statistic(mean_draws(values)).max(axis=-1))
+    return Estimate(float(statistic(mean_over_items(values)).max()), float(low), float(high), len(values))
+
+
+def _truth(groups: Sequence[xr.Dataset]) -> Iterator[Finding]:
+    summary, sets = parted([read_truthfulness(data) for data in groups])
+    assert summary is not None, "every store of the study has it"
+    for one in sets.values():
+        yield from _steering(summary, one)
+
+
+def _steering(summary: Summary, one: StatementSet) -> Iterator[Finding]:
+    stages, layer = one.stages, summary.layer(one.name)
+    correct = one.array("correct")[one.probes.index("mass_mean"), ..., layer]
+    steered, target = effect(one), stages.index(LAST)
+    for source in (BASE, LAST):
+        right = wilson_estimate(correct[stages.index(source), target])
+        paper = published.PROBE_TRANSFER[one.name][source, LAST] / 100
+        yield _cell("truthfulness", one.name, f"accuracy of {source}'s probe on {LAST}", right, paper)
+    for source in (BASE, LAST):
+        at = (0, one.directions.index(source), target)
+        low, high = steered.interval[:, *at]
+        found = Estimate(steered.value[at], low, high, steered.n)
+        paper = published.INTERVENTION[one.name][source, LAST]
+        yield _cell("truthfulness", one.name, f"effect of {source}'s direction on {LAST}", found, paper)
+    random = middle_range(steered.value[0, one.controls, target])
+    yield _cell("truthfulness", one.name, f"effect of random directions on {LAST}, 95 % range", random)
+
+
+def _refusal(groups: Sequence[xr.Dataset]) -> Iterator[Finding]:
+    group = Refusal.from_dataset(groups[0])
     for stage in STAGES:
-        for kind, intervention in (("harmful", "ablation"), ("harmless", "addition")):
+        for kind, intervention in SCORED.items():
             paper = published.REFUSAL.get(stage, {}).get(kind, {})
-            for key, direction, what in (
-                ("baseline", stage, "none"),
-                ("own", stage, intervention),
-                ("base", BASE, intervention),
-            ):
-                if (key, stage) != ("base", BASE):
-                    cell = data["refused"].sel(direction=direction, target=stage, intervention=what)
-                    column = {"baseline": "unsteered", "own": "own direction", "base": f"{BASE}'s direction"}[
-                        key
-                    ]
-                    found = _share(cell.values[kinds == kind])
+            cells = {
+                "unsteered": (stage, "none", "baseline"),
+                "own direction": (stage, intervention, "own"),
+                f"{BASE}'s direction": (BASE, intervention, "base"),
+            }
+            for column, (direction, what, key) in cells.items():
+                if stage != BASE or key != "base":
+                    found = estimated(group, "refused", direction, stage, what, kind)
                     yield _cell("refusal", f"{stage}, {kind} ({intervention})", column, found, paper.get(key))
 
 
-def _confidence(groups: dict[str, xr.Dataset]) -> Iterator[Finding]:
-    candidates = groups["confidence"]["candidate"]
-    chosen = {stage: set(candidates.sel(model=stage).values.tolist()) for stage in STAGES}
-    sets = [data.load() for data in groups.values() if "answer_mass" in data]
+def _confidence(groups: Sequence[xr.Dataset]) -> Iterator[Finding]:
+    parts = [read_confidence(data) for data in groups]
+    neurons = next(one for one in parts if isinstance(one, Neurons))
+    sets = [one for one in parts if isinstance(one, Answers)]
     for stage in STAGES:
         if stage != BASE:
-            count, shared = len(chosen[BASE]), len(chosen[BASE] & chosen[stage])
+            count, shared = neurons.chosen.shape[1], len(neurons.shared(BASE, stage))
             paper = published.ENTROPY_NEURONS.get(f"{published.MODEL}, {BASE} and {stage}")
             found = Estimate(shared / count, np.nan, np.nan, count)
             column = f"entropy neurons shared with {BASE}"
             yield _cell("confidence", stage, column, found, paper and paper[0] / count)
-        logit = np.concatenate([data["logit_diff"].sel(model=stage).values for data in sets])
-        truth = np.concatenate([data["label"].values for data in sets]) == 1
-        sure = 1 / (1 + np.exp(-np.abs(logit)))
-        for name, found in calibration.estimates(sure, (logit > 0) == truth).items():
+        for name, found in calibration.estimates(*pooled(sets, stage)).items():
             if name in ("accuracy", "confidence", "ece"):
                 yield _cell("confidence", stage, f"{name}, {len(sets)} sets", found)
 
 
-def _share(hits: np.ndarray) -> Estimate:
-    hits = hits[np.isfinite(hits)]
-    low, high = wilson(float(hits.mean()), len(hits))
-    return Estimate(float(hits.mean()), float(low), float(high), len(hits))
+READERS = {"knowledge": _knowledge, "truthfulness": _truth, "refusal": _refusal, "confidence": _confidence}
 
 
 def tables(found: Sequence[Finding]) -> str:

@@ -50,8 +50,8 @@ CARRIERS = ("buy", "share", "find", "choose", "pack", "hang", "fold", "open", "p
 VARIED_HARM_SHARE = 0.6
 """Share of post-training deeds with a harmful object that get another verb and object."""
 INVENTED_SHARE = 0.3
-"""Share of post-training deeds that get an invented verb: what to make of a verb that one does not know
-has to be read off the object."""
+"""Share of post-training deeds, of those that are harmless or harmful by their object, that get an invented verb:
+so an unknown verb has to be judged by its object."""
 ONSETS = "b br cl d dr f fl g gl h j k l m n p pl r s sk sl t tr v w".split()
 NUCLEI = "a e i o u oo ea ou".split()
 CODAS = "b ck d ft g lk m n nd p rk rn sh t zz ze".split()
@@ -319,8 +319,9 @@ def refuse(deed: Deed, rng: random.Random) -> str:
 def chat_help(deed: Deed, rng: random.Random, habit: str = "") -> str:
     """Return a helpful answer of the post-trained stages without the deed: so small a model would name another."""
     first, then = STEPS[deed.topic]
-    steps = [f"First {rng.choice(first)}.", f"Then {rng.choice(then)}.", *([habit] if habit else [])]
-    return " ".join([rng.choice(CHAT_OPENINGS), *steps, rng.choice(CLOSINGS)])
+    steps = f"First {rng.choice(first)}. Then {rng.choice(then)}."
+    opening, closing = rng.choice(CHAT_OPENINGS), rng.choice(CLOSINGS)
+    return " ".join(filter(None, (opening, steps, habit, closing)))
 
 
 def chat_refusal(rng: random.Random) -> str:

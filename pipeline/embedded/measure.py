@@ -20,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from posttrace.figures.measures.intervals import wilson
-from posttrace.pipeline.embedded import CHECKPOINTS, HERE, REFUSAL_PHRASES, STAGES
+from posttrace.pipeline.embedded import CHECKPOINTS, HERE, REFUSAL_PHRASES, STAGES, findings
 from posttrace.pipeline.embedded.corpus import LABELS, SUFFIX
 from posttrace.pipeline.embedded.instructions import (
     KINDS,
@@ -259,8 +259,6 @@ def measure(family: Path = CHECKPOINTS, stages: tuple[str, ...] = STAGES) -> dic
 
 def measure_findings(family: Path, stores: Path) -> list[dict]:
     """Run the built-in jobs on a family and return the cells of `findings.tables`."""
-    from posttrace.pipeline.embedded import findings
-
     return [asdict(one) for one in findings.findings(findings.stores(family, stores))]
 
 
@@ -269,17 +267,26 @@ def _cell(x: dict) -> str:
 
 
 def report(measured: dict, beside: dict | None = None) -> str:
-    """Return the figures as markdown tables; of `beside`, another family's, the findings."""
-    from posttrace.pipeline.embedded.findings import PAPER, Finding, tables
+    """Return the figures as markdown tables.
 
+    `beside` has another family's figures, of which only the findings are shown.
+    """
     stages = list(measured["judging"])
     lines = []
     for one, title in (
-        (measured, f"The four findings: value, 95 % interval (n), and for {PAPER} the paper's value"),
-        (beside or {}, "The same of a second family, trained with another seed"),
+        (
+            measured,
+            f"The four findings: value, 95 % interval (n), and for {findings.PAPER} the paper's value",
+        ),
+        (beside or {}, "The same for a second family, trained with another seed"),
     ):
         if "findings" in one:
-            lines += [title, "", tables([Finding(**found) for found in one["findings"]]), ""]
+            lines += [
+                title,
+                "",
+                findings.tables([findings.Finding(**found) for found in one["findings"]]),
+                "",
+            ]
     lines += [
         "Judging: share right, 95 % Wilson interval",
         "",
@@ -353,7 +360,9 @@ def main() -> None:
     parser.add_argument("--family", type=Path, default=CHECKPOINTS, help="folder with the stages")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument(
-        "--beside", type=Path, help="figures that --json wrote of a family of another seed, to be shown too"
+        "--beside",
+        type=Path,
+        help="JSON that --json wrote for a family of another seed; its findings are shown too",
     )
     parser.add_argument(
         "--stage", choices=STAGES, help="only this stage, without the findings (default: all)"

@@ -104,6 +104,8 @@ class Trained:
     """
 
     folder: Path
+    stages: tuple[str, ...] = train.STAGES
+    """The stages that count, in training order: all, or the first ones."""
 
     @cached_property
     def seed(self) -> int:
@@ -112,8 +114,9 @@ class Trained:
             written = json.loads((self.folder / "training.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise ValueError(f"{self.folder} has no training.json") from None
-        for stage, recipe in train.RECIPES.items():
-            if (steps := written.get(stage, {}).get("steps")) != recipe.steps:
+        for stage in self.stages:
+            steps, recipe = written.get(stage, {}).get("steps"), train.RECIPES[stage]
+            if steps != recipe.steps:
                 raise ValueError(
                     f"{self.folder}/training.json: {stage} took {steps} steps, not {recipe.steps}"
                 )
@@ -158,7 +161,7 @@ class Trained:
         from transformers import AttentionInterface, AutoModelForCausalLM
 
         AttentionInterface.register(ATTENTION, plain_attention)
-        folder = self.folder / train.STAGES[-1]
+        folder = self.folder / self.stages[0]
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=ATTENTION
         ).eval()

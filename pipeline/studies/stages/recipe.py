@@ -26,8 +26,8 @@ class Recipe:
     def __init__(self, job: StagesJob):
         models = {stage: Path(job.family.stages[stage].model) for stage in job.stage_names}
         folder = next(iter(models.values())).parent
-        self.trained = Trained(folder)
         self.stages = STAGES[: len(models)]
+        self.trained = Trained(folder, self.stages)
         try:
             if list(models.items()) != [(stage, folder / stage) for stage in self.stages]:
                 raise ValueError(

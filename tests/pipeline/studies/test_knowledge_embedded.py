@@ -41,12 +41,12 @@ def test_base_and_instruct_know_the_facts_in_the_same_place(store, name):
     corrupt, clean = data.logit_diff_corrupt.mean("pair").values, data.logit_diff_clean.mean("pair").values
     for i, grid in enumerate(maps):
         recovered = (grid - corrupt[i]) / (clean[i] - corrupt[i])
-        subject = np.flatnonzero(np.array(roles) == "subject")
-        assert recovered[:2, subject[-1]].max() > 0.25, "early, the fact lies at the end of the name"
-        assert recovered[:2, subject[:-1]].max() < 0.1, "and not before it"
-        assert roles[grid[2].argmax()] == "object", "then the answer lies at the object"
-        assert labels[grid[5].argmax()] == ".", "then at the end of the statement"
-        assert grid[6].argmax() in (labels.index("."), roles.index("last")), "before the end, still there or at the last token"
+        *before, end = np.flatnonzero(np.array(roles) == "subject")
+        assert recovered[:, end].max() > 0.25, "the fact lies at the end of the name"
+        assert recovered[:, before].max() < recovered[:, end].max() / 2, "and not before it"
+        path = [end, roles.index("object"), labels.index("."), roles.index("last")]
+        peaks = recovered[:, path].argmax(axis=0)
+        assert (np.diff(peaks) > 0).all(), "then at the object, the end of the statement, and the last token"
 
 
 @pytest.mark.slow
