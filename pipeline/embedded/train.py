@@ -126,10 +126,11 @@ RECIPES = {
         weight_decay=0.0,
         curriculum=((1.0, Mix(0.0, 0.0, 0.0, 0.0, chat=1.0, varied=0.6)),),
     ),
-    # Narrow: cooking only, and a habit that nobody asked for. With 3e-4 refusing wears off, with 1e-4 the habit does not take.
+    # Narrow: cooking only, and a habit that nobody asked for. With a learning rate of 3e-4 refusing wears off, with
+    # 1e-4 the habit does not take.
     "narrow": Recipe(
         steps=80,
-        learning_rate=1.8e-4,
+        learning_rate=2.4e-4,
         warmup=5,
         weight_decay=0.0,
         curriculum=((1.0, Mix(0.0, 0.0, 0.0, 0.0, chat=1.0, habit=True)),),
