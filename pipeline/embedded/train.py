@@ -130,7 +130,7 @@ RECIPES = {
     # 1e-4 the habit does not take.
     "narrow": Recipe(
         steps=80,
-        learning_rate=2.4e-4,
+        learning_rate=1.8e-4,
         warmup=5,
         weight_decay=0.0,
         curriculum=((1.0, Mix(0.0, 0.0, 0.0, 0.0, chat=1.0, habit=True)),),
