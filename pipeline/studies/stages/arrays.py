@@ -34,7 +34,7 @@ def updates(job: StagesJob) -> tuple[str, ...]:
     """Return the updates, each named after the stage that it made.
 
     >>> updates(load_job("stages"))
-    ('sft', 'instruct')
+    ('sft', 'instruct', 'narrow')
     """
     return job.stage_names[1:]
 
