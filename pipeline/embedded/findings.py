@@ -25,7 +25,7 @@ from posttrace.figures.studies.confidence.data import Answers, Neurons
 from posttrace.figures.studies.confidence.data import read as read_confidence
 from posttrace.figures.studies.confidence.tables import pooled
 from posttrace.figures.studies.knowledge.data import PatchGrid
-from posttrace.figures.studies.knowledge.tables import Comparison, estimates, judged_right
+from posttrace.figures.studies.knowledge.tables import comparisons, estimates, judged_right
 from posttrace.figures.studies.refusal.data import SCORED, Refusal
 from posttrace.figures.studies.refusal.tables import estimated
 from posttrace.figures.studies.truthfulness.data import StatementSet, Summary, effect, parted
@@ -107,13 +107,11 @@ def _patching(grid: PatchGrid) -> Iterator[Finding]:
         unpatched = grid.unpatched(BASE, BASE, grid.pairs((BASE, BASE)))
         column = f"recovered at the last subject token, {BASE}, highest of blocks 0 to {EARLY - 1}"
         yield _cell("knowledge", grid.name, column, _highest(np.column_stack([at, *unpatched]), _shares))
-    for column, one, other in (
-        ("r of maps, storage", (BASE, BASE), (LAST, LAST)),
-        (f"r of maps, {BASE} -> {LAST}", (BASE, LAST), (LAST, LAST)),
-        (f"r of maps, {LAST} -> {BASE}", (LAST, BASE), (BASE, BASE)),
-    ):
-        paper = published.STORAGE["correlation"].get(grid.name) if one == (BASE, BASE) else None
-        r = estimates(grid, Comparison("", one, other))["normalised", "correlation"]
+    for comparison in comparisons(grid):
+        storage = comparison.kind == "storage"
+        paper = published.STORAGE["correlation"].get(grid.name) if storage else None
+        column = "r of maps, storage" if storage else f"r of maps, {' -> '.join(comparison.first)}"
+        r = estimates(grid, comparison)["normalised", "correlation"]
         yield _cell("knowledge", grid.name, column, r, paper)
     for source, target in ((BASE, LAST), (LAST, BASE)):
         patched = grid.patched(source, target)
@@ -195,7 +193,7 @@ READERS = {"knowledge": _knowledge, "truthfulness": _truth, "refusal": _refusal,
 
 
 def tables(found: Sequence[Finding]) -> str:
-    """Return a markdown table for each study: value, interval, n, and in brackets the paper's value."""
+    """Return a markdown table for each study: value, interval, n, and the paper's value where it has one."""
     lines: list[str] = []
     for study in dict.fromkeys(one.study for one in found):
         cells = {(one.row, one.column): one for one in found if one.study == study}

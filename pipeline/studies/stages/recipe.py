@@ -26,12 +26,11 @@ class Recipe:
     def __init__(self, job: StagesJob):
         models = {stage: Path(job.family.stages[stage].model) for stage in job.stage_names}
         folder = next(iter(models.values())).parent
-        self.stages = STAGES[: len(models)]
-        self.trained = Trained(folder, self.stages)
+        self.trained = Trained(folder, STAGES[: len(models)])
         try:
-            if list(models.items()) != [(stage, folder / stage) for stage in self.stages]:
+            if list(models.items()) != [(stage, folder / stage) for stage in self.trained.stages]:
                 raise ValueError(
-                    f"its stages are not {', '.join(self.stages)}, of one folder and in this order"
+                    f"its stages are not {', '.join(self.trained.stages)}, of one folder and in this order"
                 )
             seed = self.trained.seed
         except ValueError as error:
@@ -41,7 +40,7 @@ class Recipe:
                 "stages again shows it: take recipe out, and show effects and removed updates"
             ) from None
         load_forward_mode()
-        recipes = {stage: asdict(train.RECIPES[stage]) for stage in self.stages[2:]}
+        recipes = {stage: asdict(train.RECIPES[stage]) for stage in self.trained.stages[2:]}
         self.identity = canonical_hash({"seed": seed, "recipes": recipes})
 
     @cached_property
@@ -49,12 +48,12 @@ class Recipe:
         """Later stage -> tokens of every row that it is trained on."""
         return {
             stage: [len(row) for step in self.trained.batches(stage) for batch in step for row in batch.ids]
-            for stage in self.stages[2:]
+            for stage in self.trained.stages[2:]
         }
 
     def after(self, stage: str) -> tuple[str, ...]:
         """Return the stages that come after one."""
-        return self.stages[self.stages.index(stage) + 1 :]
+        return self.trained.stages[self.trained.stages.index(stage) + 1 :]
 
 
 def flat(weights: Mapping[str, torch.Tensor]) -> np.ndarray:
